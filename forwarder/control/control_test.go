@@ -1,0 +1,369 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fake is a Backend with a memory.
+type fake struct {
+	mu    sync.Mutex
+	ports map[string]Port
+	level string
+	err   error // answered to everything, if set
+	block chan struct{}
+}
+
+func newFake() *fake { return &fake{ports: map[string]Port{}, level: "info"} }
+
+func (f *fake) Status(ctx context.Context) (Status, error) {
+	if f.block != nil {
+		select {
+		case <-f.block:
+		case <-ctx.Done():
+			return Status{}, ctx.Err()
+		}
+	}
+	return Status{Node: "node-a", Address: netip.MustParseAddr("192.0.2.1"), VTEPMAC: "02:00:00:00:00:01", Encap: "vxlan", MTU: 1450,
+		Ready: true, Capabilities: []Capability{{Name: "tun", Found: true, Used: true}}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}, f.err
+}
+
+func (f *fake) Attach(_ context.Context, r AttachRequest) (Port, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return Port{}, f.err
+	}
+	if len(r.Addresses) == 0 {
+		return Port{}, Errorf(BadRequest, "no addresses")
+	}
+	p := Port{Container: r.Container, Interface: r.Interface, Attach: r.Attach, Device: r.Device, Addresses: r.Addresses, MTU: 1450}
+	f.ports[r.Container+"/"+r.Interface] = p
+	return p, nil
+}
+
+func (f *fake) Detach(_ context.Context, r DetachRequest) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.ports, r.Container+"/"+r.Interface)
+	return f.err
+}
+
+func (f *fake) Ports(context.Context) ([]Port, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var l []Port
+	for _, p := range f.ports {
+		l = append(l, p)
+	}
+	return l, f.err
+}
+
+func (f *fake) Peers(context.Context) ([]Peer, error)   { return nil, f.err }
+func (f *fake) Routes(context.Context) ([]Route, error) { panic("deliberate") }
+func (f *fake) Drops(context.Context) ([]Drop, error) {
+	return []Drop{{"ttl", 3}, {"no_route", 1}}, f.err
+}
+func (f *fake) Reload(context.Context) (Reloaded, error) {
+	return Reloaded{Changed: []string{"encap.copyDSCP"}}, f.err
+}
+func (f *fake) LogLevel() string { f.mu.Lock(); defer f.mu.Unlock(); return f.level }
+func (f *fake) SetLogLevel(l string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l != "debug" && l != "info" {
+		return Errorf(BadRequest, "%q is not a log level", l)
+	}
+	f.level = l
+	return nil
+}
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+// start serves a fake on a real socket and returns a client for it.
+func start(t *testing.T, f *fake) (*Client, string) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "run", "p.sock")
+	l, err := Listen(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(f, quiet())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := s.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if left, _ := os.ReadDir(filepath.Dir(socket)); len(left) != 0 {
+			t.Errorf("left beside the socket: %v", left)
+		}
+	})
+	return New(socket), socket
+}
+
+func TestEverythingOnce(t *testing.T) {
+	f := newFake()
+	c, socket := start(t, f)
+	ctx := t.Context()
+	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("socket: %v, %v; want mode 0600", fi.Mode(), err)
+	}
+	got, err := c.Status(ctx)
+	want, _ := f.Status(ctx)
+	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); err != nil || d != "" {
+		t.Errorf("Status: %v\n%s", err, d)
+	}
+	p, err := c.Attach(ctx, AttachRequest{Container: "c1", Interface: "eth0", Attach: AttachVeth, Device: "ps1",
+		Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00::2")}})
+	if err != nil || p.MTU != 1450 || len(p.Addresses) != 2 {
+		t.Errorf("Attach: %+v, %v", p, err)
+	}
+	if l, err := c.Ports(ctx); err != nil || len(l) != 1 || l[0].Device != "ps1" {
+		t.Errorf("Ports: %+v, %v", l, err)
+	}
+	for range 2 {
+		if err := c.Detach(ctx, DetachRequest{Container: "c1", Interface: "eth0"}); err != nil {
+			t.Error(err)
+		}
+	}
+	if l, err := c.Ports(ctx); err != nil || l == nil || len(l) != 0 {
+		t.Errorf("Ports after Detach: %+v, %v; want an empty list, not null", l, err)
+	}
+	if l, err := c.Drops(ctx); err != nil || len(l) != 2 || l[0] != (Drop{"ttl", 3}) {
+		t.Errorf("Drops: %+v, %v", l, err)
+	}
+	if l, err := c.Peers(ctx); err != nil || len(l) != 0 {
+		t.Errorf("Peers: %+v, %v", l, err)
+	}
+	if r, err := c.Reload(ctx); err != nil || len(r.Changed) != 1 {
+		t.Errorf("Reload: %+v, %v", r, err)
+	}
+	if err := c.SetLogLevel(ctx, "debug"); err != nil {
+		t.Error(err)
+	}
+	if l, err := c.LogLevel(ctx); err != nil || l != "debug" {
+		t.Errorf("LogLevel: %q, %v", l, err)
+	}
+}
+
+func TestErrorsCrossTheSocket(t *testing.T) {
+	f := newFake()
+	c, _ := start(t, f)
+	ctx := t.Context()
+	if _, err := c.Attach(ctx, AttachRequest{Container: "c", Interface: "eth0"}); CodeOf(err) != BadRequest || err.Error() != "no addresses" {
+		t.Errorf("got %v (%s)", err, CodeOf(err))
+	}
+	if err := c.SetLogLevel(ctx, "loud"); CodeOf(err) != BadRequest {
+		t.Errorf("got %v (%s)", err, CodeOf(err))
+	}
+	f.err = fmt.Errorf("the pod cannot be attached: %w", Errorf(Conflict, "address 10.244.1.2 is in use"))
+	_, err := c.Attach(ctx, AttachRequest{})
+	if CodeOf(err) != Conflict || err.Error() != "the pod cannot be attached: address 10.244.1.2 is in use" {
+		t.Errorf("a wrapped error: got %v (%s)", err, CodeOf(err))
+	}
+	f.err = errors.New("the disk is on fire")
+	if _, err = c.Reload(ctx); CodeOf(err) != Internal || err.Error() != "the disk is on fire" {
+		t.Errorf("a plain error: got %v (%s)", err, CodeOf(err))
+	}
+	f.err = nil
+	if _, err = c.Routes(ctx); CodeOf(err) != Internal { // the fake panics
+		t.Errorf("a panic: got %v (%s)", err, CodeOf(err))
+	}
+	if _, err = c.Status(ctx); err != nil {
+		t.Errorf("after the panic: %v", err)
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	f := newFake()
+	c, _ := start(t, f)
+	for _, test := range []struct {
+		name, method, path, body string
+		status                   int
+		code                     Code
+	}{
+		{"unknown path", "GET", "/v1/nonsense", "", 404, NotFound},
+		{"unversioned", "GET", "/status", "", 404, NotFound},
+		{"wrong method", "POST", "/v1/status", "", 405, BadMethod},
+		{"body where none is taken", "GET", "/v1/ports", `{"a":1}`, 400, BadRequest},
+		{"empty body", "POST", "/v1/attach", "", 400, BadRequest},
+		{"null", "POST", "/v1/attach", "null", 400, BadRequest},
+		{"list", "POST", "/v1/attach", "[]", 400, BadRequest},
+		{"unknown key", "POST", "/v1/attach", `{"container":"c","adresses":[]}`, 400, BadRequest},
+		{"bad address", "POST", "/v1/attach", `{"addresses":["10.244.1"]}`, 400, BadRequest},
+		{"wrong type", "POST", "/v1/attach", `{"mtu":"x"}`, 400, BadRequest},
+		{"cut", "POST", "/v1/detach", `{"container":"c"`, 400, BadRequest},
+		{"two objects", "POST", "/v1/detach", `{"container":"c"}{}`, 400, BadRequest},
+		{"rubbish behind", "POST", "/v1/detach", `{"container":"c"}x`, 400, BadRequest},
+		{"too long", "POST", "/v1/attach", `{"container":"` + strings.Repeat("x", MaxBody) + `"}`, 413, TooLarge},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			q, err := http.NewRequestWithContext(t.Context(), test.method, "http://x"+test.path, strings.NewReader(test.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, err := c.http.Do(q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Body.Close()
+			var e envelope
+			if err := json.NewDecoder(a.Body).Decode(&e); err != nil || e.Error == nil {
+				t.Fatalf("no JSON error: %v", err)
+			}
+			if a.StatusCode != test.status || e.Error.Code != test.code || e.Error.Message == "" {
+				t.Errorf("got %d %+v, want %d %s", a.StatusCode, e.Error, test.status, test.code)
+			}
+			if test.status == 405 && a.Header.Get("Allow") == "" {
+				t.Error("no Allow header")
+			}
+		})
+	}
+	if len(f.ports) != 0 {
+		t.Errorf("a bad request reached the backend: %v", f.ports)
+	}
+}
+
+func TestClientWithoutDaemon(t *testing.T) {
+	dir := t.TempDir()
+	ctx := t.Context()
+	_, err := New(filepath.Join(dir, "none.sock")).Status(ctx)
+	if !errors.Is(err, ErrUnreachable) || !errors.Is(err, os.ErrNotExist) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("no socket: %v", err)
+	}
+	dead := filepath.Join(dir, "dead.sock")
+	die(t, dead)
+	if _, err = New(dead).Status(ctx); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "has died") {
+		t.Errorf("dead socket: %v", err)
+	}
+}
+
+func TestClientGivesUp(t *testing.T) {
+	f := newFake()
+	f.block = make(chan struct{})
+	c, _ := start(t, f)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := c.Status(ctx)
+	if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnreachable) {
+		t.Errorf("got %v; a request that was sent is not unreachable", err)
+	}
+	close(f.block)
+}
+
+func TestClientMeetsAnotherServer(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "p.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.NotFoundHandler()}
+	done := make(chan struct{})
+	go func() { defer close(done); s.Serve(l) }()
+	defer func() { s.Close(); <-done }()
+	if _, err := New(socket).Status(t.Context()); err == nil || !strings.Contains(err.Error(), "is not penstockd") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConcurrentClients(t *testing.T) {
+	c, _ := start(t, newFake())
+	var wg sync.WaitGroup
+	for i := range 32 {
+		wg.Go(func() {
+			id := fmt.Sprint("c", i)
+			a := []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, byte(i)})}
+			if _, err := c.Attach(t.Context(), AttachRequest{Container: id, Interface: "eth0", Addresses: a}); err != nil {
+				t.Error(err)
+			}
+			if i%2 == 0 {
+				if err := c.Detach(t.Context(), DetachRequest{Container: id, Interface: "eth0"}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if l, err := c.Ports(t.Context()); err != nil || len(l) != 16 {
+		t.Errorf("%d ports, %v; want 16", len(l), err)
+	}
+}
+
+func TestDeviceName(t *testing.T) {
+	// printf %s c1/eth0 | sha256sum
+	if got := DeviceName("c1", "eth0"); got != "psd72e032fedd" {
+		t.Errorf("got %q, want ps and the first 11 digits of the sum", got)
+	}
+	if DeviceName("a", "b") == DeviceName("a", "c") {
+		t.Error("two interfaces of a pod share a name")
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, s := range []string{`{}`, `{"container":"c","interface":"eth0","addresses":["10.0.0.1","fe80::1%eth0"],"mtu":1}`, `{"addresses":[""]}`,
+		`{"mtu":1e400}`, `{"container":"` + "\xff" + `"}`, `{"a":`, `null`, ` {} {}`} {
+		f.Add([]byte(s))
+	}
+	h := Handler(newFake(), quiet())
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var a AttachRequest
+		if err := decode(body, &a); err != nil {
+			if CodeOf(err) != BadRequest || strings.Contains(err.Error(), "\n") {
+				t.Fatalf("not one sentence with a code: %q", err)
+			}
+			return
+		}
+		// What was understood says the same when it is written and read again.
+		b, err := json.Marshal(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var again AttachRequest
+		if err := decode(b, &again); err != nil {
+			t.Fatalf("%s: %v", b, err)
+		}
+		if d := cmp.Diff(a, again, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{})); d != "" {
+			t.Fatal(d)
+		}
+		q, _ := http.NewRequest("POST", "/v1/attach", strings.NewReader(string(body)))
+		w := &recorder{header: http.Header{}}
+		h.ServeHTTP(w, q)
+		if w.status == 0 || w.status >= 500 {
+			t.Fatalf("status %d for %q", w.status, body)
+		}
+	})
+}
+
+type recorder struct {
+	header http.Header
+	status int
+}
+
+func (r *recorder) Header() http.Header         { return r.header }
+func (r *recorder) Write(b []byte) (int, error) { return len(b), nil }
+func (r *recorder) WriteHeader(s int)           { r.status = s }

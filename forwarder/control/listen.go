@@ -1,0 +1,153 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxSocketPath is what fits sockaddr_un.sun_path with its final zero (unix(7)).
+const maxSocketPath = 107
+
+// Lock holds a control socket's name for one daemon. The kernel gives it up when the process dies, however it dies, so holding
+// it proves that no other daemon lives behind the name.
+type Lock struct {
+	f    *os.File
+	path string
+}
+
+// Acquire takes the lock of a socket path, making its directory. It does not touch the socket itself. `penstockd --cleanup`
+// uses it to be sure that no daemon runs.
+func Acquire(socket string) (*Lock, error) {
+	if err := checkPath(socket); err != nil {
+		return nil, err
+	}
+	dir := filepath.Dir(socket)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("the directory of control.socket cannot be made: %w", err)
+	}
+	path := socket + ".lock"
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("the lock of the control socket cannot be opened: %w", err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("another penstockd is running with the control socket %s: stop it, or give this one another control.socket and state", socket)
+			}
+			return nil, fmt.Errorf("the lock %s of the control socket cannot be taken: %w", path, err)
+		}
+		// Release removes the file while it holds the lock: who waited for the old file must look again.
+		mine, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, fmt.Errorf("the lock %s of the control socket cannot be read: %w", path, err)
+		}
+		if there, err := os.Stat(path); err == nil && os.SameFile(mine, there) {
+			return &Lock{f: f, path: path}, nil
+		}
+		f.Close()
+	}
+}
+
+// Release removes the lock file and gives the name up.
+func (l *Lock) Release() error {
+	return errors.Join(os.Remove(l.path), l.f.Close())
+}
+
+// Listener is a control socket with its lock.
+type Listener struct {
+	*net.UnixListener
+	lock *Lock
+}
+
+// Listen opens the control socket with mode 0600. What a dead daemon left there is replaced; a socket that is alive, and
+// anything that is not a socket, is refused. Close removes the socket and its lock.
+func Listen(ctx context.Context, socket string) (*Listener, error) {
+	lock, err := Acquire(socket)
+	if err != nil {
+		return nil, err
+	}
+	l, err := listenLocked(ctx, socket)
+	if err != nil {
+		lock.Release()
+		return nil, err
+	}
+	return &Listener{UnixListener: l, lock: lock}, nil
+}
+
+// Close stops listening and gives the name up, in this order: no successor can own the name while our socket still stands there.
+func (l *Listener) Close() error {
+	err := l.UnixListener.Close()
+	if l.lock != nil {
+		err = errors.Join(err, l.lock.Release())
+		l.lock = nil
+	}
+	return err
+}
+
+func listenLocked(ctx context.Context, socket string) (*net.UnixListener, error) {
+	if err := removeStale(ctx, socket); err != nil {
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		// The mode of the unbound socket is what bind(2) gives the file (unix_bind_bsd in net/unix/af_unix.c), so there is no
+		// moment at which it stands open to others.
+		if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}}
+	l, err := lc.Listen(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("the control socket cannot be opened: %w", err)
+	}
+	return l.(*net.UnixListener), nil
+}
+
+// removeStale makes way for our socket. The lock is held, so what answers here is not one of ours, or one that predates locks.
+func removeStale(ctx context.Context, socket string) error {
+	fi, err := os.Lstat(socket)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the control socket cannot be looked at: %w", err)
+	}
+	if fi.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("%s is in the way of the control socket and is not a socket: remove it, or set control.socket to another path", socket)
+	}
+	d := net.Dialer{Timeout: time.Second}
+	c, err := d.DialContext(ctx, "unix", socket)
+	if err == nil {
+		c.Close()
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) { // also EAGAIN (its backlog is full) and EACCES: somebody lives there
+		return fmt.Errorf("another program listens on the control socket %s: stop it, or set control.socket to another path", socket)
+	}
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the control socket of a dead daemon cannot be removed: %w", err)
+	}
+	return nil
+}
+
+func checkPath(socket string) error {
+	if socket == "" || !filepath.IsAbs(socket) {
+		return fmt.Errorf("the control socket %q is not an absolute path", socket)
+	}
+	if len(socket) > maxSocketPath {
+		return fmt.Errorf("the control socket's path %s is %d bytes long, the kernel allows %d", socket, len(socket), maxSocketPath)
+	}
+	return nil
+}

@@ -1,0 +1,218 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+)
+
+// MaxBody bounds the body of a request: a pod with a thousand addresses fits many times.
+const MaxBody = 64 << 10
+
+// requestTimeout bounds the work for one request. It is longer than a pod's attachment ever takes and shorter than a runtime's
+// patience with its plugin.
+const requestTimeout = 30 * time.Second
+
+// Backend does what is asked for. Its methods are called concurrently; they return *Error to choose the code.
+// What they return belongs to the server until it is written.
+type Backend interface {
+	Status(context.Context) (Status, error)
+	Attach(context.Context, AttachRequest) (Port, error)
+	Detach(context.Context, DetachRequest) error // of what is not attached: nil
+	Ports(context.Context) ([]Port, error)
+	Peers(context.Context) ([]Peer, error)
+	Routes(context.Context) ([]Route, error)
+	Drops(context.Context) ([]Drop, error)
+	Reload(context.Context) (Reloaded, error)
+	LogLevel() string
+	SetLogLevel(string) error
+}
+
+// Server answers the control API.
+type Server struct {
+	http *http.Server
+}
+
+// NewServer makes a server for a backend. Log takes what the HTTP server itself has to say, and panics.
+func NewServer(b Backend, log *slog.Logger) *Server {
+	return &Server{http: &http.Server{
+		Handler:           Handler(b, log),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      requestTimeout + 10*time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}}
+}
+
+// Serve answers on l until Shutdown; then it returns nil.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Shutdown takes no more requests and waits for those under way, at most as long as ctx lasts. It closes the listener.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		s.http.Close()
+	}
+	return err
+}
+
+// call is one endpoint: it gets the body and returns what to answer.
+type call func(ctx context.Context, body []byte) (any, error)
+
+// Handler is the whole API as an http.Handler.
+func Handler(b Backend, log *slog.Logger) http.Handler {
+	routes := map[string]map[string]call{
+		"/v1/status": {http.MethodGet: get(b.Status)},
+		"/v1/ports":  {http.MethodGet: list("ports", b.Ports)},
+		"/v1/peers":  {http.MethodGet: list("peers", b.Peers)},
+		"/v1/routes": {http.MethodGet: list("routes", b.Routes)},
+		"/v1/drops":  {http.MethodGet: list("drops", b.Drops)},
+		"/v1/attach": {http.MethodPost: post(b.Attach)},
+		"/v1/detach": {http.MethodPost: post(func(ctx context.Context, r DetachRequest) (struct{}, error) {
+			return struct{}{}, b.Detach(ctx, r)
+		})},
+		"/v1/reload": {http.MethodPost: get(b.Reload)},
+		"/v1/loglevel": {
+			http.MethodGet: get(func(context.Context) (LogLevel, error) { return LogLevel{b.LogLevel()}, nil }),
+			http.MethodPut: post(func(_ context.Context, l LogLevel) (LogLevel, error) {
+				if err := b.SetLogLevel(l.Level); err != nil {
+					return LogLevel{}, err
+				}
+				return LogLevel{b.LogLevel()}, nil
+			}),
+		},
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		methods, ok := routes[r.URL.Path]
+		if !ok {
+			fail(w, Errorf(NotFound, "there is no %s in the control API of this daemon", r.URL.Path))
+			return
+		}
+		do, ok := methods[r.Method]
+		if !ok {
+			for m := range methods {
+				w.Header().Add("Allow", m)
+			}
+			fail(w, Errorf(BadMethod, "%s does not take %s", r.URL.Path, r.Method))
+			return
+		}
+		serve(w, r, do, log)
+	})
+}
+
+func serve(w http.ResponseWriter, r *http.Request, do call, log *slog.Logger) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("the control API panicked; this is a bug in penstockd", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			fail(w, Errorf(Internal, "penstockd failed inside while answering %s; its log has the details", r.URL.Path))
+		}
+	}()
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			fail(w, Errorf(TooLarge, "the request's body is longer than %d bytes", MaxBody))
+			return
+		}
+		fail(w, Errorf(BadRequest, "the request's body cannot be read: %v", err))
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+	defer cancel()
+	answer, err := do(ctx, body)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	write(w, http.StatusOK, answer)
+}
+
+// get is an endpoint without a body.
+func get[T any](f func(context.Context) (T, error)) call {
+	return func(ctx context.Context, body []byte) (any, error) {
+		if len(bytes.TrimSpace(body)) > 0 && string(bytes.TrimSpace(body)) != "{}" {
+			return nil, Errorf(BadRequest, "this request takes no body")
+		}
+		return f(ctx)
+	}
+}
+
+// list is an endpoint that answers {name: [...]}, never null.
+func list[T any](name string, f func(context.Context) ([]T, error)) call {
+	return get(func(ctx context.Context) (map[string][]T, error) {
+		l, err := f(ctx)
+		if l == nil {
+			l = []T{}
+		}
+		return map[string][]T{name: l}, err
+	})
+}
+
+// post is an endpoint with a JSON body.
+func post[Q, A any](f func(context.Context, Q) (A, error)) call {
+	return func(ctx context.Context, body []byte) (any, error) {
+		var q Q
+		if err := decode(body, &q); err != nil {
+			return nil, err
+		}
+		return f(ctx, q)
+	}
+}
+
+// decode reads exactly one JSON object into v: unknown keys and anything behind the object are errors.
+func decode(body []byte, v any) error {
+	if trimmed := bytes.TrimSpace(body); len(trimmed) == 0 || trimmed[0] != '{' {
+		return Errorf(BadRequest, "the request's body is not a JSON object")
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return Errorf(BadRequest, "the request's body is not understood: %s", strings.TrimPrefix(err.Error(), "json: "))
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return Errorf(BadRequest, "something follows the JSON object in the request's body")
+	}
+	return nil
+}
+
+func fail(w http.ResponseWriter, err error) {
+	var e *Error
+	if !errors.As(err, &e) {
+		e = &Error{Code: Internal, Message: err.Error()}
+		if errors.Is(err, context.DeadlineExceeded) {
+			e = Errorf(NotReady, "the daemon did not get to it within %s", requestTimeout)
+		}
+	} else if e.Message != err.Error() {
+		e = &Error{Code: e.Code, Message: err.Error()} // what wrapped it had something to add
+	}
+	status, ok := statusOf[e.Code]
+	if !ok {
+		status = http.StatusInternalServerError
+	}
+	write(w, status, envelope{e})
+}
+
+func write(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil { // only a bug in our own types can do this
+		status, b = http.StatusInternalServerError, []byte(`{"error":{"code":"internal","message":"the answer cannot be written as JSON"}}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	w.Write(append(b, '\n')) // an error here means that the client has gone
+}

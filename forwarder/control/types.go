@@ -1,0 +1,142 @@
+package control
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net/netip"
+	"time"
+)
+
+// DefaultSocket is where the daemon listens if its configuration names nothing else.
+const DefaultSocket = "/run/penstock/penstock.sock"
+
+// Ways to attach a pod. A routed pod needs no attachment: only routes point to the node's TUN.
+const (
+	AttachVeth = "veth" // an ordinary veth pair; the daemon reads and writes its host end
+	AttachTUN  = "tun"  // a TUN made by the daemon and moved into the pod by the caller
+)
+
+// Status answers GET /v1/status. Scripts rely on node, address, vtepMAC, encap, mtu, ready and capabilities.
+type Status struct {
+	Node          string         `json:"node"`
+	Address       netip.Addr     `json:"address"` // on the underlay
+	VTEPMAC       string         `json:"vtepMAC"` // inner destination MAC of vxlan frames for this node, in every mode
+	Encap         string         `json:"encap"`
+	Port          uint16         `json:"port,omitempty"`
+	VNI           uint32         `json:"vni,omitempty"`
+	MTU           int            `json:"mtu"`         // of the pods
+	UnderlayMTU   int            `json:"underlayMTU"` // of the device that carries the underlay address
+	Underlay      string         `json:"underlay"`    // that device
+	Device        string         `json:"device"`      // the node's TUN
+	Ready         bool           `json:"ready"`
+	Reason        string         `json:"reason,omitempty"` // why not ready
+	Capabilities  []Capability   `json:"capabilities"`
+	Version       string         `json:"version"`
+	Started       time.Time      `json:"started"`
+	UptimeSeconds int64          `json:"uptime"`
+	Workers       int            `json:"workers"`
+	PodCIDRs      []netip.Prefix `json:"podCIDRs"`
+	ClusterCIDRs  []netip.Prefix `json:"clusterCIDRs"`
+	Peers         int            `json:"peers"`
+	Ports         int            `json:"ports"`
+	Config        string         `json:"config"` // path of the configuration file
+	LogLevel      string         `json:"logLevel"`
+}
+
+// Capability is something the kernel may offer, and whether the daemon makes use of it.
+type Capability struct {
+	Name   string `json:"name"`
+	Found  bool   `json:"found"`
+	Used   bool   `json:"used"`
+	Detail string `json:"detail,omitempty"` // what was probed, or why it is not used
+	Needs  string `json:"needs,omitempty"`  // the kernel that brings it
+}
+
+// AttachRequest is the body of POST /v1/attach. A pod is known by (container, interface).
+type AttachRequest struct {
+	Container string       `json:"container"`
+	Interface string       `json:"interface"`
+	Attach    string       `json:"attach"`           // AttachVeth if empty
+	Device    string       `json:"device,omitempty"` // veth: the host end, which exists; tun: the TUN to make; empty: DeviceName
+	MAC       string       `json:"mac,omitempty"`    // veth: the pod end's; empty: learned
+	Addresses []netip.Addr `json:"addresses"`        // of the pod, all within the node's pod CIDRs
+	MTU       int          `json:"mtu,omitempty"`    // of the pod; 0: the node's
+}
+
+// DetachRequest is the body of POST /v1/detach.
+type DetachRequest struct {
+	Container string `json:"container"`
+	Interface string `json:"interface"`
+}
+
+// Port is an attached pod, as POST /v1/attach and GET /v1/ports show it.
+type Port struct {
+	Container string       `json:"container"`
+	Interface string       `json:"interface"`
+	Attach    string       `json:"attach"`
+	Device    string       `json:"device"`
+	MAC       string       `json:"mac,omitempty"`
+	Addresses []netip.Addr `json:"addresses"`
+	MTU       int          `json:"mtu"`
+	Worker    int          `json:"worker"`   // the one that reads the port
+	Received  Traffic      `json:"received"` // from the pod
+	Sent      Traffic      `json:"sent"`     // to the pod
+	Dropped   uint64       `json:"dropped"`  // frames from or for the pod that ended in a drop
+}
+
+// Traffic counts frames: a superframe is one.
+type Traffic struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Peer is another node.
+type Peer struct {
+	Name     string         `json:"name"`
+	Address  netip.Addr     `json:"address"`
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+	Encap    string         `json:"encap"`
+	Port     uint16         `json:"port,omitempty"`
+	VNI      uint32         `json:"vni,omitempty"`
+	MAC      string         `json:"mac,omitempty"` // vxlan: of its VTEP
+	MTU      int            `json:"mtu"`           // largest inner packet that reaches it
+	Received Traffic        `json:"received"`
+	Sent     Traffic        `json:"sent"`
+}
+
+// Route is one entry of the table.
+type Route struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Kind   string       `json:"kind"` // RoutePeer, RoutePort or RouteHost
+	Via    string       `json:"via"`  // the peer's name and address, the pod's container and interface, or the node's TUN
+}
+
+// Kinds of routes.
+const (
+	RoutePeer = "peer"
+	RoutePort = "port"
+	RouteHost = "host"
+)
+
+// Drop is a reason for which frames were dropped, and how many.
+type Drop struct {
+	Reason  string `json:"reason"`
+	Packets uint64 `json:"packets"`
+}
+
+// Reloaded answers POST /v1/reload.
+type Reloaded struct {
+	Changed []string `json:"changed"` // keys of the configuration that differ from what ran before
+}
+
+// LogLevel is what GET and PUT /v1/loglevel exchange: debug, info, warn or error.
+type LogLevel struct {
+	Level string `json:"level"`
+}
+
+// DeviceName is the name of a pod's device in the node's namespace: the same for the same pod on every run, and at most 15
+// characters long, as the kernel wants it.
+func DeviceName(container, iface string) string {
+	sum := sha256.Sum256([]byte(container + "/" + iface))
+	return "ps" + hex.EncodeToString(sum[:])[:11]
+}
