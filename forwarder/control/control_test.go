@@ -81,7 +81,7 @@ func (f *fake) Ports(context.Context) ([]Port, error) {
 func (f *fake) Peers(context.Context) ([]Peer, error)   { return nil, f.err }
 func (f *fake) Routes(context.Context) ([]Route, error) { panic("deliberate") }
 func (f *fake) Drops(context.Context) ([]Drop, error) {
-	return []Drop{{"ttl", 3}, {"no_route", 1}}, f.err
+	return []Drop{{Reason: "ttl", Packets: 3}, {Reason: "no_route", Packets: 1}}, f.err
 }
 func (f *fake) Reload(context.Context) (Reloaded, error) {
 	return Reloaded{Changed: []string{"encap.copyDSCP"}}, f.err
@@ -119,6 +119,9 @@ func start(t *testing.T, f *fake) (*Client, string) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+		if err := l.Release(); err != nil {
+			t.Error(err)
+		}
 		if left, _ := os.ReadDir(filepath.Dir(socket)); len(left) != 0 {
 			t.Errorf("left beside the socket: %v", left)
 		}
@@ -154,7 +157,7 @@ func TestEverythingOnce(t *testing.T) {
 	if l, err := c.Ports(ctx); err != nil || l == nil || len(l) != 0 {
 		t.Errorf("Ports after Detach: %+v, %v; want an empty list, not null", l, err)
 	}
-	if l, err := c.Drops(ctx); err != nil || len(l) != 2 || l[0] != (Drop{"ttl", 3}) {
+	if l, err := c.Drops(ctx); err != nil || len(l) != 2 || l[0] != (Drop{Reason: "ttl", Packets: 3}) {
 		t.Errorf("Drops: %+v, %v", l, err)
 	}
 	if l, err := c.Peers(ctx); err != nil || len(l) != 0 {

@@ -72,7 +72,7 @@ type Listener struct {
 }
 
 // Listen opens the control socket with mode 0600. What a dead daemon left there is replaced; a socket that is alive, and
-// anything that is not a socket, is refused. Close removes the socket and its lock.
+// anything that is not a socket, is refused. Close removes the socket; the name stays ours until Release.
 func Listen(ctx context.Context, socket string) (*Listener, error) {
 	lock, err := Acquire(socket)
 	if err != nil {
@@ -86,14 +86,11 @@ func Listen(ctx context.Context, socket string) (*Listener, error) {
 	return &Listener{UnixListener: l, lock: lock}, nil
 }
 
-// Close stops listening and gives the name up, in this order: no successor can own the name while our socket still stands there.
-func (l *Listener) Close() error {
-	err := l.UnixListener.Close()
-	if l.lock != nil {
-		err = errors.Join(err, l.lock.Release())
-		l.lock = nil
-	}
-	return err
+// Release stops listening, if that has not been done, and gives the name up: from then on a successor may start. A daemon calls
+// it last, when its tunnel sockets are closed.
+func (l *Listener) Release() error {
+	l.UnixListener.Close() // a second time it only says that it is closed
+	return l.lock.Release()
 }
 
 func listenLocked(ctx context.Context, socket string) (*net.UnixListener, error) {

@@ -32,7 +32,7 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Close(); err != nil {
+	if err := l.Release(); err != nil {
 		t.Error(err)
 	}
 }
@@ -51,7 +51,15 @@ func TestLiveSocketIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	l.Close()
+	l.Close() // a daemon that stops has closed the socket, but still owns the name
+	if _, err := Listen(t.Context(), socket); err == nil {
+		t.Error("a successor may start before Release")
+	}
+	l.Release()
+	if l, err = Listen(t.Context(), socket); err != nil {
+		t.Fatal(err)
+	}
+	l.Release()
 }
 
 func TestForeignListenerIsRefused(t *testing.T) {
@@ -87,7 +95,7 @@ func TestOtherFilesAreRefused(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s: %v", path, err)
 			} else {
-				l.Close()
+				l.Release()
 			}
 			continue
 		}
@@ -135,7 +143,7 @@ func TestSocketModeDoesNotDependOnUmask(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer l.Release()
 	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
 	}

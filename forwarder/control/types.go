@@ -78,10 +78,11 @@ type Port struct {
 	MAC       string       `json:"mac,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
 	MTU       int          `json:"mtu"`
-	Worker    int          `json:"worker"`   // the one that reads the port
-	Received  Traffic      `json:"received"` // from the pod
-	Sent      Traffic      `json:"sent"`     // to the pod
-	Dropped   uint64       `json:"dropped"`  // frames from or for the pod that ended in a drop
+	Worker    int          `json:"worker"`    // the one that reads the port
+	Received  Traffic      `json:"received"`  // from the pod
+	Sent      Traffic      `json:"sent"`      // to the pod
+	Dropped   uint64       `json:"dropped"`   // frames from or for the pod that ended in a drop
+	RingDrops uint64       `json:"ringDrops"` // frames from the pod that the kernel had no room for: they were never received
 }
 
 // Traffic counts frames: a superframe is one.
@@ -102,13 +103,15 @@ type Peer struct {
 	MTU      int            `json:"mtu"`           // largest inner packet that reaches it
 	Received Traffic        `json:"received"`
 	Sent     Traffic        `json:"sent"`
+	Dropped  uint64         `json:"dropped"`            // frames for or from it that ended in a drop
+	LastSeen *time.Time     `json:"lastSeen,omitempty"` // when it last sent something acceptable
 }
 
 // Route is one entry of the table.
 type Route struct {
 	Prefix netip.Prefix `json:"prefix"`
-	Kind   string       `json:"kind"` // RoutePeer, RoutePort or RouteHost
-	Via    string       `json:"via"`  // the peer's name and address, the pod's container and interface, or the node's TUN
+	Kind   string       `json:"kind"` // RoutePeer, RoutePort, RouteHost or RouteNone
+	Via    string       `json:"via"`  // the peer's name and address, the pod's container and interface, the node's TUN, or why there is none
 }
 
 // Kinds of routes.
@@ -116,12 +119,15 @@ const (
 	RoutePeer = "peer"
 	RoutePort = "port"
 	RouteHost = "host"
+	RouteNone = "unreachable"
 )
 
 // Drop is a reason for which frames were dropped, and how many.
 type Drop struct {
 	Reason  string `json:"reason"`
 	Packets uint64 `json:"packets"`
+	Meaning string `json:"meaning"`
+	Remedy  string `json:"remedy,omitempty"` // what to do about it
 }
 
 // Reloaded answers POST /v1/reload.

@@ -1,0 +1,102 @@
+# Penstock. `make` lists the targets. Everything is built without cgo (only the race detector needs it).
+
+GO          ?= go
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+PREFIX      ?= /usr/local
+CNIBIN      ?= /opt/cni/bin
+UNITDIR     ?= /etc/systemd/system
+CONFDIR     ?= /etc/penstock
+FUZZTIME    ?= 10s
+BENCHTIME   ?= 1s
+SOAKTIME    ?= 10m
+
+STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# gotestsum prints one line a package, the whole output of what failed, and at the end every skipped test with its reason.
+GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0 --format pkgname --format-hide-empty-pkg --hide-summary=output --
+LDFLAGS     := -s -w -X github.com/penstock-net/penstock/forwarder/control.version=$(VERSION)
+UNIT        = $$($(GO) list ./... | grep -v /bench)
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+export CGO_ENABLED ?= 0
+
+say = @printf '==> %s\n' "$(1)"
+
+.PHONY: help build demo test race lint fuzz bench matrix soak install uninstall clean need-go need-root need-cc
+
+# What a target needs, asked for before anything is built.
+need-go:
+	@command -v $(firstword $(GO)) >/dev/null || { echo "make $(MAKECMDGOALS) needs Go 1.26 or newer in the PATH" >&2; exit 1; }
+need-root: need-go
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) makes network namespaces: run it as root" >&2; exit 1; }
+	@[ -c /dev/net/tun ] || { echo "make $(MAKECMDGOALS) needs /dev/net/tun: load the kernel module tun" >&2; exit 1; }
+need-cc:
+	@command -v "$${CC:-gcc}" >/dev/null || { echo "make $(MAKECMDGOALS) needs a C compiler for the race detector: install gcc" >&2; exit 1; }
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: need-go ## bin/penstockd, bin/penstockctl and bin/penstock (the CNI plugin)
+	$(call say,building $(VERSION) into bin/)
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/penstockd ./cmd/penstockctl ./cmd/penstock
+
+demo: need-root build ## two nodes, four pods, udp, vxlan and ipip: everything shown once (root)
+	@PENSTOCKD=$(CURDIR)/bin/penstockd $(GO) run ./bench/demo
+
+test: need-root lint build ## vet, staticcheck, unit tests and end-to-end tests of real daemons (root)
+	$(call say,unit tests)
+	@$(GOTESTSUM) -count=1 -timeout 5m $(UNIT)
+	$(call say,end-to-end tests: real daemons in network namespaces)
+	@PENSTOCKD=$(CURDIR)/bin/penstockd $(GOTESTSUM) -count=1 -timeout 9m ./bench/...
+
+race: export CGO_ENABLED = 1
+race: need-root need-cc ## unit tests and end-to-end tests with the race detector, daemons included (root)
+	$(call say,unit tests with -race)
+	@$(GOTESTSUM) -race -count=1 -timeout 15m $(UNIT)
+	$(call say,end-to-end tests with -race)
+	@LAB_RACE=1 $(GOTESTSUM) -race -count=1 -timeout 30m ./bench/...
+
+lint: need-go ## gofmt, go vet, staticcheck
+	$(call say,gofmt and go vet and staticcheck)
+	@out=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); [ -z "$$out" ] || { echo "gofmt would change:" >&2; echo "$$out" >&2; exit 1; }
+	@$(GO) vet ./...
+	@$(STATICCHECK) ./...
+
+fuzz: need-go ## every fuzz target for FUZZTIME (10s) each
+	@set -e; for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "==> $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p | tail -n 2; \
+	  done; \
+	done
+
+bench: need-go ## every Go benchmark for BENCHTIME (1s) each, with allocations
+	$(call say,benchmarks)
+	@$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(UNIT)
+
+matrix: export CGO_ENABLED = 1
+matrix: need-root need-cc ## all combinations of encapsulation, attachment and mechanisms, with -race (root, long)
+	$(call say,the matrix)
+	@LAB_RACE=1 LAB_MATRIX=1 $(GOTESTSUM) -race -count=1 -timeout 60m -run 'Matrix' ./bench/...
+
+soak: need-root build ## traffic, attachments and reloads for SOAKTIME (10m) (root)
+	$(call say,soak for $(SOAKTIME))
+	@PENSTOCKD=$(CURDIR)/bin/penstockd LAB_SOAK=$(SOAKTIME) $(GOTESTSUM) -count=1 -timeout 0 -run 'Soak' ./bench/...
+
+install: build ## into PREFIX (/usr/local), CNIBIN (/opt/cni/bin), UNITDIR; DESTDIR is honoured
+	$(call say,installing)
+	install -d '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(CNIBIN)' '$(DESTDIR)$(CONFDIR)' '$(DESTDIR)$(UNITDIR)'
+	install -m 755 bin/penstockd '$(DESTDIR)$(PREFIX)/sbin/penstockd'
+	install -m 755 bin/penstockctl '$(DESTDIR)$(PREFIX)/bin/penstockctl'
+	install -m 755 bin/penstock '$(DESTDIR)$(CNIBIN)/penstock'
+	sed 's|/usr/local/sbin|$(PREFIX)/sbin|; s|/etc/penstock|$(CONFDIR)|' cmd/penstockd/penstockd.service >'$(DESTDIR)$(UNITDIR)/penstockd.service'
+	bin/penstockctl config example >'$(DESTDIR)$(CONFDIR)/penstock.yaml.example'
+	@echo "next: copy $(CONFDIR)/penstock.yaml.example to penstock.yaml beside it, edit it, then: systemctl enable --now penstockd"
+
+uninstall: ## what install put there; the configuration stays (first stop the daemon and run penstockd --cleanup)
+	$(call say,uninstalling)
+	rm -f '$(DESTDIR)$(PREFIX)/sbin/penstockd' '$(DESTDIR)$(PREFIX)/bin/penstockctl' '$(DESTDIR)$(CNIBIN)/penstock' \
+	  '$(DESTDIR)$(UNITDIR)/penstockd.service' '$(DESTDIR)$(CONFDIR)/penstock.yaml.example'
+
+clean: ## remove bin/
+	rm -rf bin
