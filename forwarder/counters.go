@@ -1,0 +1,139 @@
+package forwarder
+
+import "sync/atomic"
+
+// Direction names where a frame comes from or goes to.
+type Direction uint8
+
+const (
+	Pod Direction = iota
+	Host
+	Wire
+	directions
+)
+
+func (d Direction) String() string { return [...]string{"pod", "host", "wire"}[d] }
+
+// Generated names the kinds of frames that the forwarder itself makes.
+type Generated uint8
+
+const (
+	GeneratedICMP Generated = iota
+	GeneratedARP
+	GeneratedND
+	generatedKinds
+)
+
+func (g Generated) String() string { return [...]string{"icmp", "arp", "nd"}[g] }
+
+// The encap label of forwarded frames: an encapsulation for the wire, none for
+// pods and the host. The first three values equal encap.Kind's.
+const (
+	encapNone  = 3
+	encapKinds = 4
+)
+
+// tally is what a worker has counted since its last publish: plain words that
+// only the worker touches, so that counting costs an add. A frame is one
+// received packet (a superframe is 1, a run of n is n).
+type tally struct {
+	received  [directions]uint64
+	generated [generatedKinds]uint64
+	forwarded [directions][encapKinds]struct{ packets, bytes uint64 }
+	dropped   [reasons]uint64
+	sends     uint64 // datagrams handed to the kernel; a run is one
+	runs      uint64 // of these, with UDP_SEGMENT
+	writes    uint64 // writes to ports
+	merged    uint64 // frames that travelled in a merged write behind its first
+	segmented uint64 // superframes cut in software
+}
+
+// drops is the number of frames dropped since the last publish.
+func (t *tally) drops() (n uint64) {
+	for _, d := range &t.dropped {
+		n += d
+	}
+	return n
+}
+
+// ledger is the published sum of a worker's tallies, read by anyone.
+type ledger struct {
+	received  [directions]atomic.Uint64
+	generated [generatedKinds]atomic.Uint64
+	forwarded [directions][encapKinds]struct{ packets, bytes atomic.Uint64 }
+	dropped   [reasons]atomic.Uint64
+	sends     atomic.Uint64
+	runs      atomic.Uint64
+	writes    atomic.Uint64
+	merged    atomic.Uint64
+	segmented atomic.Uint64
+}
+
+// publish moves t into l: once per batch, so the atomics cost nothing per packet.
+func (l *ledger) publish(t *tally) {
+	for i := range t.received {
+		move(&l.received[i], &t.received[i])
+	}
+	for i := range t.generated {
+		move(&l.generated[i], &t.generated[i])
+	}
+	for d := range t.forwarded {
+		for e := range t.forwarded[d] {
+			move(&l.forwarded[d][e].packets, &t.forwarded[d][e].packets)
+			move(&l.forwarded[d][e].bytes, &t.forwarded[d][e].bytes)
+		}
+	}
+	for i := range t.dropped {
+		move(&l.dropped[i], &t.dropped[i])
+	}
+	move(&l.sends, &t.sends)
+	move(&l.runs, &t.runs)
+	move(&l.writes, &t.writes)
+	move(&l.merged, &t.merged)
+	move(&l.segmented, &t.segmented)
+}
+
+func move(to *atomic.Uint64, from *uint64) {
+	if *from != 0 {
+		to.Add(*from)
+		*from = 0
+	}
+}
+
+// ForwardedKey is the label pair of forwarded packets and bytes.
+type ForwardedKey struct{ Direction, Encap string }
+
+// Volume counts packets and the bytes of their inner IP packets.
+type Volume struct{ Packets, Bytes uint64 }
+
+// Counters is a sum over all workers at one moment. At rest
+// ΣReceived + ΣGenerated = ΣForwarded.Packets + ΣDropped holds exactly.
+type Counters struct {
+	Received  map[string]uint64 // by direction it came from
+	Generated map[string]uint64 // by kind
+	Forwarded map[ForwardedKey]Volume
+	Dropped   map[string]uint64 // by reason; all reasons are present
+
+	Sends, Runs, Writes, Merged, Segmented uint64
+
+	Peers []PeerCounters
+	Ports []PortCounters
+}
+
+// PeerCounters is the traffic with one peer. LastSeen is in Unix seconds, 0 for never.
+type PeerCounters struct {
+	Name, Address string
+	Sent, Got     Volume
+	Dropped       uint64 // on the way out to it, and from it
+	MTU           int    // largest inner packet now
+	LastSeen      int64
+}
+
+// PortCounters is the traffic of one pod's port, seen from the pod.
+type PortCounters struct {
+	Container, Interface, Device string
+	Sent, Got                    Volume // sent by the pod, delivered to the pod
+	Dropped                      uint64
+	RingDrops                    uint64 // frames the kernel could not queue for us: never received, so not in the law
+	LastSeen                     int64
+}

@@ -1,0 +1,330 @@
+package forwarder
+
+import (
+	"syscall"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// What goes to a pod or the host passes here: frames become writes, and
+// neighbouring segments of a flow that came over the wire become one write, a
+// superframe, so that the pod's stack and socket wake once.
+//
+// Order: a flow has one open merge at most; whatever of the flow does not fit
+// it closes it first, and writes leave in the order in which they were begun.
+// A fragment, which has no ports to compare, closes all of its outbox.
+
+// mergeSlots is how many flows of one pod may be merged side by side.
+const mergeSlots = 8
+
+// delivery is one write to a port.
+type delivery struct {
+	v           encap.Virtio // offsets from the IP header
+	first, last int32        // pieces
+	next        int32        // of the same outbox
+	frames      int32        // frames that end in it
+	bytes       int32        // of these frames' IP packets
+	version     uint8        // of IP: the Ethernet type in front; 0: the frame has its own link header
+	unfinished  bool         // a piece of a frame that ends in a later write
+	to          Direction
+}
+
+// merge is a delivery that may still grow.
+type merge struct {
+	encap.Merge
+	delivery int32
+	hash     uint32
+}
+
+// outbox is one worker's way to one port.
+type outbox struct {
+	port        *port
+	first, last int32 // deliveries
+	queued      bool
+	broken      bool // the frame that is being written in pieces has lost one
+	generation  uint32
+	merges      [mergeSlots]merge
+	open        int // merges in use
+	oldest      int // which to close when all are in use
+	eth         [2][encap.EthernetLen]byte
+	mac         uint64 // that eth was made for
+}
+
+// enqueue puts one write (head, then payload) on its way. The bytes are lent
+// until the flush. ends says that f ends with it.
+func (w *worker) enqueue(b *outbox, to Direction, f *frame, head, payload []byte, v encap.Virtio, ends bool) *delivery {
+	a := &w.arena
+	i := int32(len(a.deliveries))
+	a.deliveries = append(a.deliveries, delivery{v: v, first: -1, last: -1, next: -1, version: f.p.Version, to: to, unfinished: !ends})
+	d := &a.deliveries[i]
+	d.first = a.chain(-1, head)
+	d.last = d.first
+	if len(payload) > 0 {
+		d.last = a.chain(d.last, payload)
+	}
+	if ends {
+		d.frames, d.bytes = 1, int32(f.p.Len)
+	}
+	if !b.queued {
+		b.queued, b.first = true, i
+		w.boxes = append(w.boxes, b)
+	} else {
+		a.deliveries[b.last].next = i
+	}
+	b.last = i
+	return d
+}
+
+// deliver writes a frame to a port as it is; what the port cannot take whole
+// is cut, a partial checksum that it cannot take is completed.
+func (w *worker) deliver(f *frame, b *outbox, to Direction) {
+	w.makeRoom()
+	b.closeFlow(w, f)
+	p := b.port
+	if p == nil {
+		w.drop(DropPortDown)
+		return
+	}
+	if f.v.IsGSO() && (!p.gso || f.v.GSOType&^encap.GSOECN == encap.GSOUDPL4 && !p.uso) {
+		w.deliverSegments(f, b, to)
+		return
+	}
+	if f.v.Flags&encap.NeedsCsum != 0 && (!p.gso || f.p.Proto == encap.ProtoSCTP) {
+		encap.Complete(f.ip(), &f.p, &f.v)
+	}
+	v := f.v
+	v.Flags &= encap.NeedsCsum
+	v.HdrLen = uint16(encap.HeaderLen(f.ip(), &f.p))
+	w.enqueue(b, to, f, f.ip(), nil, v, true)
+}
+
+func (w *worker) deliverSegments(f *frame, b *outbox, to Direction) {
+	s := &w.segments
+	if fault := s.Init(f.ip(), &f.p, f.v); fault != encap.OK {
+		w.drop(faultReason[fault])
+		return
+	}
+	w.tally.segmented++
+	for i, n := 0, s.Count(); i < n; i++ {
+		w.makeRoom()
+		h := w.alloc(s.HeaderLen())
+		payload, _ := s.Next(h)
+		w.enqueue(b, to, f, h, payload, encap.Virtio{}, i == n-1)
+	}
+}
+
+// deliverMerged is deliver for what came over the wire: it joins the open
+// merge of its flow if it can. Its checksum has been verified.
+func (w *worker) deliverMerged(f *frame, b *outbox) {
+	if b.port == nil || !b.port.gso || f.v.IsGSO() || !w.f.use.mergeWrites ||
+		f.p.Proto != encap.ProtoTCP && (f.p.Proto != encap.ProtoUDP || !b.port.uso) || f.p.Frag != encap.NotFrag {
+		w.deliver(f, b, Pod)
+		return
+	}
+	w.makeRoom()
+	a := &w.arena
+	if b.generation != a.generation {
+		b.generation, b.open, b.oldest = a.generation, 0, 0
+	}
+	for i := range b.merges[:b.open] {
+		m := &b.merges[i]
+		if m.hash != f.p.Hash || m.delivery < 0 || !m.SameFlow(f.ip(), &f.p) {
+			continue
+		}
+		if payload, ok := m.Add(f.ip(), &f.p); ok {
+			d := &a.deliveries[m.delivery]
+			d.last = a.chain(d.last, payload)
+			d.frames++
+			d.bytes += int32(f.p.Len)
+			w.tally.merged++
+			return
+		}
+		b.close(w, m)
+		b.start(w, m, f)
+		return
+	}
+	m := b.free(w)
+	b.start(w, m, f)
+}
+
+// free is an unused merge; if there is none, the oldest is closed.
+func (b *outbox) free(w *worker) *merge {
+	for i := range b.merges[:b.open] {
+		if b.merges[i].delivery < 0 {
+			return &b.merges[i]
+		}
+	}
+	if b.open < mergeSlots {
+		b.open++
+		return &b.merges[b.open-1]
+	}
+	m := &b.merges[b.oldest]
+	b.oldest = (b.oldest + 1) % mergeSlots
+	b.close(w, m)
+	return m
+}
+
+// start enqueues f and, if its kind can grow, opens a merge on it.
+func (b *outbox) start(w *worker, m *merge, f *frame) {
+	m.delivery = -1
+	v := f.v
+	v.HdrLen = uint16(encap.HeaderLen(f.ip(), &f.p))
+	w.enqueue(b, Pod, f, f.ip(), nil, v, true)
+	if m.Start(f.ip(), &f.p) {
+		m.delivery, m.hash = b.last, f.p.Hash
+	}
+}
+
+// close ends a merge: its headers now tell of the whole.
+func (b *outbox) close(w *worker, m *merge) {
+	if m.delivery < 0 {
+		return
+	}
+	if m.Segments() > 1 {
+		w.arena.deliveries[m.delivery].v = m.Finish()
+	}
+	m.delivery = -1
+}
+
+// closeFlow closes the merges that f must not overtake, nor be overtaken by.
+func (b *outbox) closeFlow(w *worker, f *frame) {
+	if b.generation != w.arena.generation {
+		return
+	}
+	for i := range b.merges[:b.open] {
+		m := &b.merges[i]
+		if m.delivery >= 0 && (f.p.Frag != encap.NotFrag || m.hash == f.p.Hash) {
+			b.close(w, m)
+		}
+	}
+}
+
+// flushOutbox writes all that waits for a port.
+func (w *worker) flushOutbox(b *outbox) {
+	a, p := &w.arena, w.packets
+	if b.generation == a.generation {
+		for i := range b.merges[:b.open] {
+			b.close(w, &b.merges[i])
+		}
+	}
+	b.queued = false
+	if b.port == nil {
+		for i := b.first; i >= 0; i = a.deliveries[i].next {
+			w.dropN(DropPortDown, int(a.deliveries[i].frames))
+		}
+		return
+	}
+	b.makeEthernet()
+	for next := b.first; next >= 0; {
+		p.Reset()
+		n := 0
+		for next >= 0 && n < len(w.loaded) && b.load(p, a, &a.deliveries[next]) {
+			w.loaded[n] = next
+			n++
+			next = a.deliveries[next].next
+		}
+		w.write(b, w.loaded[:n])
+	}
+}
+
+// makeEthernet keeps the link headers for the pod's MAC, which may change.
+func (b *outbox) makeEthernet() {
+	mac := b.port.mac.Load()
+	if b.port.link == 0 || mac == b.mac && b.mac != 0 {
+		return
+	}
+	b.mac = mac
+	dst := unpackMAC(mac)
+	if mac == 0 {
+		dst = encap.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} // not heard yet: the only station there
+	}
+	for i, t := range [2]uint16{encap.EtherTypeIPv4, encap.EtherTypeIPv6} {
+		copy(b.eth[i][0:], dst[:])
+		copy(b.eth[i][6:], GatewayMAC[:])
+		b.eth[i][12], b.eth[i][13] = byte(t>>8), byte(t)
+	}
+}
+
+// load makes a delivery one message of p; false: p is full.
+func (b *outbox) load(p *ring.Packets, a *arena, d *delivery) bool {
+	v := ring.Virtio(d.v)
+	link := uint16(0)
+	if d.version != 0 {
+		link = uint16(b.port.link)
+	}
+	if v.Flags != 0 || v.GSOType != 0 {
+		v.CsumStart += link
+		v.HdrLen += link
+	} else {
+		v = ring.Virtio{}
+	}
+	if !p.Begin(v) {
+		return false
+	}
+	ok := true
+	if link != 0 {
+		eth := &b.eth[0]
+		if d.version == 6 {
+			eth = &b.eth[1]
+		}
+		ok = p.Append(eth[:])
+	}
+	for i := d.first; ok && i >= 0; i = a.pieces[i].next {
+		ok = p.Append(a.pieces[i].b)
+	}
+	if !ok {
+		p.Drop()
+	}
+	return ok
+}
+
+// write hands the loaded deliveries to the kernel and counts each where it ended.
+func (w *worker) write(b *outbox, loaded []int32) {
+	for from := 0; from < len(loaded); {
+		n, err := b.port.io.Write(w.packets, from)
+		for _, i := range loaded[from : from+n] {
+			w.written(b, &w.arena.deliveries[i])
+		}
+		from += n
+		if err == nil {
+			return
+		}
+		w.unwritten(b, &w.arena.deliveries[loaded[from]], w.writeReason(b.port, err))
+		from++
+	}
+}
+
+func (w *worker) writeReason(p *port, err error) Reason {
+	switch err {
+	case syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM:
+		return DropPortFull
+	case syscall.ENETDOWN, syscall.ENXIO, syscall.ENODEV, syscall.EIO, syscall.EBADFD:
+		return DropPortDown
+	}
+	w.f.complain("writing to a port failed", "device", p.spec.Device, err)
+	return DropPortFailed
+}
+
+func (w *worker) written(b *outbox, d *delivery) {
+	frames := uint64(d.frames)
+	if b.broken && frames > 0 {
+		b.broken = false
+		frames--
+		w.drop(DropPortFull)
+	}
+	w.tally.writes++
+	c := &w.tally.forwarded[d.to][encapNone]
+	c.packets += frames
+	c.bytes += uint64(d.bytes)
+	if d.to == Pod {
+		b.port.got.packets.Add(frames)
+		b.port.got.bytes.Add(uint64(d.bytes))
+	}
+}
+
+func (w *worker) unwritten(b *outbox, d *delivery, r Reason) {
+	b.broken = d.unfinished
+	w.dropN(r, int(d.frames))
+	b.port.dropped.Add(uint64(d.frames))
+}

@@ -1,0 +1,138 @@
+package forwarder
+
+// Reason says why a frame was dropped. Every reason has a name, which is the
+// label of penstock_dropped_packets_total, what it means and what to do.
+type Reason uint8
+
+// In the order in which a packet meets them.
+const (
+	dropNone Reason = iota
+
+	// The frame itself.
+	DropTruncated
+	DropNotIP
+	DropShort
+	DropBadVersion
+	DropBadHeaderLength
+	DropBadTotalLength
+	DropBadIPChecksum
+	DropBadOptions
+	DropBadFragment
+	DropBadL4
+	DropBadVirtio
+
+	// From the wire, outside.
+	DropUnknownPeer
+	DropWrongEncap
+	DropBadGRO
+	DropBadOuter
+	DropBadVXLAN
+	DropWrongVNI
+	DropWrongVTEPMAC
+	DropECN
+
+	// From the wire, inside.
+	DropInnerChecksum
+	DropInnerSource
+	DropNotLocal
+
+	// From a pod.
+	DropAnswered
+	DropRouterAdvert
+	DropMulticast
+	DropSpoofed
+
+	// On the way.
+	DropTunnelLoop
+	DropNoRoute
+	DropNoPod
+	DropTTLExpired
+	DropTooBig
+	DropFlowsFull
+
+	// On the way out to a peer.
+	DropSendFull
+	DropSendNoBuffers
+	DropSendRefused
+	DropUnderlayMTU
+	DropUnderlayUnreachable
+	DropSendFailed
+
+	// On the way out to a pod or the host.
+	DropPortFull
+	DropPortDown
+	DropPortFailed
+
+	reasons
+)
+
+// reasonText is the one place where a reason is described: docs, metrics and
+// penstockctl read it.
+var reasonText = [reasons]struct{ name, meaning, remedy string }{
+	dropNone:            {"none", "not dropped", ""},
+	DropTruncated:       {"truncated", "the port's receive buffer had no room for a superframe, which the kernel then cut", "raise limits.podBuffer, or slow the pod down"},
+	DropNotIP:           {"not_ip", "neither IPv4, IPv6 nor an ARP request for the gateway", "nothing, unless a pod needs another protocol: Penstock carries IP only"},
+	DropShort:           {"short", "shorter than its headers say", "find the sender: penstockctl ports and peers show who receives malformed packets"},
+	DropBadVersion:      {"bad_version", "the IP version does not fit the frame's type", "find the sender of malformed packets"},
+	DropBadHeaderLength: {"bad_header_length", "an IP or TCP header length is impossible", "find the sender of malformed packets"},
+	DropBadTotalLength:  {"bad_total_length", "the IP total length exceeds the frame", "find the sender of malformed packets, or a link that cuts frames"},
+	DropBadIPChecksum:   {"bad_ip_checksum", "the IPv4 header checksum is wrong", "look for a broken NIC or memory on the sending node"},
+	DropBadOptions:      {"bad_options", "malformed IP options or extension headers, or source routing", "find the sender of malformed packets"},
+	DropBadFragment:     {"bad_fragment", "a fragment whose place or length is impossible", "find the sender of malformed packets"},
+	DropBadL4:           {"bad_l4", "a TCP, UDP or ICMP header is cut or its length impossible", "find the sender of malformed packets"},
+	DropBadVirtio:       {"bad_virtio", "offload metadata does not fit the packet", "report it: the kernel or a peer wrote impossible metadata"},
+
+	DropUnknownPeer:  {"unknown_peer", "from an underlay address that is no peer", "add the sender to peers, or block it at the underlay"},
+	DropWrongEncap:   {"wrong_encap", "the peer is known, but uses another encapsulation or port", "make encap (type, port) of both nodes agree, or override it for this peer"},
+	DropBadGRO:       {"bad_gro", "a coalesced buffer is neither a run nor a superframe", "report it with a capture"},
+	DropBadOuter:     {"bad_outer", "the outer IP header of an ipip packet is impossible", "find what else sends this protocol to this node"},
+	DropBadVXLAN:     {"bad_vxlan", "VXLAN header without the I flag, or cut", "find what else sends to the tunnel port"},
+	DropWrongVNI:     {"wrong_vni", "another VNI than the peer's", "make encap.vni of both nodes agree"},
+	DropWrongVTEPMAC: {"wrong_vtep_mac", "the inner Ethernet frame is addressed to another VTEP", "the peer has an old MAC for this node: compare with vtepMAC of penstockctl status"},
+	DropECN:          {"ecn", "congestion was marked outside on a packet that cannot carry the mark (RFC 6040)", "nothing; the loss tells the sender"},
+
+	DropInnerChecksum: {"inner_checksum", "the TCP or UDP checksum inside the tunnel is wrong", "look for a broken NIC offload on the peer or on the way"},
+	DropInnerSource:   {"inner_source", "the inner source does not lie in that peer's prefixes", "compare the peer's podCIDRs on both nodes; a stranger may be forging"},
+	DropNotLocal:      {"not_local", "from the wire for an address that is neither a pod of this node nor its own", "the sender's routes are stale, or a pod has just gone"},
+
+	DropAnswered:     {"answered", "an ARP request or neighbour solicitation for the gateway, which was answered", "nothing"},
+	DropRouterAdvert: {"router_advert", "a pod sent a router advertisement or a redirect", "look at that pod: it tries to be a router"},
+	DropMulticast:    {"multicast", "multicast or broadcast, which has no members here", "nothing: IPv6 hosts send some by themselves"},
+	DropSpoofed:      {"spoofed", "a pod sent with a source that is not its address", "look at that pod; nested networks need masquerade inside it"},
+
+	DropTunnelLoop: {"tunnel_loop", "a packet addressed to a node's tunnel port or protocol from inside the tunnel", "look at the sender: pods may not speak to tunnel ports"},
+	DropNoRoute:    {"no_route", "an address of the cluster that no peer has (answered with net unreachable)", "is the peer missing in peers, or its podCIDRs wrong?"},
+	DropNoPod:      {"no_pod", "an address of this node's pod CIDRs that no pod has (answered with host unreachable)", "the pod has gone or is not attached: penstockctl ports"},
+	DropTTLExpired: {"ttl_expired", "TTL or hop limit ran out (answered with time exceeded)", "nothing for traceroute; else look for a routing loop"},
+	DropTooBig:     {"too_big", "larger than the path's MTU and not to be fragmented (answered with the right MTU)", "a burst is normal path MTU discovery; else lower encap.mtu or set clampMSS"},
+	DropFlowsFull:  {"flows_full", "the memory of flows that the host has translated is full", "report it; too many translated flows at once from this node's pods"},
+
+	DropSendFull:            {"send_full", "the tunnel socket's send buffer was full", "the uplink is slower than the pods: raise net.core.wmem_max or shape the pods"},
+	DropSendNoBuffers:       {"send_no_buffers", "the kernel had no buffer for a datagram (ENOBUFS)", "the uplink's queue is full: raise txqueuelen or shape the pods"},
+	DropSendRefused:         {"send_refused", "a firewall on this node refused the datagram (EPERM)", "allow the tunnel port in OUTPUT"},
+	DropUnderlayMTU:         {"underlay_mtu", "the datagram exceeds the uplink's MTU", "did the uplink's MTU change? lower encap.mtu"},
+	DropUnderlayUnreachable: {"underlay_unreachable", "no route to the peer's underlay address, or its node refuses", "ping the peer's node; penstockctl peers names it"},
+	DropSendFailed:          {"send_failed", "the kernel refused the datagram for another reason", "the log names the error once a minute"},
+
+	DropPortFull:   {"port_full", "the pod's or the host's queue was full", "the receiver is too slow: give it CPU, or raise txqueuelen"},
+	DropPortDown:   {"port_down", "the pod's or the host's device is down or gone", "is the pod going away? else bring the device up"},
+	DropPortFailed: {"port_failed", "the kernel refused to deliver the frame", "the log names the error once a minute"},
+}
+
+// String is the reason's name as in metrics.
+func (r Reason) String() string { return reasonText[r].name }
+
+// Meaning is one clause that says what happened.
+func (r Reason) Meaning() string { return reasonText[r].meaning }
+
+// Remedy is one clause that says what to do.
+func (r Reason) Remedy() string { return reasonText[r].remedy }
+
+// Reasons lists all reasons in the order in which a packet meets them.
+func Reasons() []Reason {
+	rs := make([]Reason, 0, reasons-1)
+	for r := dropNone + 1; r < reasons; r++ {
+		rs = append(rs, r)
+	}
+	return rs
+}

@@ -1,0 +1,373 @@
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+	"github.com/penstock-net/penstock/table"
+	"github.com/penstock-net/penstock/table/feed"
+)
+
+// Forwarder is one node's data plane. Its methods may be called from any
+// goroutine; what changes things is serialised.
+type Forwarder struct {
+	env     environment
+	log     *slog.Logger
+	started time.Time
+
+	// Fixed by New.
+	address netip.Addr
+	vni     uint32 // the one network, as table knows it
+	use     use
+	workers []*worker
+	hops    struct{ self, host, noRoute, noPod *hop }
+	hosts   []*port // penstock0's queues, by worker
+
+	// Read by workers without waiting.
+	table       table.Table[hop]
+	live        atomic.Pointer[live]
+	flows       *flowMemory
+	tunnelPorts tunnelPorts
+	running     atomic.Bool
+
+	// Changed under control only.
+	control       sync.Mutex
+	settings      Settings
+	ports         []*port
+	portList      atomic.Pointer[[]*port] // copy of ports for readers
+	portSlots     slots
+	peers         map[netip.Addr]*peer
+	peerList      atomic.Pointer[[]*peer]
+	peerSlots     slots
+	feedPeers     []feed.Peer
+	endpoints     map[endpointKey]*endpoint
+	endpointSlots slots
+	stopped       bool
+
+	fds        registry
+	caps       []ring.Capability
+	complaints struct {
+		sync.Mutex
+		last map[string]int64
+	}
+}
+
+// use is what the switches and the kernel together allow.
+type use struct {
+	udpSegment, udpGRO, tunOffload, mergeWrites, uso bool
+	packetRing                                       ring.PacketRing
+	maxSegments                                      int32 // datagrams of a run
+}
+
+// environment is how the forwarder gets its descriptors; tests put fakes here.
+type environment struct {
+	probe      func() []ring.Capability
+	openUDP    func(ring.UDPConfig) (ring.Socket, error)
+	openIPIP   func(ring.RawConfig) (ring.Socket, error)
+	openPacket func(ring.PacketConfig) (ring.Port, func() (ring.Stats, error), error)
+	createTUN  func(name string, mtu int, offload bool) (ring.Port, ring.Offload, error)
+	openHost   func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error)
+}
+
+// tunnelPorts is which UDP ports, and whether ipip, are tunnels here.
+type tunnelPorts struct {
+	set  atomic.Pointer[[1 << 10]uint64]
+	ipip atomic.Bool
+}
+
+func (t *tunnelPorts) has(port uint16) bool {
+	return t.set.Load()[port>>6]&(1<<(port&63)) != 0
+}
+
+func (t *tunnelPorts) store(endpoints map[endpointKey]*endpoint) {
+	var set [1 << 10]uint64
+	ipip := false
+	for k := range endpoints {
+		if k.kind == encap.KindIPIP {
+			ipip = true
+		} else {
+			set[k.port>>6] |= 1 << (k.port & 63)
+		}
+	}
+	t.set.Store(&set)
+	t.ipip.Store(ipip)
+}
+
+// New opens everything a forwarder needs: the host's TUN, sockets, memory. It
+// forwards nothing before Start. On an error nothing stays open.
+func New(s Settings) (*Forwarder, error) { return newForwarder(s, kernel()) }
+
+func newForwarder(s Settings, env environment) (f *Forwarder, err error) {
+	if err := s.fill(); err != nil {
+		return nil, err
+	}
+	f = &Forwarder{env: env, log: s.Log, started: time.Now(), address: s.Address, vni: s.VNI, settings: s,
+		flows: newFlowMemory(s.Workers), endpoints: map[endpointKey]*endpoint{}}
+	f.complaints.last = map[string]int64{}
+	f.hops.self, f.hops.host = &hop{kind: hopSelf}, &hop{kind: hopHost}
+	f.hops.noRoute, f.hops.noPod = &hop{kind: hopNoRoute}, &hop{kind: hopNoPod}
+	f.savePorts()
+	f.savePeers()
+	f.tunnelPorts.store(nil)
+	f.caps = env.probe()
+	if err := f.choose(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.close()
+		}
+	}()
+	for i := range s.Workers {
+		w, err := newWorker(f, i)
+		if err != nil {
+			return nil, fmt.Errorf("worker %d: %w", i, err)
+		}
+		f.workers = append(f.workers, w)
+	}
+	if err := f.openHost(); err != nil {
+		return nil, err
+	}
+	f.settle()
+	if err := f.publish(nil); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// found reports whether the probe found a capability.
+func (f *Forwarder) found(name string) bool {
+	for _, c := range f.caps {
+		if c.Name == name {
+			return c.Found
+		}
+	}
+	return false
+}
+
+// choose decides what is used, from the switches and what was found.
+func (f *Forwarder) choose() error {
+	o := f.settings.Offload
+	f.use = use{
+		udpSegment:  o.UDPSegment && f.found("udpSegment"),
+		udpGRO:      o.UDPGRO && f.found("udpGRO"),
+		tunOffload:  o.TUNOffload && f.found("tunOffload"),
+		mergeWrites: o.MergeWrites,
+		uso:         f.found("tunUSO"),
+		maxSegments: 1,
+	}
+	if f.use.udpSegment {
+		f.use.maxSegments = int32(min(ring.MaxSegments(), maxRunSegments))
+	}
+	switch o.PacketRing {
+	case "", "auto":
+		f.use.packetRing = ring.RecvMMsg
+		if f.found("packetV2") {
+			f.use.packetRing = ring.RingV2
+		}
+	case "v2":
+		f.use.packetRing = ring.RingV2
+	case "v3":
+		f.use.packetRing = ring.RingV3
+	case "off":
+		f.use.packetRing = ring.RecvMMsg
+	default:
+		return fmt.Errorf("offload.packetRing is %q, it can be auto, v2, v3 or off", o.PacketRing)
+	}
+	return nil
+}
+
+// openHost attaches one queue of the host's TUN to each worker.
+func (f *Forwarder) openHost() error {
+	s := &f.settings
+	queues, offload, err := f.env.openHost(s.HostDevice, s.PodMTU, s.Workers, f.use.tunOffload)
+	if err != nil {
+		return err
+	}
+	for i, q := range queues {
+		p := &port{spec: PortSpec{Device: s.HostDevice}, direction: Host, io: q, worker: i, mtu: s.PodMTU,
+			gso: offload&ring.OffloadTSO4 != 0, uso: offload&ring.OffloadUSO4 != 0}
+		f.hosts = append(f.hosts, p)
+		f.fds.add(fmt.Sprintf("host/%d", i), q.FD())
+	}
+	for i, w := range f.workers {
+		w.host = f.hosts[i]
+		for _, p := range f.hosts {
+			w.hostboxes = append(w.hostboxes, &outbox{port: p})
+		}
+		if err := w.poller.Add(w.host.io.FD(), tokenHost); err != nil {
+			return fmt.Errorf("poll %s: %w", s.HostDevice, err)
+		}
+	}
+	return nil
+}
+
+// settle makes what workers read of the settings.
+func (f *Forwarder) settle() {
+	s := &f.settings
+	l := &live{copyDSCP: s.CopyDSCP, clampMSS: s.ClampMSS, podMTU: s.PodMTU}
+	for _, a := range s.hostAddresses() {
+		switch {
+		case a.Is4() && !l.self4.IsValid():
+			l.self4 = a
+		case a.Is6() && !l.self6.IsValid():
+			l.self6 = a
+		}
+	}
+	f.live.Store(l)
+}
+
+// Start lets the workers run.
+func (f *Forwarder) Start() {
+	f.control.Lock()
+	defer f.control.Unlock()
+	if f.stopped || f.running.Swap(true) {
+		return
+	}
+	for _, w := range f.workers {
+		go w.run()
+	}
+}
+
+// Stop lets each worker finish the batch in its hands, then closes all
+// descriptors. Devices, routes and rules stay for a successor.
+func (f *Forwarder) Stop(ctx context.Context) error {
+	f.control.Lock()
+	defer f.control.Unlock()
+	if f.stopped {
+		return nil
+	}
+	f.stopped = true
+	if f.running.Load() {
+		f.onAll(func(w *worker) { w.stopping = true })
+		for _, w := range f.workers {
+			select {
+			case <-w.done:
+			case <-ctx.Done():
+				return fmt.Errorf("worker %d did not stop: %w", w.index, ctx.Err())
+			}
+		}
+		f.running.Store(false)
+	}
+	return f.close()
+}
+
+// close closes every descriptor. No worker runs.
+func (f *Forwarder) close() error {
+	var errs []error
+	for _, p := range f.ports {
+		errs = append(errs, f.closePort(p, false))
+	}
+	for _, p := range f.hosts {
+		f.fds.remove(p.io.FD())
+		errs = append(errs, p.io.Close())
+	}
+	for _, w := range f.workers {
+		for _, l := range w.lanes {
+			if l != nil {
+				l.close(f, w.index)
+			}
+		}
+		errs = append(errs, w.poller.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// onAll runs fn on every worker between two batches and waits: afterwards no
+// worker holds a View, or anything from one, that was replaced before.
+func (f *Forwarder) onAll(fn func(*worker)) {
+	for _, w := range f.workers {
+		w.do(func(w *worker) error { fn(w); return nil })
+	}
+}
+
+func (f *Forwarder) onWorker(i int, fn func(*worker) error) error { return f.workers[i].do(fn) }
+
+func (f *Forwarder) savePeers() {
+	list := make([]*peer, 0, len(f.peers))
+	for _, p := range f.peers {
+		list = append(list, p)
+	}
+	f.peerList.Store(&list)
+}
+
+// Capability is one mechanism: whether the kernel has it, whether it is used, and why not.
+type Capability struct {
+	Name, Needs string
+	Found, Used bool
+	Detail      string
+}
+
+// Capabilities lists what was probed and chosen.
+func (f *Forwarder) Capabilities() []Capability {
+	used := map[string]bool{
+		"tun": true, "packetVnetHdr": true, "packetIgnoreOutgoing": true, "packetQdiscBypass": true,
+		"tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
+		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3,
+		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1,
+	}
+	var cs []Capability
+	for _, c := range f.caps {
+		cs = append(cs, Capability{c.Name, c.Needs, c.Found, used[c.Name] && c.Found, c.Detail})
+	}
+	return cs
+}
+
+// Progress tells a watchdog how each worker is doing: its turns so far, and
+// whether it waits for packets. One that does neither move nor wait is stuck.
+func (f *Forwarder) Progress() (turns []uint64, waiting []bool) {
+	for _, w := range f.workers {
+		turns = append(turns, w.progress.Load())
+		waiting = append(waiting, w.asleep.Load())
+	}
+	return turns, waiting
+}
+
+// Counters sums what the workers have published.
+func (f *Forwarder) Counters() Counters {
+	c := Counters{Received: map[string]uint64{}, Generated: map[string]uint64{}, Forwarded: map[ForwardedKey]Volume{}, Dropped: map[string]uint64{}}
+	encaps := [encapKinds]string{encap.KindUDP.String(), encap.KindVXLAN.String(), encap.KindIPIP.String(), "none"}
+	for _, w := range f.workers {
+		l := &w.ledger
+		for d := range l.received {
+			c.Received[Direction(d).String()] += l.received[d].Load()
+			for e := range l.forwarded[d] {
+				v := Volume{l.forwarded[d][e].packets.Load(), l.forwarded[d][e].bytes.Load()}
+				if (Direction(d) == Wire) == (e == encapNone) {
+					continue // the wire has an encapsulation, pods and the host have none
+				}
+				k := ForwardedKey{Direction(d).String(), encaps[e]}
+				sum := c.Forwarded[k]
+				c.Forwarded[k] = Volume{sum.Packets + v.Packets, sum.Bytes + v.Bytes}
+			}
+		}
+		for g := range l.generated {
+			c.Generated[Generated(g).String()] += l.generated[g].Load()
+		}
+		for _, r := range Reasons() {
+			c.Dropped[r.String()] += l.dropped[r].Load()
+		}
+		c.Sends += l.sends.Load()
+		c.Runs += l.runs.Load()
+		c.Writes += l.writes.Load()
+		c.Merged += l.merged.Load()
+		c.Segmented += l.segmented.Load()
+	}
+	now := time.Now().Unix()
+	for _, p := range *f.peerList.Load() {
+		c.Peers = append(c.Peers, PeerCounters{Name: p.spec.Name, Address: p.spec.Address.String(), Sent: p.state.sent.load(),
+			Got: p.state.got.load(), Dropped: p.state.dropped.Load(), MTU: p.innerMTU(now), LastSeen: p.state.lastSeen.Load()})
+	}
+	for _, p := range *f.portList.Load() {
+		c.Ports = append(c.Ports, p.counters())
+	}
+	return c
+}

@@ -1,0 +1,61 @@
+package forwarder
+
+import (
+	"fmt"
+
+	"github.com/penstock-net/penstock/ring"
+)
+
+// kernel is the environment of real descriptors.
+func kernel() environment {
+	return environment{
+		probe:    ring.Probe,
+		openUDP:  func(c ring.UDPConfig) (ring.Socket, error) { return ring.OpenUDP(c) },
+		openIPIP: func(c ring.RawConfig) (ring.Socket, error) { return ring.OpenIPIP(c) },
+		openPacket: func(c ring.PacketConfig) (ring.Port, func() (ring.Stats, error), error) {
+			s, err := ring.OpenPacket(c)
+			if err != nil {
+				return nil, nil, err
+			}
+			return s, s.Stats, nil
+		},
+		createTUN: func(name string, mtu int, offload bool) (ring.Port, ring.Offload, error) {
+			ports, o, err := openTUN(ring.TUNConfig{Name: name, Queues: 1, Persistent: true, MTU: mtu}, offload)
+			if err != nil {
+				return nil, 0, err
+			}
+			return ports[0], o, nil
+		},
+		openHost: func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error) {
+			return openTUN(ring.TUNConfig{Name: name, Queues: queues, Persistent: true, MTU: mtu}, offload)
+		},
+	}
+}
+
+// openTUN makes or finds a TUN and says which offloads its queues took.
+func openTUN(cfg ring.TUNConfig, offload bool) ([]ring.Port, ring.Offload, error) {
+	qs, err := ring.CreateTUN(cfg)
+	if err != nil {
+		return nil, 0, err
+	}
+	var ports []ring.Port
+	var taken ring.Offload
+	for _, q := range qs {
+		ports = append(ports, q)
+		if offload {
+			taken, err = q.NegotiateOffload()
+		} else {
+			err = q.SetOffload(0)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err != nil {
+		for _, q := range qs {
+			q.Close()
+		}
+		return nil, 0, fmt.Errorf("set the offloads of %s: %w", cfg.Name, err)
+	}
+	return ports, taken, nil
+}

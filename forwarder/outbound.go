@@ -1,0 +1,286 @@
+package forwarder
+
+import (
+	"encoding/binary"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// frame is the one packet that the worker has in its hand.
+type frame struct {
+	mem []byte       // lent: room in front, then the IP packet, exactly to its end
+	at  int          // where in mem the IP packet begins
+	v   encap.Virtio // offsets from the IP header on
+	p   encap.Packet
+	in  *port // where it was read; nil from the wire and for our own
+	by  *peer // who sent it over the wire; else nil
+}
+
+func (f *frame) ip() []byte { return f.mem[f.at:] }
+
+// outbound takes a batch that was read from a port through all decisions:
+//
+//	link header → parse → anti-spoof → route → TTL → MTU → transmit or deliver
+//
+// The frames are lent until the flush that follows it.
+func (w *worker) outbound(in *port, frames []ring.Frame) {
+	w.tally.received[in.direction] += uint64(len(frames))
+	in.lastSeen.Store(w.now)
+	bytes, before := 0, w.tally.drops()
+	for i := range frames {
+		bytes += w.outboundFrame(in, &frames[i])
+	}
+	if in.direction == Pod {
+		in.sent.packets.Add(uint64(len(frames)))
+		in.sent.bytes.Add(uint64(bytes))
+		in.dropped.Add(w.tally.drops() - before)
+	}
+}
+
+// outboundFrame ends with the frame sent, delivered, handed over or dropped; it
+// returns the length of its IP packet.
+func (w *worker) outboundFrame(in *port, r *ring.Frame) int {
+	if r.Truncated {
+		w.drop(DropTruncated)
+		return 0
+	}
+	f := &w.frame
+	*f = frame{mem: r.Mem, at: r.Start, v: encap.Virtio(r.Virtio), in: in}
+	if in.link != 0 && !w.ethernet(in, f, r.VLAN) {
+		return 0
+	}
+	if fault := encap.Parse(f.ip(), &f.p); fault != encap.OK {
+		w.drop(faultReason[fault])
+		return 0
+	}
+	f.mem = f.mem[:f.at+f.p.Len] // Ethernet pads short packets
+	if in.link != 0 && (f.p.Version == 6) != (etherType(f) == encap.EtherTypeIPv6) {
+		w.drop(DropBadVersion)
+		return f.p.Len
+	}
+	if fault := f.v.Check(f.ip(), &f.p); fault != encap.OK {
+		w.drop(faultReason[fault])
+		return f.p.Len
+	}
+	if in.direction == Pod && !w.fromPod(in, f) {
+		return f.p.Len
+	}
+	if f.p.Dst.IsMulticast() || f.p.Dst == broadcast4 {
+		w.drop(DropMulticast)
+		return f.p.Len
+	}
+	w.route(f)
+	return f.p.Len
+}
+
+// ethernet takes the link header off and answers ARP.
+func (w *worker) ethernet(in *port, f *frame, vlan bool) bool {
+	eth := f.mem[f.at:]
+	if len(eth) < encap.EthernetLen {
+		w.drop(DropShort)
+		return false
+	}
+	switch binary.BigEndian.Uint16(eth[12:]) {
+	case encap.EtherTypeIPv4, encap.EtherTypeIPv6:
+		if vlan {
+			w.drop(DropNotIP)
+			return false
+		}
+	case encap.EtherTypeARP:
+		w.answerARP(in, eth)
+		return false
+	default:
+		w.drop(DropNotIP)
+		return false
+	}
+	if f.v.Flags&encap.NeedsCsum != 0 && f.v.CsumStart < encap.EthernetLen {
+		w.drop(DropBadVirtio)
+		return false
+	}
+	f.v.CsumStart -= encap.EthernetLen
+	f.v.HdrLen -= min(f.v.HdrLen, encap.EthernetLen)
+	f.at += encap.EthernetLen
+	return true
+}
+
+// etherType reads the type in front of the IP header of a frame with a link header.
+func etherType(f *frame) uint16 { return binary.BigEndian.Uint16(f.mem[f.at-2:]) }
+
+// fromPod applies what holds for packets from pods alone.
+func (w *worker) fromPod(in *port, f *frame) bool {
+	switch f.p.Proto {
+	case encap.ProtoICMPv6:
+		if f.p.Version == 6 && f.p.Frag == encap.NotFrag {
+			switch f.ip()[f.p.L4] {
+			case icmp6Solicit:
+				if w.answerND(in, f) {
+					return false
+				}
+			case icmp6RouterAdvert, icmp6Redirect:
+				w.drop(DropRouterAdvert)
+				return false
+			}
+		}
+	case encap.ProtoICMP:
+		if f.p.Version == 4 && f.p.Frag == encap.NotFrag && f.ip()[f.p.L4] == icmp4Redirect {
+			w.drop(DropRouterAdvert)
+			return false
+		}
+	}
+	if f.p.Dst.IsMulticast() || f.p.Dst == broadcast4 {
+		w.drop(DropMulticast)
+		return false
+	}
+	for _, a := range in.addresses {
+		if f.p.Src == a {
+			w.learnMAC(in, f)
+			return true
+		}
+	}
+	w.drop(DropSpoofed)
+	return false
+}
+
+// learnMAC notes the pod's MAC, which plugins may change under way.
+func (w *worker) learnMAC(in *port, f *frame) {
+	if in.link == 0 {
+		return
+	}
+	src := encap.MAC(f.mem[f.at-8 : f.at-2])
+	if m := packMAC(src); m != in.mac.Load() && !src.IsMulticast() && m != 0 {
+		in.mac.Store(m)
+	}
+}
+
+// route decides where a packet that a port or we ourselves sent goes.
+func (w *worker) route(f *frame) {
+	if w.tunnelLoop(&f.p) {
+		w.drop(DropTunnelLoop)
+		return
+	}
+	fromHost := f.in != nil && f.in.direction == Host
+	if fromHost && w.f.flows.enabled.Load() && !w.rememberFlow(f) {
+		w.drop(DropFlowsFull)
+		return
+	}
+	h := w.network.Route(f.p.Dst)
+	if h == nil {
+		h = w.f.hops.noRoute
+	}
+	switch h.kind {
+	case hopPort:
+		if !fromHost && h.port.translated.Load() && w.f.flows.isAnswer(f.ip(), &f.p) {
+			w.toHost(f)
+			return
+		}
+		w.toPort(f, h.port)
+	case hopPeer:
+		w.toPeer(f, h.peer)
+	case hopSelf, hopHost:
+		if fromHost {
+			// The host's routes sent it to us and ours would send it back.
+			w.refuse(f, DropNoRoute, encap.NetUnreachable)
+			return
+		}
+		w.toHost(f)
+	case hopNoPod:
+		w.refuse(f, DropNoPod, encap.HostUnreachable)
+	default:
+		w.refuse(f, DropNoRoute, encap.NetUnreachable)
+	}
+}
+
+// rememberFlow notes a flow that the host has sent on in the name of a local
+// pod: its answers must go through the host again. False: no room.
+func (w *worker) rememberFlow(f *frame) bool {
+	h := w.network.Route(f.p.Src)
+	if h == nil || h.kind != hopPort {
+		return true
+	}
+	if !w.f.flows.remember(w.index, f.ip(), &f.p) {
+		return false
+	}
+	if !h.port.translated.Load() {
+		h.port.translated.Store(true)
+	}
+	return true
+}
+
+// tunnelLoop reports a packet that is, or would become, our encapsulation
+// inside itself: addressed to a tunnel port or protocol of any node.
+func (w *worker) tunnelLoop(p *encap.Packet) bool {
+	switch p.Proto {
+	case encap.ProtoUDP:
+		if !w.f.tunnelPorts.has(p.DstPort) {
+			return false
+		}
+	case encap.ProtoIPIP, encap.ProtoIPv6:
+		if !w.f.tunnelPorts.ipip.Load() {
+			return false
+		}
+	default:
+		return false
+	}
+	return p.Dst == w.f.address || w.view.Peer(p.Dst) != nil
+}
+
+// forwarded applies a router's duties to a packet on its way from one pod on:
+// the TTL. The host has lowered it already for what it forwards, and is the
+// origin of the rest; our own packets start with a fresh one.
+func (w *worker) forwarded(f *frame) bool {
+	if (f.in != nil && f.in.direction == Host) || (f.in == nil && f.by == nil) {
+		return true
+	}
+	if f.p.TTL <= 1 {
+		w.refuse(f, DropTTLExpired, encap.TimeExceeded)
+		return false
+	}
+	encap.DecrementTTL(f.ip(), &f.p)
+	return true
+}
+
+// packetSize is the largest IP packet that the frame becomes when it is cut.
+func packetSize(f *frame) int {
+	if f.v.IsGSO() {
+		return encap.HeaderLen(f.ip(), &f.p) + int(f.v.GSOSize)
+	}
+	return f.p.Len
+}
+
+// toPeer sends f over the wire.
+func (w *worker) toPeer(f *frame, p *peer) {
+	if !w.forwarded(f) {
+		return
+	}
+	mtu := p.innerMTU(w.now)
+	if w.live.clampMSS && f.p.Proto == encap.ProtoTCP {
+		encap.ClampMSS(f.ip(), &f.p, f.v, mtu)
+	}
+	switch {
+	case packetSize(f) > mtu:
+		w.tooBig(f, mtu, &destination{peer: p})
+	case f.v.IsGSO():
+		w.transmitSegments(f, p)
+	default:
+		w.transmit(f, p)
+	}
+}
+
+// toPort delivers f to a pod of this node.
+func (w *worker) toPort(f *frame, p *port) {
+	if !w.forwarded(f) {
+		return
+	}
+	if packetSize(f) > p.mtu {
+		w.tooBig(f, p.mtu, &destination{port: p})
+		return
+	}
+	w.deliver(f, w.outboxes[p.index], Pod)
+}
+
+// toHost hands f to the host's stack, which routes it on as it likes. The
+// queue is that of the flow: the kernel answers on the queue last written.
+func (w *worker) toHost(f *frame) {
+	w.deliver(f, w.hostboxes[int(f.p.Hash)%len(w.hostboxes)], Host)
+}

@@ -1,0 +1,330 @@
+package forwarder
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+	"github.com/penstock-net/penstock/table"
+)
+
+// The ways to attach a pod that the forwarder reads directly.
+const (
+	AttachVeth = "veth" // AF_PACKET on the host end of the pod's veth
+	AttachTUN  = "tun"  // a TUN queue, whose device the caller moves into the pod
+)
+
+// GatewayMAC is the MAC of the gateway as every veth pod sees it, and of the
+// host end of its veth.
+var GatewayMAC = encap.MAC{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}
+
+// The gateway's addresses as every pod sees them; the forwarder answers for them.
+var (
+	Gateway4 = netip.AddrFrom4([4]byte{169, 254, 1, 1})
+	Gateway6 = netip.MustParseAddr("fe80::1")
+)
+
+// PortSpec says what to attach. Container and Interface are its key.
+type PortSpec struct {
+	Container, Interface string
+	Attach               string       // AttachVeth or AttachTUN
+	Device               string       // veth: the host end, which exists; tun: the TUN to make
+	MAC                  string       // veth: the pod's; empty: learned from its first frame
+	Addresses            []netip.Addr // the pod's own
+	MTU                  int          // 0: Settings.PodMTU
+}
+
+// PortInfo is an attached port.
+type PortInfo struct {
+	PortSpec
+	Worker int
+	PortCounters
+}
+
+// port is where a pod, or the host, is attached. One worker reads it; any
+// worker writes to it. Immutable but for the atomics.
+type port struct {
+	index     int
+	spec      PortSpec
+	addresses []netip.Addr
+	direction Direction // Pod or Host
+	io        ring.Port
+	stats     func() (ring.Stats, error) // nil where the kernel has none
+	link      int                        // bytes of link header: 14 or 0
+	worker    int
+	mtu       int
+	gso, uso  bool // takes TCP superframes; takes UDP ones
+	buffer    int64
+	hop       *hop
+
+	mac        atomic.Uint64 // the pod's, in the low 48 bits; 0: not known yet
+	translated atomic.Bool   // the host has translated flows of this pod: look into the flow memory
+	sent, got  volume
+	dropped    atomic.Uint64
+	lastSeen   atomic.Int64 // Unix seconds of the last frame from the pod
+}
+
+func (p *port) info() PortInfo {
+	i := PortInfo{PortSpec: p.spec, Worker: p.worker, PortCounters: p.counters()}
+	if m := p.mac.Load(); m != 0 {
+		i.MAC = unpackMAC(m).String()
+	}
+	i.PortSpec.MTU = p.mtu
+	return i
+}
+
+func (p *port) counters() PortCounters {
+	c := PortCounters{Container: p.spec.Container, Interface: p.spec.Interface, Device: p.spec.Device,
+		Sent: p.sent.load(), Got: p.got.load(), Dropped: p.dropped.Load(), LastSeen: p.lastSeen.Load()}
+	if p.stats != nil {
+		if s, err := p.stats(); err == nil {
+			c.RingDrops = s.Dropped
+		}
+	}
+	return c
+}
+
+func packMAC(m encap.MAC) uint64 {
+	return uint64(m[0])<<40 | uint64(m[1])<<32 | uint64(m[2])<<24 | uint64(m[3])<<16 | uint64(m[4])<<8 | uint64(m[5])
+}
+
+func unpackMAC(v uint64) encap.MAC {
+	return encap.MAC{byte(v >> 40), byte(v >> 32), byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}
+}
+
+// minPortBuffer is the least ring and socket buffer that a veth port works with.
+const minPortBuffer = 512 << 10
+
+// Attach connects a pod. Attaching the same again is fine; the same key with
+// another spec, or an address that is taken, is an error. On an error nothing
+// has changed.
+func (f *Forwarder) Attach(spec PortSpec) (PortInfo, error) {
+	f.control.Lock()
+	defer f.control.Unlock()
+	if old := f.findPort(spec.Container, spec.Interface); old != nil {
+		if sameSpec(old.spec, spec) {
+			return old.info(), nil
+		}
+		return PortInfo{}, fmt.Errorf("%s/%s is attached already with another device, address or MTU: detach it first", spec.Container, spec.Interface)
+	}
+	p, err := f.newPort(spec)
+	if err != nil {
+		return PortInfo{}, err
+	}
+	if err := f.openPort(p); err != nil {
+		return PortInfo{}, err
+	}
+	p.index = f.portSlots.take()
+	f.onAll(func(w *worker) { w.growOutboxes(f.portSlots.size()); w.outboxes[p.index].port = p })
+	undo := func() {
+		f.onAll(func(w *worker) { w.outboxes[p.index].port = nil })
+		f.portSlots.give(p.index)
+		f.closePort(p, true)
+	}
+	if err := f.onWorker(p.worker, func(w *worker) error { return w.addPort(p) }); err != nil {
+		undo()
+		return PortInfo{}, fmt.Errorf("poll %s: %w", p.spec.Device, err)
+	}
+	err = f.table.Update(func(x *table.Txn[hop]) error {
+		n := x.Network(f.settings.VNI)
+		for _, a := range p.addresses {
+			n.SetRoute(netip.PrefixFrom(a, a.BitLen()), p.hop)
+		}
+		return nil
+	})
+	if err != nil {
+		f.onWorker(p.worker, func(w *worker) error { w.removePort(p); return nil })
+		undo()
+		return PortInfo{}, err
+	}
+	f.ports = append(f.ports, p)
+	f.savePorts()
+	return p.info(), nil
+}
+
+// Detach disconnects a pod; it is nil if there is none. A TUN that Attach made
+// vanishes with it, a veth stays.
+func (f *Forwarder) Detach(container, iface string) error {
+	f.control.Lock()
+	defer f.control.Unlock()
+	p := f.findPort(container, iface)
+	if p == nil {
+		return nil
+	}
+	err := f.table.Update(func(x *table.Txn[hop]) error {
+		n := x.Network(f.settings.VNI)
+		for _, a := range p.addresses {
+			n.DeleteRoute(netip.PrefixFrom(a, a.BitLen()))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	f.onWorker(p.worker, func(w *worker) error { w.removePort(p); return nil })
+	// After this no worker holds a View, an outbox or a merge that names the port.
+	f.onAll(func(w *worker) { w.outboxes[p.index].port = nil })
+	f.ports = slices.DeleteFunc(f.ports, func(q *port) bool { return q == p })
+	f.savePorts()
+	f.portSlots.give(p.index)
+	return f.closePort(p, true)
+}
+
+// Ports lists the attached pods.
+func (f *Forwarder) Ports() []PortInfo {
+	var infos []PortInfo
+	for _, p := range *f.portList.Load() {
+		infos = append(infos, p.info())
+	}
+	return infos
+}
+
+func (f *Forwarder) savePorts() {
+	list := slices.Clone(f.ports)
+	f.portList.Store(&list)
+}
+
+func (f *Forwarder) findPort(container, iface string) *port {
+	for _, p := range f.ports {
+		if p.spec.Container == container && p.spec.Interface == iface {
+			return p
+		}
+	}
+	return nil
+}
+
+func sameSpec(a, b PortSpec) bool {
+	return a.Attach == b.Attach && a.Device == b.Device && a.MTU == b.MTU && slices.Equal(a.Addresses, b.Addresses) && (b.MAC == "" || strings.EqualFold(a.MAC, b.MAC))
+}
+
+// newPort checks the spec and fills a port, without opening anything.
+func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
+	s := &f.settings
+	p := &port{spec: spec, direction: Pod, mtu: spec.MTU}
+	p.hop = &hop{kind: hopPort, port: p}
+	what := spec.Container + "/" + spec.Interface
+	if spec.Container == "" || spec.Interface == "" || spec.Device == "" {
+		return nil, fmt.Errorf("attach needs a container, an interface and a device name")
+	}
+	if spec.Attach != AttachVeth && spec.Attach != AttachTUN {
+		return nil, fmt.Errorf("%s: attach is %q, it can be %q or %q", what, spec.Attach, AttachVeth, AttachTUN)
+	}
+	if len(spec.Addresses) == 0 {
+		return nil, fmt.Errorf("%s has no address: give at least one of node.podCIDRs", what)
+	}
+	if p.mtu == 0 {
+		p.mtu = s.PodMTU
+	}
+	if p.mtu < 68 || p.mtu > 65535 {
+		return nil, fmt.Errorf("%s: MTU %d is impossible: use %d or less", what, p.mtu, s.PodMTU)
+	}
+	for _, a := range spec.Addresses {
+		a = a.Unmap()
+		switch {
+		case !slices.ContainsFunc(s.PodCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }):
+			return nil, fmt.Errorf("%s: address %s is in none of this node's pod CIDRs %s", what, a, s.PodCIDRs)
+		case slices.Contains(s.hostAddresses(), a):
+			return nil, fmt.Errorf("%s: address %s is the host's own: use another", what, a)
+		case a.Is6() && p.mtu < 1280:
+			return nil, fmt.Errorf("%s: IPv6 needs an MTU of at least 1280, not %d", what, p.mtu)
+		case slices.Contains(p.addresses, a):
+			return nil, fmt.Errorf("%s: address %s is given twice", what, a)
+		}
+		for _, o := range f.ports {
+			if slices.Contains(o.addresses, a) {
+				return nil, fmt.Errorf("%s: address %s belongs to %s/%s already", what, a, o.spec.Container, o.spec.Interface)
+			}
+		}
+		p.addresses = append(p.addresses, a)
+	}
+	for _, o := range f.ports {
+		if o.spec.Device == spec.Device {
+			return nil, fmt.Errorf("%s: device %s is attached already for %s/%s", what, spec.Device, o.spec.Container, o.spec.Interface)
+		}
+	}
+	if spec.MAC != "" {
+		m, err := net.ParseMAC(spec.MAC)
+		if err != nil || len(m) != 6 || m[0]&1 != 0 {
+			return nil, fmt.Errorf("%s: %q is no unicast Ethernet address", what, spec.MAC)
+		}
+		p.mac.Store(packMAC(encap.MAC(m)))
+	}
+	load := make([]int, len(f.workers))
+	for _, o := range f.ports {
+		load[o.worker]++
+	}
+	for w := range load {
+		if load[w] < load[p.worker] {
+			p.worker = w
+		}
+	}
+	// Answers to flows that were translated before this pod was (re)attached.
+	p.translated.Store(f.flows.size() > 0)
+	return p, nil
+}
+
+// openPort opens the port's device.
+func (f *Forwarder) openPort(p *port) error {
+	s := &f.settings
+	if p.spec.Attach == AttachTUN {
+		io, offload, err := f.env.createTUN(p.spec.Device, p.mtu, f.use.tunOffload)
+		if err != nil {
+			return err
+		}
+		p.io, p.gso, p.uso = io, offload&ring.OffloadTSO4 != 0, offload&ring.OffloadUSO4 != 0
+	} else {
+		used := int64(0)
+		for _, o := range f.ports {
+			used += o.buffer
+		}
+		p.buffer = min(s.PodBuffer, s.TotalBuffer-used)
+		if p.buffer < minPortBuffer {
+			return fmt.Errorf("%s/%s: no packet buffer left, limits.totalBuffer %d bytes are taken by %d pods: raise it or lower limits.podBuffer",
+				p.spec.Container, p.spec.Interface, s.TotalBuffer, len(f.ports))
+		}
+		cfg := ring.PacketConfig{Device: p.spec.Device, Ring: f.use.packetRing, RecvBuffer: int(p.buffer), SendBuffer: sendBuffer}
+		if cfg.Ring != ring.RecvMMsg {
+			cfg.RecvBuffer -= ringBytes
+		}
+		io, stats, err := f.env.openPacket(cfg)
+		if err != nil {
+			return err
+		}
+		p.io, p.stats, p.link, p.gso, p.uso = io, stats, encap.EthernetLen, true, f.use.uso
+	}
+	f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
+	return nil
+}
+
+// ringBytes is what the default ring of a port takes out of its buffer: 128 slots of 2 KiB.
+const ringBytes = 128 * 2048
+
+// closePort closes the descriptor; with remove, a TUN's device goes too.
+func (f *Forwarder) closePort(p *port, remove bool) error {
+	f.fds.remove(p.io.FD())
+	if q, ok := p.io.(interface{ SetPersist(bool) error }); ok && remove {
+		if err := q.SetPersist(false); err != nil {
+			f.settings.Log.Warn("the pod's TUN may stay behind", "device", p.spec.Device, "error", err)
+		}
+	}
+	return p.io.Close()
+}
+
+// ownPodAddress reports whether a lies in this node's pod CIDRs.
+func (f *Forwarder) ownPodAddress(a netip.Addr) bool {
+	n := f.table.Load().Network(f.vni)
+	h := n.Route(a)
+	return h != nil && (h.kind == hopPort || h.kind == hopNoPod)
+}
+
+// flagTranslated marks the port of a so that workers look into the flow memory.
+func (f *Forwarder) flagTranslated(a netip.Addr) {
+	if h := f.table.Load().Network(f.vni).Route(a); h != nil && h.kind == hopPort {
+		h.port.translated.Store(true)
+	}
+}

@@ -1,0 +1,132 @@
+package forwarder
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"slices"
+
+	"github.com/penstock-net/penstock/encap"
+)
+
+// Settings is all that a forwarder must know. New takes a copy.
+type Settings struct {
+	Name     string
+	Address  netip.Addr     // this node's underlay address
+	PodCIDRs []netip.Prefix // this node's; the first address of each is the host's (penstock0)
+	Cluster  []netip.Prefix // all pods of the cluster
+
+	Encap       encap.Kind
+	Port        uint16 // UDP port of udp and vxlan
+	VNI         uint32
+	PodMTU      int // largest IP packet a pod sends; what the host's TUN has too
+	UnderlayMTU int // largest IP packet between nodes
+
+	SourcePorts int // vxlan: outer source ports a worker; 0: DefaultSourcePorts
+	CopyDSCP    bool
+	ClampMSS    bool
+
+	Workers    int    // 0: one per core
+	HostDevice string // the node's TUN, made before New with Workers queues' worth of multi-queue
+
+	Offload     Offload
+	PodBuffer   int64 // bytes a pod's ring and socket buffer may take together
+	TotalBuffer int64 // the same for all pods
+	Log         *slog.Logger
+}
+
+// Offload switches the mechanisms of docs/architecture.md on and off. True means: where the
+// kernel has it.
+type Offload struct {
+	TunnelGSO   bool // hand whole encapsulated superframes to a TAP
+	UDPSegment  bool // runs: many datagrams in one send
+	UDPGRO      bool // many datagrams in one receive
+	TUNOffload  bool // superframes and partial checksums on TUN devices
+	MergeWrites bool // neighbouring segments of a flow in one write to the pod
+	PacketRing  string
+}
+
+// DefaultSourcePorts is how many outer source ports a worker spreads vxlan
+// flows over if not told: one makes the longest runs.
+const DefaultSourcePorts = 1
+
+const maxSourcePorts = 8
+
+func (s *Settings) fill() error {
+	if s.Workers <= 0 {
+		s.Workers = runtime.NumCPU()
+	}
+	if s.SourcePorts <= 0 {
+		s.SourcePorts = DefaultSourcePorts
+	}
+	s.SourcePorts = min(s.SourcePorts, maxSourcePorts)
+	if s.Log == nil {
+		s.Log = slog.Default()
+	}
+	s.Address = s.Address.Unmap()
+	if !s.Address.IsValid() {
+		return fmt.Errorf("the forwarder has no underlay address: set node.address")
+	}
+	if s.Encap == encap.KindIPIP && s.Address.Is6() {
+		return fmt.Errorf("ipip needs an IPv4 underlay, node.address is %s: use udp or vxlan", s.Address)
+	}
+	if s.PodMTU <= 0 {
+		s.PodMTU = encap.PodMTU(s.UnderlayMTU, s.Encap, s.Address.Is6())
+	}
+	return nil
+}
+
+// hostAddresses are the first addresses of the pod CIDRs: this host's own among pods.
+func (s *Settings) hostAddresses() []netip.Addr {
+	var as []netip.Addr
+	for _, c := range s.PodCIDRs {
+		as = append(as, c.Masked().Addr())
+	}
+	return as
+}
+
+// Reconfigure changes what may change while packets flow; everything else
+// must be as it is, or nothing changes and the error names the setting.
+func (f *Forwarder) Reconfigure(next Settings) error {
+	if err := next.fill(); err != nil {
+		return err
+	}
+	f.control.Lock()
+	defer f.control.Unlock()
+	old := f.settings
+	for _, fixed := range []struct {
+		key  string
+		same bool
+	}{
+		{"node.address", next.Address == old.Address},
+		{"encap.type", next.Encap == old.Encap},
+		{"encap.port", next.Port == old.Port},
+		{"encap.vni", next.VNI == old.VNI},
+		{"encap.sourcePorts", next.SourcePorts == old.SourcePorts},
+		{"workers", next.Workers == old.Workers},
+		{"host.device", next.HostDevice == old.HostDevice},
+		{"offload", next.Offload == old.Offload},
+		{"limits", next.PodBuffer == old.PodBuffer && next.TotalBuffer == old.TotalBuffer},
+	} {
+		if !fixed.same {
+			return fmt.Errorf("%s cannot change while the daemon runs: restart it", fixed.key)
+		}
+	}
+	for _, p := range f.ports {
+		for _, a := range p.addresses {
+			if !slices.ContainsFunc(next.PodCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
+				return fmt.Errorf("node.podCIDRs would no longer contain %s of %s/%s: detach the pod first", a, p.spec.Container, p.spec.Interface)
+			}
+		}
+	}
+	next.Log = old.Log
+	f.settings = next
+	f.settle()
+	if err := f.publish(f.feedPeers); err != nil {
+		f.settings = old
+		f.settle()
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,346 @@
+package forwarder
+
+import (
+	"syscall"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// What leaves for a peer goes through here: frames become datagrams, datagrams
+// of one peer, source port, TOS and size become a run, which is one send with
+// UDP_SEGMENT, and all runs of a socket go out in few sendmmsg.
+//
+//	frame ─▶ append ─▶ run (open) ─┬─▶ egress (a socket's runs, in order) ─▶ sendmmsg
+//	                   run (closed)┘
+//
+// Order: datagrams of a flow have one socket, and a socket's runs leave in the
+// order in which they were begun. A run that a shorter datagram has ended, or
+// that another size follows, never takes another datagram.
+
+const (
+	maxRunSegments = 128
+	// maxRunBytes: IP_MAX_MTU is 65,520 (net/ipv4/ip_output.c), less IP and UDP headers.
+	maxRunBytes = 65400
+	maxMessages = 256
+	maxIovecs   = 4096
+
+	arenaPieces = 4096
+	arenaRuns   = 1024
+)
+
+// piece is a span of lent bytes in a list.
+type piece struct {
+	b    []byte
+	next int32
+}
+
+// run is consecutive datagrams to one peer, equal in size but for a shorter
+// last one. With count 1 it is a plain datagram.
+type run struct {
+	peer        *peer
+	first, last int32 // pieces
+	next        int32 // run of the same egress
+	count       int32 // datagrams
+	bytes       int32
+	segment     int32 // bytes of every datagram but the last
+	tos         uint8
+	closed      bool
+	continues   bool  // its first frame began in the run before
+	unfinished  bool  // its last frame ends in the run after
+	frames      int32 // frames that end in it
+	inner       int32 // bytes of these frames' IP packets
+}
+
+// arena is where a batch's runs, deliveries and their pieces stand.
+type arena struct {
+	pieces     []piece
+	runs       []run
+	deliveries []delivery
+	generation uint32 // of reset: tells whether an index is of this batch
+}
+
+func newArena() arena {
+	return arena{pieces: make([]piece, 0, arenaPieces), runs: make([]run, 0, arenaRuns), deliveries: make([]delivery, 0, arenaRuns), generation: 1}
+}
+
+func (a *arena) reset() {
+	a.pieces, a.runs, a.deliveries = a.pieces[:0], a.runs[:0], a.deliveries[:0]
+	a.generation++
+}
+
+// chain appends b to the list that ends at last (-1: a new list); it returns b's place.
+func (a *arena) chain(last int32, b []byte) int32 {
+	i := int32(len(a.pieces))
+	a.pieces = append(a.pieces, piece{b, -1})
+	if last >= 0 {
+		a.pieces[last].next = i
+	}
+	return i
+}
+
+// makeRoom makes sure that one more datagram or write fits the arena. Call it
+// before scratch is taken: a flush gives scratch back.
+func (w *worker) makeRoom() {
+	a := &w.arena
+	if cap(a.pieces)-len(a.pieces) < 4 || cap(a.runs)-len(a.runs) < 2 || cap(a.deliveries)-len(a.deliveries) < 2 {
+		w.flush()
+	}
+}
+
+// egress is a socket and the runs that wait to leave by it, in order.
+type egress struct {
+	sock        ring.Socket
+	index       int // in its lane
+	first, last int32
+	queued      bool
+	broken      bool // the frame that the next run continues has lost a piece
+}
+
+func newEgress(s ring.Socket, index int) *egress {
+	return &egress{sock: s, index: index, first: -1, last: -1}
+}
+
+// transmit is one worker's way to one peer: which run is open on each of the
+// lane's sockets.
+type transmit struct {
+	open       [maxSourcePorts]int32
+	generation [maxSourcePorts]uint32 // of the arena; another one: none is open
+	unfinished bool                   // the last datagram did not end its frame
+}
+
+// egressOf is the socket by which a flow leaves for p: always the same one.
+func (w *worker) egressOf(p *peer, pkt *encap.Packet) *egress {
+	l := w.lanes[p.endpoint]
+	switch {
+	case p.kind == encap.KindIPIP && pkt.Version == 6:
+		return l.egress[laneInner6]
+	case p.kind == encap.KindIPIP || len(l.egress) == 1:
+		return l.egress[0]
+	}
+	return l.egress[int(pkt.Hash>>16)%len(l.egress)]
+}
+
+// transmit encapsulates a frame that is one packet: the header goes into the
+// room in front of it.
+func (w *worker) transmit(f *frame, p *peer) {
+	w.makeRoom()
+	encap.Complete(f.ip(), &f.p, &f.v)
+	at := f.at - p.header.Len()
+	p.header.Put(f.mem[at:], f.p.Version == 6)
+	w.append(p, w.egressOf(p, &f.p), f, f.mem[at:], nil, true)
+}
+
+// transmitSegments cuts a superframe: each segment gets headers of its own in
+// scratch, its payload stays where it is.
+func (w *worker) transmitSegments(f *frame, p *peer) {
+	s := &w.segments
+	if fault := s.Init(f.ip(), &f.p, f.v); fault != encap.OK {
+		w.drop(faultReason[fault])
+		return
+	}
+	w.tally.segmented++
+	e, room := w.egressOf(p, &f.p), p.header.Len()
+	for i, n := 0, s.Count(); i < n; i++ {
+		w.makeRoom()
+		b := w.alloc(room + s.HeaderLen())
+		p.header.Put(b, f.p.Version == 6)
+		payload, _ := s.Next(b[room:])
+		w.append(p, e, f, b, payload, i == n-1)
+	}
+}
+
+// append puts one datagram (head, then payload) on its way; ends says that f
+// ends with it. The bytes are lent until the flush.
+func (w *worker) append(p *peer, e *egress, f *frame, head, payload []byte, ends bool) {
+	a, t := &w.arena, w.transmits[p.state.index]
+	tos := encap.ECNEncap(f.p.TOS, w.live.copyDSCP)
+	size := int32(len(head) + len(payload))
+	var r *run
+	if t.generation[e.index] == a.generation {
+		r = &a.runs[t.open[e.index]]
+		if r.closed || r.peer != p || r.tos != tos || size > r.segment || r.bytes+size > maxRunBytes || r.count >= w.f.use.maxSegments {
+			r = nil
+		}
+	}
+	if r == nil {
+		i := int32(len(a.runs))
+		a.runs = append(a.runs, run{peer: p, first: -1, last: -1, next: -1, segment: size, tos: tos,
+			closed: !w.f.use.udpSegment || p.kind == encap.KindIPIP || p.state.noSegment.Load(), continues: t.unfinished})
+		r = &a.runs[i]
+		t.open[e.index], t.generation[e.index] = i, a.generation
+		if !e.queued {
+			e.queued, e.first = true, i
+			w.egresses = append(w.egresses, e)
+		} else {
+			a.runs[e.last].next = i
+		}
+		e.last = i
+	}
+	for _, b := range [2][]byte{head, payload} {
+		if len(b) == 0 {
+			continue
+		}
+		r.last = a.chain(r.last, b)
+		if r.first < 0 {
+			r.first = r.last
+		}
+	}
+	r.count++
+	r.bytes += size
+	r.closed = r.closed || size < r.segment
+	r.unfinished, t.unfinished = !ends, !ends
+	if ends {
+		r.frames++
+		r.inner += int32(f.p.Len)
+	}
+}
+
+// flushEgress sends all that waits for a socket.
+func (w *worker) flushEgress(e *egress) {
+	d, a := w.datagrams, &w.arena
+	for next := e.first; next >= 0; {
+		d.Reset()
+		n := 0
+		for next >= 0 && n < len(w.loaded) && load(d, a, &a.runs[next]) {
+			w.loaded[n] = next
+			n++
+			next = a.runs[next].next
+		}
+		w.send(e, w.loaded[:n])
+	}
+	e.queued, e.first, e.last = false, -1, -1
+}
+
+// load makes a run one message of d; false: d is full.
+func load(d *ring.Datagrams, a *arena, r *run) bool {
+	segment := 0
+	if r.count > 1 {
+		segment = int(r.segment)
+	}
+	if !d.Begin(&r.peer.to, r.tos, segment) {
+		return false
+	}
+	for i := r.first; i >= 0; i = a.pieces[i].next {
+		if !d.Append(a.pieces[i].b) {
+			d.Drop()
+			return false
+		}
+	}
+	return true
+}
+
+// send sends the loaded runs; what the kernel does not take is dropped by
+// name, or sent again in a way that the kernel does take.
+func (w *worker) send(e *egress, loaded []int32) {
+	for from := 0; from < len(loaded); {
+		n, err := e.sock.Send(w.datagrams, from)
+		for _, i := range loaded[from : from+n] {
+			w.sent(e, &w.arena.runs[i])
+		}
+		from += n
+		if err == nil {
+			return
+		}
+		r := &w.arena.runs[loaded[from]]
+		from++
+		switch {
+		case r.count > 1 && (err == syscall.EIO || err == syscall.EINVAL || err == syscall.EOPNOTSUPP):
+			if err == syscall.EIO && r.peer.state.noSegment.CompareAndSwap(false, true) {
+				w.f.log.Warn("the route to a peer refuses UDP_SEGMENT; sending datagrams one by one", "peer", r.peer.spec.Name)
+			}
+			w.replay(e, r)
+		case err == syscall.EAGAIN:
+			w.unsent(e, r, DropSendFull)
+			for ; from < len(loaded); from++ {
+				w.unsent(e, &w.arena.runs[loaded[from]], DropSendFull)
+			}
+		default:
+			w.unsent(e, r, w.sendReason(r.peer, err))
+		}
+	}
+}
+
+func (w *worker) sendReason(p *peer, err error) Reason {
+	switch err {
+	case syscall.ENOBUFS, syscall.ENOMEM:
+		return DropSendNoBuffers
+	case syscall.EPERM, syscall.EACCES:
+		return DropSendRefused
+	case syscall.EMSGSIZE:
+		return DropUnderlayMTU
+	case syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ECONNREFUSED, syscall.ENETDOWN:
+		return DropUnderlayUnreachable
+	}
+	w.f.complain("sending to a peer failed", "peer", p.spec.Name, err)
+	return DropSendFailed
+}
+
+// sent counts a run that left.
+func (w *worker) sent(e *egress, r *run) {
+	frames := uint64(r.frames)
+	if e.broken && r.continues && frames > 0 {
+		// The frame that ends here first has lost a piece on its way.
+		w.lose(r, 1, DropSendFailed)
+		frames--
+	}
+	e.broken = e.broken && r.frames == 0
+	w.tally.sends++
+	if r.count > 1 {
+		w.tally.runs++
+	}
+	c := &w.tally.forwarded[Wire][r.peer.kind]
+	c.packets += frames
+	c.bytes += uint64(r.inner)
+	r.peer.state.sent.packets.Add(frames)
+	r.peer.state.sent.bytes.Add(uint64(r.inner))
+}
+
+// unsent drops a run's frames.
+func (w *worker) unsent(e *egress, r *run, reason Reason) {
+	w.lose(r, int(r.frames), reason)
+	e.broken = r.unfinished
+}
+
+func (w *worker) lose(r *run, frames int, reason Reason) {
+	w.dropN(reason, frames)
+	r.peer.state.dropped.Add(uint64(frames))
+}
+
+// replay sends a run that UDP_SEGMENT was refused for datagram by datagram.
+func (w *worker) replay(e *egress, r *run) {
+	d, a := w.replays, &w.arena
+	failed, why := 0, dropNone
+	for i := r.first; i >= 0; {
+		d.Reset()
+		for i >= 0 {
+			if !d.Begin(&r.peer.to, r.tos, 0) {
+				break
+			}
+			for size := 0; i >= 0 && size < int(r.segment); i = a.pieces[i].next {
+				d.Append(a.pieces[i].b)
+				size += len(a.pieces[i].b)
+			}
+		}
+		for from := 0; from < d.Len(); {
+			n, err := e.sock.Send(d, from)
+			from += n
+			if err == nil {
+				break
+			}
+			from++
+			failed++
+			if why = w.sendReason(r.peer, err); err == syscall.EAGAIN {
+				why = DropSendFull
+			}
+		}
+	}
+	// Which frames the lost datagrams were of is not known any more: as many
+	// as were lost, at most all.
+	lost := min(failed, int(r.frames))
+	if lost > 0 {
+		w.lose(r, lost, why)
+		r.frames -= int32(lost)
+	}
+	w.sent(e, r)
+}

@@ -1,0 +1,354 @@
+package forwarder
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+	"github.com/penstock-net/penstock/table"
+)
+
+// Sizes of a worker's memory. A batch is what one drain of one port or socket
+// gives; everything that it needs is taken from these and given back after.
+const (
+	batchFrames   = 64        // frames of one drain: more would let one port delay the others
+	slabBytes     = 2 << 20   // what a drain reads: 31 superframes, or a batch of small packets
+	scratchBytes  = 512 << 10 // headers of segments, fragments and answers
+	inboxMessages = 16        // receive buffers of 64 KiB
+	pollEvents    = 64
+)
+
+// worker is one goroutine on one thread with its own epoll set, ports,
+// sockets, memory and counters. Nothing in it is locked: only its goroutine
+// touches it, other goroutines hand it functions (do).
+type worker struct {
+	f     *Forwarder
+	index int
+
+	poller *ring.Poller
+	ports  []*port // that this worker reads, by index; the host's queue is hostPort
+	host   *port
+	lanes  []*lane // by endpoint index
+
+	view    *table.View[hop]
+	network *table.Network[hop]
+	live    *live
+	now     int64 // Unix seconds at the batch's begin
+	nanos   int64 // monotonic, the same moment
+
+	slab     *ring.Slab // what is read from ports; reset for each drain
+	scratch  *ring.Slab // what is written besides; reset after each flush
+	inbox    *ring.Inbox
+	frames   [batchFrames]ring.Frame
+	frame    frame // the packet in hand
+	answer   frame // our answer to it
+	onError  func(*ring.SocketError)
+	segments encap.Segments
+
+	arena     arena
+	transmits []*transmit // by peerState.index
+	outboxes  []*outbox   // by port.index
+	hostboxes []*outbox   // by the host queue's worker
+	egresses  []*egress   // with something to flush
+	boxes     []*outbox   // with something to flush
+	datagrams *ring.Datagrams
+	replays   *ring.Datagrams
+	loaded    [maxMessages]int32 // which run or delivery each message is
+	packets   *ring.Packets
+
+	limiter answerLimiter
+	tally   tally
+	ledger  ledger
+
+	commands struct {
+		sync.Mutex
+		list    []command
+		waiting atomic.Bool
+	}
+	progress atomic.Uint64 // turns of the loop: for the watchdog
+	asleep   atomic.Bool   // waiting for packets
+	done     chan struct{}
+	stopping bool
+}
+
+type command struct {
+	fn   func(*worker) error
+	done chan error
+}
+
+// live is what workers read of the settings; replaced as a whole by a reload.
+type live struct {
+	copyDSCP, clampMSS bool
+	podMTU             int
+	self4, self6       netip.Addr // the host's addresses among pods: the source of ICMP errors
+}
+
+func newWorker(f *Forwarder, index int) (*worker, error) {
+	p, err := ring.NewPoller()
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{f: f, index: index, poller: p, done: make(chan struct{}),
+		slab: ring.NewSlab(slabBytes), scratch: ring.NewSlab(scratchBytes), inbox: ring.NewInbox(inboxMessages, 65535),
+		datagrams: ring.NewDatagrams(maxMessages, maxIovecs), replays: ring.NewDatagrams(maxRunSegments, 3*maxRunSegments), packets: ring.NewPackets(maxMessages, maxIovecs),
+		arena: newArena()}
+	w.onError = w.socketError
+	return w, nil
+}
+
+// Tokens of the poller say what became ready.
+const (
+	tokenPort = iota << 32
+	tokenHost
+	tokenLane
+	tokenKind = 0xff << 32
+)
+
+// laneToken numbers a lane's sockets: receiving ones first.
+func laneToken(endpoint, socket int) uint64 {
+	return tokenLane | uint64(endpoint)<<8 | uint64(socket)
+}
+
+// run is the worker's loop. Each ready source is drained once a turn, a batch
+// at most, so that no source starves another; what is left shows again at the
+// next wait, as epoll is level triggered.
+func (w *worker) run() {
+	runtime.LockOSThread()
+	defer close(w.done)
+	events := make([]ring.Event, pollEvents)
+	timeout := 0
+	for !w.stopping {
+		if w.commands.waiting.Load() {
+			w.obey()
+			continue
+		}
+		if timeout != 0 {
+			w.asleep.Store(true)
+		}
+		n, err := w.poller.Wait(events, timeout)
+		w.asleep.Store(false)
+		w.progress.Add(1)
+		if err != nil {
+			w.f.log.Error("waiting for packets failed", "worker", w.index, "error", err)
+			time.Sleep(time.Second)
+			continue
+		}
+		if timeout = -1; n > 0 {
+			timeout = 0
+		}
+		for i := range events[:n] {
+			w.serve(&events[i])
+		}
+	}
+}
+
+// serve handles one ready source: a batch from end to end.
+func (w *worker) serve(e *ring.Event) {
+	w.begin()
+	switch index := e.Token & 0xffffffff; e.Token & tokenKind {
+	case tokenPort:
+		if p := w.ports[index]; p != nil {
+			w.servePort(p, e.Error())
+		}
+	case tokenHost:
+		w.servePort(w.host, e.Error())
+	case tokenLane:
+		if l := w.lanes[index>>8]; l != nil {
+			w.serveLane(l, int(index&0xff), e.Readable(), e.Error())
+		}
+	}
+	w.ledger.publish(&w.tally)
+}
+
+// begin takes the table and the time once for the batch.
+func (w *worker) begin() {
+	w.view = w.f.table.Load()
+	w.network = w.view.Network(w.f.vni)
+	w.live = w.f.live.Load()
+	now := time.Now()
+	w.now, w.nanos = now.Unix(), now.Sub(w.f.started).Nanoseconds()
+}
+
+// servePort drains a port once; failed says that its descriptor has an error.
+func (w *worker) servePort(p *port, failed bool) {
+	if failed {
+		// A device that went down says so once; frames come again when it is up.
+		if err := p.io.TakeError(); err == syscall.ENODEV || err == syscall.EBADFD {
+			w.lost(p, err)
+			return
+		}
+	}
+	w.slab.Reset()
+	n, err := p.io.Read(w.slab, w.frames[:])
+	if err != nil {
+		w.lost(p, err)
+		return
+	}
+	if n == 0 {
+		return
+	}
+	w.outbound(p, w.frames[:n])
+	w.flush()
+	p.io.Release()
+}
+
+// lost takes a port whose device has gone out of the poller, or it would be
+// ready for ever. Detach closes it.
+func (w *worker) lost(p *port, err error) {
+	if err == syscall.EIO || err == syscall.ENETDOWN {
+		return // a TUN that is down; it comes back
+	}
+	w.f.log.Warn("a port cannot be read any more: its device has gone", "device", p.spec.Device, "container", p.spec.Container, "error", err)
+	w.poller.Delete(p.io.FD())
+}
+
+// serveLane receives once from the lane's socket i.
+func (w *worker) serveLane(l *lane, i int, readable, failed bool) {
+	s := l.sockets[i]
+	if failed {
+		w.drainErrors(s)
+	}
+	if i >= l.receiving || !readable {
+		return
+	}
+	n, err := s.Recv(w.inbox)
+	if err != nil {
+		w.drainErrors(s)
+		return
+	}
+	if n == 0 {
+		return
+	}
+	w.inbound(l, n)
+	w.flush()
+}
+
+// flush hands everything in hand to the kernel; after it nothing that was
+// lent is referred to any more.
+func (w *worker) flush() {
+	for _, e := range w.egresses {
+		w.flushEgress(e)
+	}
+	w.egresses = w.egresses[:0]
+	for _, b := range w.boxes {
+		w.flushOutbox(b)
+	}
+	w.boxes = w.boxes[:0]
+	w.arena.reset()
+	w.scratch.Reset()
+}
+
+// room makes sure that n bytes of scratch can be had; what is in hand may be
+// flushed for it.
+func (w *worker) alloc(n int) []byte {
+	b := w.scratch.Alloc(n)
+	if b == nil {
+		w.flush()
+		b = w.scratch.Alloc(n)
+	}
+	return b
+}
+
+// do runs fn on the worker's goroutine between two batches and waits for it.
+// Before the worker runs, and after it stopped, fn runs here.
+func (w *worker) do(fn func(*worker) error) error {
+	if !w.f.running.Load() {
+		return fn(w)
+	}
+	c := command{fn, make(chan error, 1)}
+	w.commands.Lock()
+	w.commands.list = append(w.commands.list, c)
+	w.commands.waiting.Store(true)
+	w.commands.Unlock()
+	w.poller.Wake()
+	return <-c.done
+}
+
+func (w *worker) obey() {
+	w.commands.Lock()
+	list := w.commands.list
+	w.commands.list = nil
+	w.commands.waiting.Store(false)
+	w.commands.Unlock()
+	for _, c := range list {
+		c.done <- c.fn(w)
+	}
+}
+
+// addPort makes the worker read p. On the worker.
+func (w *worker) addPort(p *port) error {
+	for len(w.ports) <= p.index {
+		w.ports = append(w.ports, nil)
+	}
+	w.ports[p.index] = p
+	if err := w.poller.Add(p.io.FD(), tokenPort|uint64(p.index)); err != nil {
+		w.ports[p.index] = nil
+		return err
+	}
+	return nil
+}
+
+func (w *worker) removePort(p *port) {
+	w.poller.Delete(p.io.FD())
+	w.ports[p.index] = nil
+}
+
+func (w *worker) addLane(index int, l *lane) error {
+	for len(w.lanes) <= index {
+		w.lanes = append(w.lanes, nil)
+	}
+	for i, s := range l.sockets {
+		if err := w.poller.Add(s.FD(), laneToken(index, i)); err != nil {
+			return fmt.Errorf("poll the sockets of %s: %w", l.key, err)
+		}
+	}
+	w.lanes[index] = l
+	return nil
+}
+
+func (w *worker) growTransmits(n int) {
+	for len(w.transmits) < n {
+		w.transmits = append(w.transmits, &transmit{})
+	}
+}
+
+func (w *worker) growOutboxes(n int) {
+	for len(w.outboxes) < n {
+		w.outboxes = append(w.outboxes, &outbox{})
+	}
+}
+
+// drop ends a frame.
+func (w *worker) drop(r Reason) { w.tally.dropped[r]++ }
+
+func (w *worker) dropN(r Reason, n int) { w.tally.dropped[r] += uint64(n) }
+
+var faultReason = [encap.NumFaults]Reason{
+	encap.FaultShort:             DropShort,
+	encap.FaultBadVersion:        DropBadVersion,
+	encap.FaultBadHeaderLength:   DropBadHeaderLength,
+	encap.FaultBadTotalLength:    DropBadTotalLength,
+	encap.FaultBadHeaderChecksum: DropBadIPChecksum,
+	encap.FaultBadOptions:        DropBadOptions,
+	encap.FaultSourceRoute:       DropBadOptions,
+	encap.FaultBadExtension:      DropBadOptions,
+	encap.FaultBadFragment:       DropBadFragment,
+	encap.FaultBadL4Length:       DropBadL4,
+	encap.FaultBadVirtio:         DropBadVirtio,
+	encap.FaultNotIP:             DropNotIP,
+	encap.FaultBadVXLAN:          DropBadVXLAN,
+	encap.FaultWrongVNI:          DropWrongVNI,
+	encap.FaultWrongMAC:          DropWrongVTEPMAC,
+	encap.FaultBadOuter:          DropBadOuter,
+	encap.FaultBadChecksum:       DropInnerChecksum,
+	encap.FaultBadGRO:            DropBadGRO,
+	encap.FaultLongHeader:        DropBadOptions,
+	encap.FaultDontFragment:      DropTooBig,
+	encap.FaultBadMTU:            DropTooBig,
+}
