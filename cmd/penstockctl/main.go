@@ -1,0 +1,98 @@
+// Command penstockctl shows and steers penstockd.
+//
+//	penstockctl [--socket PATH] status | ports | peers | routes | drops [-o json]
+//	penstockctl reload | loglevel [LEVEL] | attach … | detach … | config check [PATH] | config example | version
+//
+// Exit status: 0 done, 1 the daemon refused or failed, 2 wrong usage, 3 the daemon cannot be reached, 4 the configuration is
+// not valid or asks for a restart.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/penstock-net/penstock/forwarder/config"
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// Exit statuses, for scripts.
+const (
+	exitFailed      = 1
+	exitUsage       = 2
+	exitUnreachable = 3
+	exitConfig      = 4
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(status)
+}
+
+// tool is what the commands share.
+type tool struct {
+	socket  string
+	output  string
+	timeout time.Duration
+	out     io.Writer
+	began   bool // a command's own work has begun: errors from before are wrong usage
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	t := &tool{out: stdout}
+	root := &cobra.Command{
+		Use:           "penstockctl",
+		Short:         "Show and steer penstockd, the Penstock daemon of this node",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if t.output != "table" && t.output != "json" {
+				return fmt.Errorf("--output %q is neither table nor json", t.output)
+			}
+			t.began = true
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.PersistentFlags().StringVar(&t.socket, "socket", control.DefaultSocket, "control socket of the daemon")
+	root.PersistentFlags().DurationVar(&t.timeout, "timeout", 30*time.Second, "how long to wait for the daemon")
+	root.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table or json")
+	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.AddCommand(t.status(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.config(), t.version())
+
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(stderr, "penstockctl:", err)
+	var mistakes config.Errors
+	switch code := control.CodeOf(err); {
+	case !t.began:
+		return exitUsage
+	case errors.Is(err, control.ErrUnreachable):
+		return exitUnreachable
+	case errors.As(err, &mistakes), code == control.InvalidConfig, code == control.RestartRequired:
+		return exitConfig
+	}
+	return exitFailed
+}
+
+// daemon calls f with a client and the deadline that was asked for.
+func (t *tool) daemon(c *cobra.Command, f func(context.Context, *control.Client) error) error {
+	ctx, cancel := context.WithTimeout(c.Context(), t.timeout)
+	defer cancel()
+	return f(ctx, control.New(t.socket))
+}

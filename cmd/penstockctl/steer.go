@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/penstock-net/penstock/forwarder/config"
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+func (t *tool) reload() *cobra.Command {
+	return show(t, "reload", "Make the daemon read its configuration file again", "", (*control.Client).Reload, func(r control.Reloaded) {
+		if len(r.Changed) == 0 {
+			fmt.Fprintln(t.out, "reloaded; nothing has changed")
+			return
+		}
+		fmt.Fprintln(t.out, "reloaded; changed:", strings.Join(r.Changed, ", "))
+	})
+}
+
+func (t *tool) logLevel() *cobra.Command {
+	levels := []string{"debug", "info", "warn", "error"}
+	return &cobra.Command{
+		Use:       "loglevel [LEVEL]",
+		Short:     "Show or change the level of the daemon's log, until it ends",
+		Args:      cobra.MaximumNArgs(1),
+		ValidArgs: levels,
+		RunE: func(c *cobra.Command, args []string) error {
+			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
+				if len(args) == 1 {
+					if err := client.SetLogLevel(ctx, args[0]); err != nil {
+						return err
+					}
+				}
+				level, err := client.LogLevel(ctx)
+				if err != nil {
+					return err
+				}
+				if t.output == "json" {
+					return t.json(control.LogLevel{Level: level})
+				}
+				fmt.Fprintln(t.out, level)
+				return nil
+			})
+		},
+	}
+}
+
+func (t *tool) attach() *cobra.Command {
+	var r control.AttachRequest
+	var list []string
+	c := &cobra.Command{
+		Use:   "attach CONTAINER INTERFACE --address ADDRESS…",
+		Short: "Make a pod a port of the daemon, by hand",
+		Long: `Make a pod a port of the daemon, by hand.
+
+With --attach veth (the default) the device is the host end of a veth that you have made; its other end is in the pod and has
+the addresses, and a default route by 169.254.1.1 or fe80::1. With --attach tun the daemon makes a TUN of that name, which you
+then move into the pod.`,
+		Example: "  penstockctl attach c1 eth0 --device veth-c1 --address 10.244.1.2 --address fd00:10:244:1::2",
+		Args:    cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			r.Container, r.Interface = args[0], args[1]
+			for _, s := range list {
+				a, err := netip.ParseAddr(s)
+				if err != nil {
+					return fmt.Errorf("--address %q is not an IP address", s)
+				}
+				r.Addresses = append(r.Addresses, a)
+			}
+			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
+				p, err := client.Attach(ctx, r)
+				if err != nil {
+					return err
+				}
+				if t.output == "json" {
+					return t.json(p)
+				}
+				fmt.Fprintf(t.out, "attached %s/%s: %s %s, %s, MTU %d\n", p.Container, p.Interface, p.Attach, p.Device, addresses(p.Addresses), p.MTU)
+				return nil
+			})
+		},
+	}
+	c.Flags().StringVar(&r.Attach, "attach", control.AttachVeth, "how: veth or tun")
+	c.Flags().StringVar(&r.Device, "device", "", "host end of the veth, or name of the TUN to make (default: derived from container and interface)")
+	c.Flags().StringVar(&r.MAC, "mac", "", "veth: MAC of the pod's end (default: learned)")
+	c.Flags().StringSliceVar(&list, "address", nil, "address of the pod; may be given several times")
+	c.Flags().IntVar(&r.MTU, "mtu", 0, "MTU of the pod (default: the node's)")
+	c.MarkFlagRequired("address")
+	c.RegisterFlagCompletionFunc("attach", cobra.FixedCompletions([]string{control.AttachVeth, control.AttachTUN}, cobra.ShellCompDirectiveNoFileComp))
+	return c
+}
+
+func (t *tool) detach() *cobra.Command {
+	return &cobra.Command{
+		Use:   "detach CONTAINER INTERFACE",
+		Short: "Undo attach; that there is nothing to undo is no failure",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
+				return client.Detach(ctx, control.DetachRequest{Container: args[0], Interface: args[1]})
+			})
+		},
+		ValidArgsFunction: t.completePort,
+	}
+}
+
+// completePort offers what is attached.
+func (t *tool) completePort(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var names []string
+	t.daemon(c, func(ctx context.Context, client *control.Client) error {
+		ports, err := client.Ports(ctx)
+		for _, p := range ports {
+			switch {
+			case len(args) == 0:
+				names = append(names, p.Container)
+			case len(args) == 1 && p.Container == args[0]:
+				names = append(names, p.Interface)
+			}
+		}
+		return err
+	})
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (t *tool) config() *cobra.Command {
+	c := &cobra.Command{Use: "config", Short: "Check configuration files; needs no daemon"}
+	c.AddCommand(&cobra.Command{
+		Use:   "check [PATH]",
+		Short: "Say all that is wrong with a configuration file, by line (default " + config.DefaultPath + ")",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			path := config.DefaultPath
+			if len(args) == 1 {
+				path = args[0]
+			}
+			_, err := config.Load(path)
+			var mistakes config.Errors
+			if errors.As(err, &mistakes) {
+				return fmt.Errorf("%s has %d mistakes:\n%w", path, len(mistakes), mistakes)
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(t.out, "%s is valid\n", path)
+			return nil
+		},
+	}, &cobra.Command{
+		Use:   "example",
+		Short: "Print a commented configuration file with every key and its default",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := t.out.Write(config.Example)
+			return err
+		},
+	})
+	return c
+}
+
+func (t *tool) version() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of penstockctl, and of the daemon if it answers",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			v := map[string]string{"penstockctl": control.Version()}
+			err := t.daemon(c, func(ctx context.Context, client *control.Client) error {
+				s, err := client.Status(ctx)
+				if err == nil {
+					v["penstockd"] = s.Version
+				}
+				return err
+			})
+			if t.output == "json" {
+				return t.json(v)
+			}
+			fmt.Fprintln(t.out, "penstockctl", v["penstockctl"])
+			if err != nil {
+				fmt.Fprintln(t.out, "penstockd  unknown:", err)
+				return nil
+			}
+			fmt.Fprintln(t.out, "penstockd ", v["penstockd"])
+			return nil
+		},
+	}
+}
