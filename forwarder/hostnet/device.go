@@ -1,0 +1,183 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// addrGenNone is IN6_ADDR_GEN_MODE_NONE: no link-local address, so no router solicitations, no MLD reports and no
+// redirects of the kernel's own on a device on which nobody could understand them.
+const addrGenNone = 1
+
+// applyDevice brings our device up with its MTU, queue length and addresses. It removes no address: routes may still
+// have a stale one as their source, and the kernel removes a route together with its source; applyRoutes finishes that.
+func applyDevice(c *Config, r *Report) error {
+	link, err := ownLink(c.Device)
+	if err != nil {
+		return err
+	}
+	a := link.Attrs()
+	if c.MTU != 0 && a.MTU != c.MTU {
+		if err := netlink.LinkSetMTU(link, c.MTU); err != nil {
+			return fmt.Errorf("hostnet: cannot set the MTU of %s to %d: %w", c.Device, c.MTU, err)
+		}
+		r.add("mtu %d on %s (was %d)", c.MTU, c.Device, a.MTU)
+	}
+	if c.TxQueueLen != 0 && a.TxQLen != c.TxQueueLen {
+		if err := netlink.LinkSetTxQLen(link, c.TxQueueLen); err != nil {
+			return fmt.Errorf("hostnet: cannot set the queue length of %s to %d: %w", c.Device, c.TxQueueLen, err)
+		}
+		r.add("txqueuelen %d on %s (was %d)", c.TxQueueLen, c.Device, a.TxQLen)
+	}
+	if a.Flags&net.FlagUp == 0 {
+		// Before it is up, or the kernel has made its link-local address by then. A kernel without IPv6 refuses.
+		if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && c.has(false) {
+			return fmt.Errorf("hostnet: cannot turn off IPv6 link-local addresses on %s: %w", c.Device, err)
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("hostnet: cannot bring %s up: %w", c.Device, err)
+		}
+		r.add("%s up", c.Device)
+	}
+	return addAddresses(c, link, r)
+}
+
+// ownLink finds our device. Anything but a TUN or TAP of that name belongs to somebody else and is not touched.
+func ownLink(name string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: device %s: %w", name, err)
+	}
+	if link.Type() != "tuntap" && link.Type() != "tun" {
+		return nil, fmt.Errorf("hostnet: device %s is a %s and not a TUN, so it is not ours; rename it or set another host.device", name, link.Type())
+	}
+	return link, nil
+}
+
+func wantedAddresses(c *Config) map[netip.Addr]bool {
+	want := make(map[netip.Addr]bool, len(c.PodCIDRs))
+	for _, p := range c.PodCIDRs {
+		want[FirstAddress(p)] = true
+	}
+	return want
+}
+
+func addAddresses(c *Config, link netlink.Link, r *Report) error {
+	have, err := addresses(link)
+	if err != nil {
+		return err
+	}
+	for _, p := range c.PodCIDRs {
+		first := FirstAddress(p)
+		if _, ok := have[first]; ok {
+			continue
+		}
+		a := &netlink.Addr{IPNet: hostNet(first), Scope: unix.RT_SCOPE_UNIVERSE}
+		if first.Is6() {
+			// No detection of duplicates: nobody else is on this link. No prefix route: a /128 to ourselves says nothing.
+			a.Flags = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
+		}
+		if err := netlink.AddrAdd(link, a); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("hostnet: cannot give %s the address %s: %w%s", c.Device, first, err, ipv6Hint(first, c.Device))
+		}
+		have[first] = *a
+		r.add("address %s on %s", first, c.Device)
+	}
+	return nil
+}
+
+func ipv6Hint(a netip.Addr, device string) string {
+	if a.Is4() {
+		return ""
+	}
+	return fmt.Sprintf("; is IPv6 off (net.ipv6.conf.%s.disable_ipv6)?", device)
+}
+
+// removeStaleAddresses takes away every address of our device that no pod CIDR gives it. The device is ours alone.
+func removeStaleAddresses(c *Config, link netlink.Link, r *Report) error {
+	have, err := addresses(link)
+	if err != nil {
+		return err
+	}
+	want := wantedAddresses(c)
+	var errs []error
+	for _, addr := range sortedKeys(have) {
+		a := have[addr]
+		if addr.IsLinkLocalUnicast() || want[addr] && isHostNet(a.IPNet) {
+			continue
+		}
+		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			errs = append(errs, fmt.Errorf("hostnet: cannot remove the address %s from %s: %w", addr, c.Device, err))
+			continue
+		}
+		r.remove("address %s on %s", addr, c.Device)
+	}
+	return errors.Join(errs...)
+}
+
+func addresses(link netlink.Link) (map[netip.Addr]netlink.Addr, error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: cannot list the addresses of %s: %w", link.Attrs().Name, err)
+	}
+	out := make(map[netip.Addr]netlink.Addr, len(list))
+	for _, a := range list {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok {
+			out[addr.Unmap()] = a
+		}
+	}
+	return out, nil
+}
+
+// dump asks again while the kernel says that its answer was interrupted by a change (NLM_F_DUMP_INTR).
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	for try := 0; ; try++ {
+		l, err := list()
+		if err == nil || try == 5 || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return l, err
+		}
+	}
+}
+
+func hostNet(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }
+
+func isHostNet(n *net.IPNet) bool {
+	ones, bits := n.Mask.Size()
+	return ones == bits
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// prefix is the inverse of ipNet; nil is the default route of the given family.
+func prefix(n *net.IPNet, family int) netip.Prefix {
+	if n == nil {
+		if family == netlink.FAMILY_V4 {
+			return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		}
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	if family == netlink.FAMILY_V4 {
+		a = a.Unmap()
+	}
+	return netip.PrefixFrom(a, ones)
+}
+
+func sortedKeys[V any](m map[netip.Addr]V) []netip.Addr {
+	keys := make([]netip.Addr, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, netip.Addr.Compare)
+	return keys
+}

@@ -1,0 +1,77 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+)
+
+// Apply makes the host's stack as the Config wants it: it adds what is missing and removes what is ours and stale. It
+// is idempotent and keeps traffic flowing. A part that fails does not stop the others; the errors come joined.
+func (h *Host) Apply(ctx context.Context) (Report, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.apply(ctx)
+}
+
+// Reconfigure is Apply with a new Config. If cfg is not valid nothing changes.
+func (h *Host) Reconfigure(ctx context.Context, cfg Config) (Report, error) {
+	cfg, err := cfg.normal()
+	if err != nil {
+		return Report{}, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if cfg.Device != h.cfg.Device {
+		return Report{}, fmt.Errorf("hostnet: host.device cannot change from %s to %s while the daemon runs; restart it", h.cfg.Device, cfg.Device)
+	}
+	h.cfg, h.log = cfg, cfg.Log
+	return h.apply(ctx)
+}
+
+// apply goes from the inside out: sysctls before the device comes up, the device before its routes, and what lets
+// packets through before what they would need it for.
+func (h *Host) apply(ctx context.Context) (r Report, err error) {
+	var uplink string
+	if h.cfg.Address.IsValid() {
+		if u, err := FindUnderlay(h.cfg.Address); err == nil {
+			uplink = u.Device
+		}
+	}
+	r.find(CheckSysctls(h.cfg.Device, uplink, h.cfg.has(true), h.cfg.has(false), true)...)
+	steps := []func(*Config, *Report) error{
+		applyDevice,
+		applyRoutes,
+		applyNFT,
+		applyForward,
+	}
+	var errs []error
+	for _, step := range steps {
+		if err := ctx.Err(); err != nil {
+			errs = append(errs, fmt.Errorf("hostnet: stopped before the host's stack was complete: %w", err))
+			break
+		}
+		if err := step(&h.cfg, &r); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	h.report(r)
+	return r, errors.Join(errs...)
+}
+
+func (h *Host) report(r Report) {
+	for _, s := range r.Added {
+		h.log.Info("host: added", "what", s)
+	}
+	for _, s := range r.Removed {
+		h.log.Info("host: removed", "what", s)
+	}
+	for _, f := range r.Findings {
+		level := slog.LevelWarn
+		if f.Severity == Info || f.Fixed {
+			level = slog.LevelInfo
+		}
+		h.log.Log(context.Background(), level, "host: "+f.Problem, "subject", f.Subject, "remedy", f.Remedy, "fixed", f.Fixed)
+	}
+}

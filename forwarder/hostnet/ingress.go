@@ -1,0 +1,156 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// An AF_PACKET socket is a tap: what it reads, the host's stack processes as well. One chain a device in
+// `netdev penstock`, with the policy drop and no rules, stops that: taps of ETH_P_ALL run before the ingress hook
+// (net/core/dev.c, __netif_receive_skb_core), everything else behind it.
+//
+// A chain goes with its device up to Linux 6.15, and waits for a device of the same name from 6.16 on.
+
+// ingressPriority is before all others, so that nobody forwards or marks what is ours to read.
+var ingressPriority = nftables.ChainPriorityRef(-500)
+
+var netdevTable = &nftables.Table{Name: TableName, Family: nftables.TableFamilyNetdev}
+
+// BlockIngress keeps what arrives from device out of the host's stack; taps go on seeing it. Called for a device that
+// has its chain already it binds it anew, without a gap.
+func (h *Host) BlockIngress(device string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, err := netlink.LinkByName(device); err != nil {
+		return fmt.Errorf("hostnet: cannot block the ingress of %s: %w", device, err)
+	}
+	conn, err := nftConn()
+	if err != nil {
+		return err
+	}
+	have, err := ingressChains(conn)
+	if err != nil {
+		return err
+	}
+	conn.AddTable(netdevTable)
+	if slices.Contains(have, device) {
+		conn.DelChain(&nftables.Chain{Name: device, Table: netdevTable})
+	}
+	addIngress(conn, device)
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("hostnet: cannot block the ingress of %s: %w; the kernel needs nf_tables for the family netdev (CONFIG_NF_TABLES_NETDEV)", device, err)
+	}
+	return nil
+}
+
+// UnblockIngress is the inverse. Device or chain may be gone already.
+func (h *Host) UnblockIngress(device string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	conn, err := nftConn()
+	if err != nil {
+		return err
+	}
+	have, err := ingressChains(conn)
+	if err != nil || !slices.Contains(have, device) {
+		return err
+	}
+	conn.DelChain(&nftables.Chain{Name: device, Table: netdevTable})
+	// ENOENT: the device went away between the two, and an older kernel has taken the chain with it.
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("hostnet: cannot unblock the ingress of %s: %w", device, err)
+	}
+	return nil
+}
+
+// Blocked lists the devices that have a chain, sorted.
+func (h *Host) Blocked() ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	conn, err := nftConn()
+	if err != nil {
+		return nil, err
+	}
+	return ingressChains(conn)
+}
+
+// ReconcileIngress blocks exactly these devices, in one transaction: at the start, when pods may have come and gone
+// while nobody looked. Devices that do not exist are left out and named in the findings.
+func (h *Host) ReconcileIngress(devices []string) (Report, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var r Report
+	conn, err := nftConn()
+	if err != nil {
+		return r, err
+	}
+	have, err := ingressChains(conn)
+	if err != nil {
+		return r, err
+	}
+	present, err := linkNames()
+	if err != nil {
+		return r, err
+	}
+	conn.AddTable(netdevTable)
+	for _, name := range have {
+		if !slices.Contains(devices, name) || !present[name] {
+			conn.DelChain(&nftables.Chain{Name: name, Table: netdevTable})
+			r.remove("ingress drop on %s", name)
+		}
+	}
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(devices))) {
+		switch {
+		case !present[name]:
+			r.find(Finding{Severity: Warning, Subject: "device " + name, Problem: fmt.Sprintf("%s should be blocked for the host's stack, but there is no such device", name)})
+		case !slices.Contains(have, name):
+			addIngress(conn, name)
+			r.add("ingress drop on %s", name)
+		}
+	}
+	if !r.Changed() {
+		return r, nil // and no table where none was
+	}
+	if err := conn.Flush(); err != nil {
+		return Report{}, fmt.Errorf("hostnet: cannot reconcile the nft table netdev %s, it is as it was: %w", TableName, err)
+	}
+	return r, nil
+}
+
+func addIngress(conn *nftables.Conn, device string) {
+	drop := nftables.ChainPolicyDrop
+	conn.AddChain(&nftables.Chain{Name: device, Table: netdevTable, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookIngress, Priority: ingressPriority, Policy: &drop, Device: device})
+}
+
+func ingressChains(conn *nftables.Conn) ([]string, error) {
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: cannot list the chains of the nft table netdev %s: %w", TableName, err)
+	}
+	var names []string
+	for _, ch := range chains {
+		if ch.Table.Name == TableName {
+			names = append(names, ch.Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+func linkNames() (map[string]bool, error) {
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: cannot list the devices: %w", err)
+	}
+	names := make(map[string]bool, len(links))
+	for _, l := range links {
+		names[l.Attrs().Name] = true
+	}
+	return names, nil
+}

@@ -1,0 +1,151 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// metric6 is the metric that the kernel gives IPv6 routes by itself (IP6_RT_PRIO_USER). Written out, so that what we
+// list compares equal to what we asked for. IPv4 has 0.
+const metric6 = 1024
+
+// applyRoutes makes the routes of the cluster's prefixes to our device and removes ours that nobody wants any more,
+// then the addresses that were their source.
+func applyRoutes(c *Config, r *Report) error {
+	link, err := ownLink(c.Device)
+	if err != nil {
+		return nil // applyDevice has said it
+	}
+	index := link.Attrs().Index
+	var errs []error
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		if err := applyFamily(c, family, index, r); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) == 0 {
+		errs = append(errs, removeStaleAddresses(c, link, r))
+	}
+	return errors.Join(errs...)
+}
+
+func applyFamily(c *Config, family, index int, r *Report) error {
+	all, err := mainRoutes(family)
+	if err != nil {
+		return err
+	}
+	wanted := make(map[netip.Prefix]netlink.Route)
+	for _, p := range c.routed() {
+		if p.Addr().Is4() != (family == netlink.FAMILY_V4) {
+			continue
+		}
+		src, ok := c.source(p)
+		if !ok {
+			r.find(Finding{Severity: Warning, Subject: "route " + p.String(),
+				Problem: fmt.Sprintf("this node has no pods of the family of %s, so the host has no address to reach them from and gets no route", p),
+				Remedy:  "add a prefix of that family to node.podCIDRs, or take it out of network.cidrs"})
+			continue
+		}
+		wanted[p] = ourRoute(p, src, index)
+	}
+	var errs []error
+	for _, p := range c.routed() {
+		if want, ok := wanted[p]; ok {
+			if err := putRoute(c, family, p, want, all, r); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	for _, have := range all {
+		p := prefix(have.Dst, family)
+		if have.Protocol != RouteProtocol || same(have, wanted[p]) {
+			continue
+		}
+		if want, ok := wanted[p]; ok && have.Priority == want.Priority {
+			continue // putRoute has replaced it
+		}
+		if err := netlink.RouteDel(&have); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("hostnet: cannot remove the stale route %s: %w", p, err))
+			continue
+		}
+		r.remove("route %s", p)
+	}
+	return errors.Join(errs...)
+}
+
+// putRoute adds one route, or replaces ours in one step. It never replaces somebody else's.
+func putRoute(c *Config, family int, p netip.Prefix, want netlink.Route, all []netlink.Route, r *Report) error {
+	replace := false
+	for _, have := range all {
+		switch hp := prefix(have.Dst, family); {
+		case hp == p && have.Priority == want.Priority && have.Protocol == RouteProtocol:
+			if same(have, want) {
+				return nil
+			}
+			replace = true
+		case hp == p && have.Priority == want.Priority:
+			return fmt.Errorf("hostnet: the route %s belongs to somebody else (%s); remove it, or the host cannot reach pods", p, describe(have))
+		case have.Protocol != RouteProtocol && have.Protocol != unix.RTPROT_KERNEL && hp.Bits() >= p.Bits() && p.Contains(hp.Addr()) &&
+			!covered(hp, c.PodCIDRs):
+			r.find(Finding{Severity: Warning, Subject: "route " + hp.String(),
+				Problem: fmt.Sprintf("a foreign route inside the cluster network (%s) takes the host's packets for these pods past Penstock", describe(have)),
+				Remedy:  "remove it if another pod network left it behind: ip route del " + hp.String()})
+		}
+	}
+	act := netlink.RouteAdd
+	if replace {
+		act = netlink.RouteReplace
+	}
+	if err := act(&want); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("hostnet: somebody else added the route %s meanwhile; remove it, or the host cannot reach pods", p)
+		}
+		return fmt.Errorf("hostnet: cannot add the route %s dev %s src %s: %w", p, c.Device, want.Src, err)
+	}
+	r.add("route %s dev %s src %s", p, c.Device, want.Src)
+	return nil
+}
+
+func ourRoute(p netip.Prefix, src netip.Addr, index int) netlink.Route {
+	rt := netlink.Route{
+		LinkIndex: index, Dst: ipNet(p), Src: src.AsSlice(),
+		Table: unix.RT_TABLE_MAIN, Protocol: RouteProtocol, Type: unix.RTN_UNICAST,
+		Family: netlink.FAMILY_V4, Scope: netlink.SCOPE_LINK,
+	}
+	if p.Addr().Is6() {
+		rt.Family, rt.Scope, rt.Priority = netlink.FAMILY_V6, netlink.SCOPE_UNIVERSE, metric6
+	}
+	return rt
+}
+
+// same compares what matters in a route of ours. A want that does not exist (the zero Route) is the same as nothing.
+func same(have, want netlink.Route) bool {
+	return have.LinkIndex == want.LinkIndex && have.Src.Equal(want.Src) && have.Priority == want.Priority &&
+		have.Protocol == want.Protocol && have.Type == want.Type && len(have.Gw) == 0 && have.MultiPath == nil
+}
+
+func mainRoutes(family int) ([]netlink.Route, error) {
+	list, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: cannot list the routes of the main table: %w", err)
+	}
+	return list, nil
+}
+
+func describe(rt netlink.Route) string {
+	s := fmt.Sprintf("proto %d", rt.Protocol)
+	if link, err := netlink.LinkByIndex(rt.LinkIndex); err == nil {
+		s = fmt.Sprintf("dev %s, %s", link.Attrs().Name, s)
+	}
+	if len(rt.Gw) > 0 {
+		s = fmt.Sprintf("via %s, %s", rt.Gw, s)
+	}
+	return s
+}

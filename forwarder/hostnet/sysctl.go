@@ -1,0 +1,170 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// A sysctl of the network namespace belongs, for the kernel, to whoever has CAP_NET_ADMIN there (net/sysctl_net.c,
+// net_ctl_permissions): the daemon may set it unless /proc/sys is mounted read-only, as in a container or under
+// systemd's ProtectKernelTunables.
+
+// A setting is one wanted sysctl.
+type setting struct {
+	key      string // with dots; a device's name in it may have dots of its own, so the path is made from parts
+	parts    []string
+	ok       func(have int) bool
+	want     int
+	severity Severity
+	problem  string
+	global   bool // not ours alone: it stays after Cleanup, so setting it is worth a line
+	optional bool // a kernel without it is fine
+	leave    func() string
+}
+
+func is(n int) func(int) bool { return func(have int) bool { return have == n } }
+
+// CheckSysctls compares the host's sysctls with what the packets of our device need; uplink is the device that holds
+// the node's address, or "". With fix it sets what it can and is safe to set. No findings: all is well.
+func CheckSysctls(device, uplink string, ipv4, ipv6, fix bool) []Finding {
+	var out []Finding
+	for _, s := range settings(device, uplink, ipv4, ipv6) {
+		if f, ok := s.check(fix); !ok {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func settings(device, uplink string, ipv4, ipv6 bool) []setting {
+	var list []setting
+	add := func(s setting) {
+		s.key = strings.Join(s.parts, ".")
+		list = append(list, s)
+	}
+	if ipv4 {
+		// Global ones first: net.ipv4.ip_forward writes every device's forwarding.
+		add(setting{parts: []string{"net", "ipv4", "ip_forward"}, ok: is(1), want: 1, severity: Failure, global: true,
+			problem: "the host does not forward IPv4, so pods reach neither Services nor the outside"})
+		add(setting{parts: []string{"net", "ipv4", "conf", device, "forwarding"}, ok: is(1), want: 1, severity: Failure,
+			problem: "the host does not forward what pods hand it"})
+		if uplink != "" {
+			add(setting{parts: []string{"net", "ipv4", "conf", uplink, "forwarding"}, ok: is(1), want: 1, severity: Warning, global: true,
+				leave:   func() string { return "it was turned off for this device on purpose" },
+				problem: "the host does not forward what arrives on the node's own device, so answers from the outside do not reach pods"})
+		}
+		// Loose where strict is on: a bridge of `routed` pods has a route more specific than ours, and the kernel would
+		// then refuse the packets of this node's other pods from our device. The larger of all and device holds.
+		all, _ := readSysctl("net", "ipv4", "conf", "all", "rp_filter")
+		add(setting{parts: []string{"net", "ipv4", "conf", device, "rp_filter"}, want: 2, severity: Warning,
+			ok:      func(have int) bool { return have == 2 || have == 0 && all != 1 },
+			problem: "strict reverse path filtering drops packets of pods whose address another device's route covers"})
+	}
+	if ipv6 {
+		add(setting{parts: []string{"net", "ipv6", "conf", device, "disable_ipv6"}, ok: is(0), want: 0, severity: Failure,
+			problem: "IPv6 is off on the device, so it gets no address and no routes"})
+		add(setting{parts: []string{"net", "ipv6", "conf", "all", "forwarding"}, ok: is(1), want: 1, severity: Failure, global: true,
+			leave:   routerAdvertisements,
+			problem: "the host does not forward IPv6, so pods reach neither Services nor the outside"})
+		add(setting{parts: []string{"net", "ipv6", "conf", device, "forwarding"}, ok: is(1), want: 1, severity: Failure,
+			problem: "the host does not forward what pods hand it"})
+		if uplink != "" {
+			add(setting{parts: []string{"net", "ipv6", "conf", uplink, "forwarding"}, ok: is(1), want: 1, severity: Warning, global: true,
+				leave:   func() string { return "it was turned off for this device on purpose" },
+				problem: "the host does not forward what arrives on the node's own device, so answers from the outside do not reach pods"})
+		}
+		add(setting{parts: []string{"net", "ipv6", "conf", device, "accept_ra"}, ok: is(0), want: 0, severity: Warning,
+			problem: "the host would believe router advertisements that come from pods"})
+	}
+	// 2 is "while somebody listens" (5.19 and newer), 1 always. Absent without conntrack.
+	add(setting{parts: []string{"net", "netfilter", "nf_conntrack_events"}, want: 1, severity: Warning, global: true, optional: true,
+		ok:      func(have int) bool { return have != 0 },
+		problem: "conntrack does not tell when a flow ends, so answers may take the detour through the host up to a minute longer than they need"})
+	return list
+}
+
+// check reads one setting and, asked to, sets it.
+func (s setting) check(fix bool) (Finding, bool) {
+	f := Finding{Severity: s.severity, Subject: s.key, Remedy: fmt.Sprintf("sysctl -w %s=%d", s.sysctlName(), s.want)}
+	have, err := readSysctl(s.parts...)
+	if err != nil {
+		if s.optional && errors.Is(err, fs.ErrNotExist) {
+			return Finding{}, true
+		}
+		f.Problem = fmt.Sprintf("cannot be read (%v), it has to be %d: otherwise %s", err, s.want, s.problem)
+		if errors.Is(err, fs.ErrNotExist) {
+			f.Problem = fmt.Sprintf("does not exist, so the kernel lacks a part or the device is missing: %s", s.problem)
+			f.Remedy = ""
+		}
+		return f, false
+	}
+	if s.ok(have) {
+		return Finding{}, true
+	}
+	f.Problem = fmt.Sprintf("it is %d: %s", have, s.problem)
+	if !fix {
+		return f, false
+	}
+	if s.leave != nil {
+		if why := s.leave(); why != "" {
+			f.Problem += "; the daemon does not set it, as " + why
+			return f, false
+		}
+	}
+	if err := writeSysctl(s.want, s.parts...); err != nil {
+		f.Problem += fmt.Sprintf("; the daemon cannot set it (%v)", errors.Unwrap(err))
+		return f, false
+	}
+	if !s.global {
+		return Finding{}, true // the device is ours, nobody else needs to know
+	}
+	f.Severity, f.Fixed, f.Remedy = Info, true, ""
+	f.Problem = fmt.Sprintf("it was %d and is now %d; it stays so after --cleanup", have, s.want)
+	return f, false
+}
+
+// routerAdvertisements says why IPv6 forwarding must not be turned on behind the owner's back: a host that forwards
+// no longer believes router advertisements (accept_ra=1) and would lose its own default route.
+func routerAdvertisements() string {
+	conf, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+	for _, file := range conf {
+		name := filepath.Base(filepath.Dir(file))
+		if name == "all" || name == "default" || name == "lo" {
+			continue
+		}
+		if ra, err := readSysctl("net", "ipv6", "conf", name, "accept_ra"); err == nil && ra == 1 && learnedDefault(name) {
+			return fmt.Sprintf("%s has its default route from router advertisements and would lose it; set net.ipv6.conf.%s.accept_ra=2 first", name, name)
+		}
+	}
+	return ""
+}
+
+// sysctlName is the key as the program sysctl wants it: a dot in a device's name is written as a slash.
+func (s setting) sysctlName() string {
+	parts := make([]string, len(s.parts))
+	for i, p := range s.parts {
+		parts[i] = strings.ReplaceAll(p, ".", "/")
+	}
+	return strings.Join(parts, ".")
+}
+
+func sysctlPath(parts []string) string {
+	return filepath.Join(append([]string{"/proc/sys"}, parts...)...)
+}
+
+func readSysctl(parts ...string) (int, error) {
+	b, err := os.ReadFile(sysctlPath(parts))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+func writeSysctl(v int, parts ...string) error {
+	return os.WriteFile(sysctlPath(parts), []byte(strconv.Itoa(v)), 0)
+}

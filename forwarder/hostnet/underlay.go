@@ -1,0 +1,140 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrNoAddress says that no device of this host holds the address.
+	ErrNoAddress = errors.New("no device holds this address")
+	// ErrNoDefaultRoute says that the node's address cannot be guessed.
+	ErrNoDefaultRoute = errors.New("there is no default route to take the node's address from; set node.address")
+)
+
+// An Underlay is the device that holds the node's address, as far as it matters to us.
+type Underlay struct {
+	Address  netip.Addr
+	Device   string
+	Index    int
+	MTU      int // bytes
+	Up       bool
+	Ethernet bool
+	MAC      [6]byte // zero if not Ethernet
+}
+
+// DefaultAddress returns the address of the device with the best default route: IPv4, or else IPv6.
+func DefaultAddress() (netip.Addr, error) {
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := mainRoutes(family)
+		if err != nil {
+			if family == netlink.FAMILY_V6 {
+				break // a kernel without IPv6
+			}
+			return netip.Addr{}, err
+		}
+		var best *netlink.Route
+		for i := range routes {
+			rt := &routes[i]
+			if prefix(rt.Dst, family).Bits() == 0 && rt.Type == unix.RTN_UNICAST && (best == nil || rt.Priority < best.Priority) {
+				best = rt
+			}
+		}
+		if best == nil {
+			continue
+		}
+		if src, ok := netip.AddrFromSlice(best.Src); ok {
+			return src.Unmap(), nil
+		}
+		index := best.LinkIndex
+		if index == 0 && len(best.MultiPath) > 0 {
+			index = best.MultiPath[0].LinkIndex
+		}
+		if a, ok := globalAddress(index, family); ok {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("hostnet: %w", ErrNoDefaultRoute)
+}
+
+// globalAddress returns the address by which a device's host is best known: of global scope, not secondary, temporary or
+// on its way out.
+func globalAddress(index, family int) (netip.Addr, bool) {
+	link, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	for _, a := range list {
+		// IFA_F_SECONDARY and IFA_F_TEMPORARY are one bit: a second IPv4 address or an IPv6 privacy address.
+		const no = unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
+		if a.Scope != unix.RT_SCOPE_UNIVERSE || a.Flags&no != 0 {
+			continue
+		}
+		if addr, ok := netip.AddrFromSlice(a.IP); ok {
+			return addr.Unmap(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// FindUnderlay finds the device that holds addr; ErrNoAddress if none does.
+func FindUnderlay(addr netip.Addr) (Underlay, error) {
+	addr = addr.Unmap().WithZone("")
+	family := netlink.FAMILY_V4
+	if addr.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
+	if err != nil {
+		return Underlay{}, fmt.Errorf("hostnet: cannot list addresses: %w", err)
+	}
+	for _, a := range list {
+		have, ok := netip.AddrFromSlice(a.IP)
+		if !ok || have.Unmap() != addr {
+			continue
+		}
+		link, err := netlink.LinkByIndex(a.LinkIndex)
+		if err != nil {
+			var gone netlink.LinkNotFoundError
+			if errors.As(err, &gone) {
+				continue // with its address
+			}
+			return Underlay{}, fmt.Errorf("hostnet: cannot look at the device that holds %s: %w", addr, err)
+		}
+		at := link.Attrs()
+		u := Underlay{Address: addr, Device: at.Name, Index: at.Index, MTU: at.MTU, Up: at.Flags&net.FlagUp != 0,
+			Ethernet: at.EncapType == "ether" && len(at.HardwareAddr) == 6}
+		if u.Ethernet {
+			copy(u.MAC[:], at.HardwareAddr)
+		}
+		return u, nil
+	}
+	return Underlay{}, fmt.Errorf("hostnet: %s: %w", addr, ErrNoAddress)
+}
+
+// learnedDefault reports whether device has an IPv6 default route from router advertisements.
+func learnedDefault(device string) bool {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return false
+	}
+	routes, err := mainRoutes(netlink.FAMILY_V6)
+	if err != nil {
+		return false
+	}
+	for _, rt := range routes {
+		if rt.LinkIndex == link.Attrs().Index && prefix(rt.Dst, netlink.FAMILY_V6).Bits() == 0 && rt.Protocol == unix.RTPROT_RA {
+			return true
+		}
+	}
+	return false
+}
