@@ -24,10 +24,9 @@ import (
 // that happens under one lock with taking the slot, so queue and slots are in the
 // same order, and the frame is in the queue when the slot is ours.
 //
-// The kernel's check that the device header fits runs before the slot is marked
-// as taken only on some kernels; a superframe that a virtio header cannot express
-// (tunnel or SCTP segmentation) can block the ring of an older one for good, so
-// pods' devices must have those offloads off.
+// A superframe that no virtio header can express (SCTP segmentation, UFO) blocks
+// the ring for good: tpacket_rcv marks the slot as being written, fails, and
+// forgets to take the mark back (seen on 6.18; Unblock repairs it).
 
 // Offsets in struct tpacket2_hdr, linux/if_packet.h.
 const (
@@ -43,8 +42,12 @@ const (
 // slotRing is where we are in a V2 ring.
 type slotRing struct {
 	slots, size int
-	next        int // the slot to read next
-	lent        int // slots before next that are ours until release
+	next        int      // the slot to read next
+	lent        int      // slots before next that are ours until release
+	req         [16]byte // struct tpacket_req, to make the ring again
+
+	idle bool  // at the last Unblock: the ring was empty,
+	was  Stats // and this was counted
 }
 
 func (s *PacketSocket) setUpV2(cfg PacketConfig, opt func(name, value int, what string) error) error {
@@ -74,15 +77,16 @@ func (s *PacketSocket) setUpV2(cfg PacketConfig, opt func(name, value int, what 
 	if err := opt(unix.PACKET_COPY_THRESH, 1, "PACKET_COPY_THRESH"); err != nil {
 		return err
 	}
-	var req [16]byte // struct tpacket_req
+	r := slotRing{slots: slots, size: size}
+	req := r.req[:]
 	binary.NativeEndian.PutUint32(req[0:], uint32(block))
 	binary.NativeEndian.PutUint32(req[4:], uint32(slots*size/block))
 	binary.NativeEndian.PutUint32(req[8:], uint32(size))
 	binary.NativeEndian.PutUint32(req[12:], uint32(slots))
-	if err := s.mapRing(req[:], slots*size); err != nil {
+	if err := s.mapRing(req, slots*size); err != nil {
 		return err
 	}
-	s.v2 = slotRing{slots: slots, size: size}
+	s.v2 = r
 	s.spill.init()
 	return nil
 }
@@ -91,6 +95,9 @@ func (s *PacketSocket) setUpV2(cfg PacketConfig, opt func(name, value int, what 
 // spilled ones read whole into the slab, so that the order is that of arrival.
 func (s *PacketSocket) readV2(slab *Slab, fs []Frame) (n int, err error) {
 	r := &s.v2
+	if s.mapped == nil { // Unblock has failed
+		return 0, unix.EBADFD
+	}
 	for n < len(fs) && r.lent < r.slots {
 		slot := s.mapped[r.next*r.size : (r.next+1)*r.size : (r.next+1)*r.size]
 		status := loadShared(slot[v2Status:])
