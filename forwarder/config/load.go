@@ -1,0 +1,129 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Load reads and checks a file.
+func Load(path string) (*Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		var why *fs.PathError
+		if errors.As(err, &why) {
+			err = why.Err
+		}
+		return nil, fmt.Errorf("penstock: cannot read the configuration file %s: %w; give its path with --config", path, err)
+	}
+	return Parse(path, data)
+}
+
+// Parse reads and checks a file's content; name stands for it in messages. Its
+// error is always Errors. Complete what it returns before use.
+func Parse(name string, data []byte) (*Config, error) {
+	c := Default()
+	c.src = source{file: name, places: map[string]place{"": {1, 1}}, wrong: map[string]bool{}}
+	if root := c.src.parse(data); root != nil {
+		c.decode(root)
+		c.check()
+	}
+	if err := c.src.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// parse returns the file's mapping, or nil after noting why there is none. A
+// file without content is an empty mapping.
+func (s *source) parse(data []byte) *yaml.Node {
+	if at, what := unreadable(data); what != "" {
+		s.addAt(at, "", "%s: write the file as plain UTF-8 text", what)
+		return nil
+	}
+	var doc, more yaml.Node
+	lines := strings.Count(strings.TrimSuffix(string(data), "\n"), "\n") + 1
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	switch err := decode(dec, &doc); {
+	case err == io.EOF:
+		return &yaml.Node{Kind: yaml.MappingNode, Line: 1, Column: 1}
+	case err != nil:
+		s.syntax(err, lines)
+		return nil
+	}
+	switch err := decode(dec, &more); {
+	case err == io.EOF:
+	case err != nil:
+		s.syntax(err, lines)
+	default:
+		s.addAt(place{more.Line, more.Column}, "", "a second document begins here: keep everything in one and remove the --- line")
+	}
+	return doc.Content[0]
+}
+
+// decode keeps a bug of the YAML library from taking the daemon down at a reload.
+func decode(dec *yaml.Decoder, n *yaml.Node) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("yaml: the YAML reader failed: %v", r)
+		}
+	}()
+	if err := dec.Decode(n); err != nil {
+		return err
+	}
+	if len(n.Content) == 0 {
+		return io.EOF
+	}
+	return nil
+}
+
+var (
+	yamlLine = regexp.MustCompile(`^line (\d+): `)
+	// In these messages the YAML library counts lines from 0, else from 1.
+	fromZero = regexp.MustCompile(`^did not find expected (node content|key|'-'|','|<)`)
+)
+
+// syntax notes what the YAML library says. It gives no column, and no line for
+// the first. lines is how many the file has: what is missing at its end counts as
+// missing in the last.
+func (s *source) syntax(err error, lines int) {
+	what := strings.TrimPrefix(err.Error(), "yaml: ")
+	at := place{1, 1}
+	if m := yamlLine.FindStringSubmatch(what); m != nil {
+		at.line, _ = strconv.Atoi(m[1])
+		if what = what[len(m[0]):]; fromZero.MatchString(what) {
+			at.line++
+		}
+		at.line = min(at.line, max(lines, 1))
+	}
+	s.addAt(at, "", "this is not YAML: %s; look at the indentation (spaces only), colons, brackets and quotes around here", what)
+}
+
+// unreadable finds the first byte that no YAML file may have.
+func unreadable(data []byte) (at place, what string) {
+	at = place{1, 1}
+	for i := 0; i < len(data); {
+		r, n := utf8.DecodeRune(data[i:])
+		switch {
+		case r == utf8.RuneError && n == 1:
+			return at, "this byte is not UTF-8"
+		case r == '\n':
+			at.line++
+			at.column = 0
+		case r < ' ' && r != '\t' && r != '\r', r >= 0x7f && r < 0xa0 && r != 0x85:
+			return at, fmt.Sprintf("the control character %U does not belong here", r)
+		}
+		at.column++
+		i += n
+	}
+	return at, ""
+}
