@@ -1,0 +1,213 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/penstock-net/penstock/forwarder/config"
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/table/feed/static"
+)
+
+// stopTimeout bounds the whole of stopping: requests under way, and what the workers still have in hand.
+const stopTimeout = 5 * time.Second
+
+// Options are what the command line says.
+type Options struct {
+	Config string    // path of the configuration file
+	Level  string    // of the log: debug, info (if empty), warn or error
+	Log    io.Writer // os.Stderr if nil
+}
+
+// Daemon is one running penstockd.
+type Daemon struct {
+	machine machine
+	path    string // of the configuration file
+	level   slog.LevelVar
+	log     *slog.Logger
+	started time.Time
+
+	workers  int
+	listener *control.Listener
+	server   *control.Server
+	debug    []*debugListener
+	plane    plane
+	host     host
+	flows    flows // nil without conntrack
+	peers    *static.Feed
+
+	state  atomic.Pointer[state]
+	health health
+
+	change sync.Mutex // one change at a time: attach, detach, reload, peers, underlay
+	ports  map[portKey]port
+	inUse  map[netip.Addr]portKey
+}
+
+func newDaemon(m machine, o Options) (*Daemon, error) {
+	d := &Daemon{machine: m, path: o.Config, started: time.Now(), ports: map[portKey]port{}, inUse: map[netip.Addr]portKey{}}
+	if o.Log == nil {
+		o.Log = os.Stderr
+	}
+	d.log = newLogger(o.Log, &d.level)
+	d.health.set(phase, "the daemon is starting")
+	if o.Level != "" {
+		l, err := parseLevel(o.Level)
+		if err != nil {
+			return nil, err
+		}
+		d.level.Set(l)
+	}
+	return d, nil
+}
+
+// Run is penstockd: it starts, runs until SIGTERM or SIGINT or the end of ctx, and stops. What it made in the kernel stays for
+// its successor.
+func Run(ctx context.Context, o Options) error {
+	d, err := newDaemon(linux{}, o)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	return d.run(ctx, hangup)
+}
+
+func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
+	if err := d.start(ctx); err != nil {
+		return err
+	}
+	defer d.listener.Release() // last of all: a successor may start now
+
+	// Everything that goes on in the background ends with ctx or with the first failure.
+	background, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, background := errgroup.WithContext(background)
+	g.Go(func() error { return d.server.Serve(d.listener) })
+	for _, l := range d.debug {
+		g.Go(l.serve)
+	}
+	g.Go(func() error { return d.watchUnderlay(background) })
+	g.Go(func() error { return d.watchRoutes(background) })
+	g.Go(func() error { return d.peers.Run(background, d.setPeers) })
+	if d.flows != nil {
+		g.Go(func() error { return d.watchFlows(background) })
+	}
+	d.plane.Start()
+	d.health.set(phase, "")
+	notify(d.log, sd.SdNotifyReady)
+	s := d.state.Load()
+	d.log.Info("forwarding", "node", s.cfg.Node.Name, "address", s.cfg.Node.Address, "encap", s.kind, "mtu", s.podMTU, "workers", d.workers,
+		"peers", len(s.peers), "socket", s.cfg.Control.Socket, "version", control.Version(), "took", time.Since(d.started).Round(time.Millisecond))
+
+	for running := true; running; {
+		select {
+		case <-hangup:
+			if _, err := d.Reload(background); err != nil {
+				d.log.Error("the configuration was not reloaded; what ran before goes on", "error", err)
+			}
+		case <-background.Done():
+			running = false
+		}
+	}
+	return d.stop(g, cancel)
+}
+
+// stop drains and closes. Routes, devices and rules stay: a successor carries on with them.
+func (d *Daemon) stop(g *errgroup.Group, cancel context.CancelFunc) error {
+	notify(d.log, sd.SdNotifyStopping)
+	d.health.set(phase, "the daemon is stopping")
+	ctx, done := context.WithTimeout(context.Background(), stopTimeout)
+	defer done()
+	if err := d.server.Shutdown(ctx); err != nil {
+		d.log.Warn("requests were still under way on the control socket", "error", err)
+	}
+	cancel()
+	for _, l := range d.debug {
+		l.close()
+	}
+	err := g.Wait() // nil unless something failed by itself
+	if e := d.plane.Stop(ctx); e != nil {
+		err = errors.Join(err, fmt.Errorf("the workers did not stop cleanly: %w", e))
+	}
+	d.closeQuietly()
+	if err == nil {
+		d.log.Info("stopped; routes, devices and rules stay (penstockd --cleanup removes them)")
+	}
+	return err
+}
+
+func (d *Daemon) closeQuietly() {
+	if d.flows != nil {
+		d.flows.Close()
+	}
+	if d.host != nil {
+		d.host.Close()
+	}
+}
+
+// Check is penstockd check: it says what is wrong with a configuration file, as far as the file alone can tell.
+func Check(path string) error {
+	_, err := config.Load(path)
+	return err
+}
+
+// Cleanup is penstockd --cleanup: it removes everything that a daemon with this configuration has made in the kernel. No such
+// daemon may be running. It works without a configuration file too, with the default names.
+func Cleanup(ctx context.Context, o Options) error { return cleanup(ctx, linux{}, o) }
+
+func cleanup(ctx context.Context, m machine, o Options) error {
+	d, err := newDaemon(m, o)
+	if err != nil {
+		return err
+	}
+	cfg, err := config.Load(o.Config)
+	if errors.Is(err, fs.ErrNotExist) {
+		d.log.Warn("there is no configuration file; cleaning up by the default names", "config", o.Config)
+		cfg, err = config.Default(), nil
+	}
+	if err != nil {
+		return err
+	}
+	l, err := control.Listen(ctx, cfg.Control.Socket) // also takes a dead daemon's socket away
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	report, err := m.Cleanup(ctx, cfg.Host.Device)
+	for _, what := range report.Removed {
+		d.log.Info("removed", "what", what)
+	}
+	if err != nil {
+		return err
+	}
+	d.log.Info("clean", "device", cfg.Host.Device)
+	return nil
+}
+
+// workersFor is how many workers a configuration asks for. One per core counts the cores that this process may use: Go's
+// default for GOMAXPROCS knows the affinity mask and the cgroup's limit.
+func workersFor(configured int) int {
+	if configured > 0 {
+		return configured
+	}
+	return runtime.GOMAXPROCS(0)
+}

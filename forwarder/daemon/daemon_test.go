@@ -1,0 +1,253 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/penstock-net/penstock/forwarder/hostflow"
+	"github.com/penstock-net/penstock/forwarder/hostnet"
+)
+
+func TestStartAndStopInOrder(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "workers: 2\n")
+	want := []string{"privileged", "prepare penstock0 2", "forwarder", "peers 0", "host", "apply", "flows", "load", "start"}
+	if got := f.deeds(); !slices.Equal(got, want) {
+		t.Errorf("start:\n got %q\nwant %q", got, want)
+	}
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	want = []string{"stop", "flowsclose", "hostclose"}
+	if got := f.deeds(); !slices.Equal(got, want) {
+		t.Errorf("stop:\n got %q\nwant %q; devices, routes and rules must stay", got, want)
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(r.path), "p.sock*")); left != nil {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// Whatever fails at the start, what was done before is undone, in the opposite order, and nothing that a predecessor left is
+// touched.
+func TestFailedStartUndoes(t *testing.T) {
+	broken := errors.New("broken on purpose")
+	for _, test := range []struct{ fails, undone string }{
+		{"privileged", ""},
+		{"prepare", ""},
+		{"forwarder", "cleanup penstock0"},
+		{"peers", "stop|cleanup penstock0"},
+		{"host", "stop|cleanup penstock0"},
+		{"apply", "hostclose|stop|cleanup penstock0"},
+		{"flows", "hostclose|stop|cleanup penstock0"},
+		{"load", "flowsclose|hostclose|stop|cleanup penstock0"},
+	} {
+		for _, taken := range []bool{false, true} {
+			f := newFake()
+			f.taken = taken
+			f.failing(test.fails, broken)
+			path := file(t, "")
+			d, err := newDaemon(f, Options{Config: path, Log: io.Discard})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.run(t.Context(), nil); !errors.Is(err, broken) {
+				t.Errorf("%s: %v", test.fails, err)
+			}
+			did := f.deeds()
+			at := slices.IndexFunc(did, func(s string) bool { return strings.Fields(s)[0] == test.fails })
+			want := test.undone
+			if taken {
+				want = strings.TrimSuffix(strings.TrimSuffix(want, "cleanup penstock0"), "|")
+			}
+			if got := strings.Join(did[at+1:], "|"); got != want {
+				t.Errorf("%s (predecessor: %v): undone %q, want %q", test.fails, taken, got, want)
+			}
+			if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "p.sock*")); left != nil {
+				t.Errorf("%s: left %v", test.fails, left)
+			}
+		}
+	}
+}
+
+func TestStoppedWhileStarting(t *testing.T) {
+	f := newFake()
+	d, _ := newDaemon(f, Options{Config: file(t, ""), Log: io.Discard})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.run(ctx, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if did := f.deeds(); slices.Contains(did, "start") {
+		t.Errorf("workers ran: %q", did)
+	}
+}
+
+func TestNoConntrackIsNoFailure(t *testing.T) {
+	f := newFake()
+	f.failing("flows", hostflow.ErrNoConntrack)
+	r := run(t, f, "")
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTwoDaemonsOnOneSocket(t *testing.T) {
+	r := run(t, newFake(), "")
+	second := newFake()
+	d, _ := newDaemon(second, Options{Config: r.path, Log: io.Discard})
+	if err := d.run(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "another penstockd is running") {
+		t.Errorf("got %v", err)
+	}
+	if did := second.deeds(); slices.Contains(did, "forwarder") {
+		t.Errorf("the second one did %q", did)
+	}
+	err := cleanup(t.Context(), second, Options{Config: r.path, Log: io.Discard})
+	if err == nil || slices.Contains(second.deeds(), "cleanup penstock0") {
+		t.Errorf("cleaned up under a running daemon: %v", err)
+	}
+	r.stop()
+	if err := cleanup(t.Context(), second, Options{Config: r.path, Log: io.Discard}); err != nil || !slices.Contains(second.deeds(), "cleanup penstock0") {
+		t.Errorf("not cleaned up: %v", err)
+	}
+}
+
+func TestBrokenConfigurations(t *testing.T) {
+	for yaml, want := range map[string]string{
+		"nonsense: 1\n": "nonsense",
+		"node: {name: a, address: 192.0.2.77, podCIDRs: [10.244.1.0/24]}\n": "node.address",
+		"encap: {mtu: 1451}\n": "encap.mtu: 1451 does not fit",
+		"peers:\n- {name: b, address: 192.0.2.2, podCIDRs: [10.244.2.0/24]}\nencap: {type: udp, mtu: 1473}\n": "leaves 1472",
+	} {
+		f := newFake()
+		d, _ := newDaemon(f, Options{Config: file(t, yaml), Log: io.Discard})
+		if err := d.run(t.Context(), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", yaml, err, want)
+		}
+		if did := f.deeds(); slices.Contains(did, "forwarder") {
+			t.Errorf("%q: did %q", yaml, did)
+		}
+	}
+}
+
+func TestMTU(t *testing.T) {
+	const peers = "peers:\n- {name: b, address: 192.0.2.2, podCIDRs: [10.244.2.0/24]}\n- {name: c, address: 192.0.2.3, podCIDRs: [10.244.3.0/24], encap: %s}\n"
+	for _, test := range []struct {
+		yaml string
+		mtu  int
+	}{
+		{"", 1450},
+		{"encap: {type: udp}\n", 1472},
+		{"encap: {type: ipip}\n", 1480},
+		{"encap: {type: udp}\n" + strings.Replace(peers, "%s", "udp", 1), 1472},
+		{"encap: {type: udp}\n" + strings.Replace(peers, "%s", "vxlan", 1), 1450},
+		{"encap: {mtu: 1400}\n", 1400},
+	} {
+		f := newFake()
+		r := run(t, f, test.yaml)
+		s, err := r.client.Status(t.Context())
+		if err != nil || s.MTU != test.mtu || f.settings.PodMTU != test.mtu || f.hostnet.MTU != test.mtu {
+			t.Errorf("%q: status %d, forwarder %d, host %d, want %d (%v)", test.yaml, s.MTU, f.settings.PodMTU, f.hostnet.MTU, test.mtu, err)
+		}
+		r.stop()
+	}
+}
+
+func TestUnderlayChanges(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	f.deeds()
+	u := f.underlay
+	u.MTU = 9000
+	f.watch(u, nil)
+	if s, _ := r.client.Status(t.Context()); s.MTU != 8950 || s.UnderlayMTU != 9000 || f.settings.PodMTU != 8950 || f.settings.UnderlayMTU != 9000 || f.hostnet.MTU != 8950 {
+		t.Errorf("MTU: %+v", s)
+	}
+	f.watch(u, nil) // no news
+	if did := f.deeds(); !slices.Equal(did, []string{"reconfigure 8950", "hostreconfigure 8950"}) {
+		t.Errorf("did %q", did)
+	}
+	f.watch(hostnet.Underlay{}, hostnet.ErrNoAddress)
+	if s, _ := r.client.Status(t.Context()); s.Ready || !strings.Contains(s.Reason, "underlay") {
+		t.Errorf("ready without an underlay address: %+v", s)
+	}
+	u.Up = false
+	f.watch(u, nil)
+	if s, _ := r.client.Status(t.Context()); s.Ready || !strings.Contains(s.Reason, "down") {
+		t.Errorf("ready with the underlay down: %+v", s)
+	}
+	u.Up = true
+	f.watch(u, nil)
+	if s, _ := r.client.Status(t.Context()); !s.Ready || s.Reason != "" {
+		t.Errorf("not ready again: %+v", s)
+	}
+}
+
+func TestRoutesAreRepaired(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	f.deeds()
+	for range 100 {
+		f.routes()
+	}
+	for deadline := time.Now().Add(5 * time.Second); !slices.Contains(f.deeds(), "apply"); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody looked at the routes")
+		}
+	}
+	r.stop()
+	if did := f.deeds(); slices.Contains(did, "apply") {
+		t.Errorf("a hundred changes at once: %q", did)
+	}
+}
+
+func TestSystemdIsTold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	next := func() string {
+		b := make([]byte, 200)
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, err := c.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+	r := run(t, newFake(), "")
+	if s := next(); s != "READY=1" {
+		t.Errorf("got %q", s)
+	}
+	r.hangup <- syscall.SIGHUP
+	if s := next(); !strings.HasPrefix(s, "RELOADING=1\nMONOTONIC_USEC=") {
+		t.Errorf("got %q", s)
+	}
+	if s := next(); s != "READY=1" {
+		t.Errorf("got %q", s)
+	}
+	r.stop()
+	if s := next(); s != "STOPPING=1" {
+		t.Errorf("got %q", s)
+	}
+}
+
+func TestUnderlayAddressIsFound(t *testing.T) {
+	f := newFake()
+	f.underlay.Address = netip.MustParseAddr("198.51.100.7")
+	r := run(t, f, "node: {name: a, podCIDRs: [10.244.1.0/24]}\n")
+	if s, err := r.client.Status(t.Context()); err != nil || s.Address != f.underlay.Address {
+		t.Errorf("%v, %v", s.Address, err)
+	}
+}

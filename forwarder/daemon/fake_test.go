@@ -1,0 +1,304 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/penstock-net/penstock/forwarder"
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/hostflow"
+	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/table/feed"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fake is a machine, with a plane, a host and flows, that writes down what is done to it and fails where it is told to.
+type fake struct {
+	mu       sync.Mutex
+	did      []string
+	fail     map[string]error // by what is done
+	underlay hostnet.Underlay
+	taken    bool // a predecessor's device stands there
+	links    map[string]link
+	blocked  map[string]bool
+
+	settings forwarder.Settings
+	peers    []feed.Peer
+	hostnet  hostnet.Config
+	ports    []forwarder.PortInfo
+	counters forwarder.Counters
+
+	watch  func(hostnet.Underlay, error) // of WatchUnderlay, once it runs
+	routes func()
+}
+
+func newFake() *fake {
+	return &fake{fail: map[string]error{}, blocked: map[string]bool{},
+		underlay: hostnet.Underlay{Address: netip.MustParseAddr("192.0.2.1"), Device: "eth0", Index: 2, MTU: 1500, Up: true},
+		links:    map[string]link{"eth0": {2, true, "veth"}, "ve1": {11, true, "veth"}, "ve2": {12, true, "veth"}, "dummy0": {13, false, "ipip"}},
+	}
+}
+
+func (f *fake) do(what string, args ...any) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.did = append(f.did, strings.TrimSpace(what+" "+fmt.Sprint(args...)))
+	return f.fail[what]
+}
+
+// deeds returns what was done since the last call.
+func (f *fake) deeds() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d := f.did
+	f.did = nil
+	return d
+}
+
+func (f *fake) failing(what string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail[what] = err
+}
+
+func (f *fake) Privileged() error                   { return f.do("privileged") }
+func (f *fake) DefaultAddress() (netip.Addr, error) { return f.underlay.Address, f.do("address") }
+func (f *fake) FindUnderlay(a netip.Addr) (hostnet.Underlay, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if a != f.underlay.Address {
+		return hostnet.Underlay{}, hostnet.ErrNoAddress
+	}
+	return f.underlay, nil
+}
+
+func (f *fake) WatchUnderlay(ctx context.Context, _ netip.Addr, fn func(hostnet.Underlay, error)) error {
+	f.mu.Lock()
+	f.watch = fn
+	u := f.underlay
+	f.mu.Unlock()
+	fn(u, nil)
+	<-ctx.Done()
+	return nil
+}
+
+func (f *fake) WatchRoutes(ctx context.Context, fn func()) error {
+	f.mu.Lock()
+	f.routes = fn
+	f.mu.Unlock()
+	<-ctx.Done()
+	return nil
+}
+
+func (f *fake) PrepareTUN(name string, queues int) (bool, error) {
+	return !f.taken, f.do("prepare", name, " ", queues)
+}
+func (f *fake) NewForwarder(s forwarder.Settings) (plane, error) {
+	f.settings = s
+	return fakePlane{f}, f.do("forwarder")
+}
+func (f *fake) NewHost(c hostnet.Config) (host, error) {
+	f.hostnet = c
+	return fakeHost{f}, f.do("host")
+}
+func (f *fake) OpenFlows(c hostflow.Config) (flows, error) {
+	if c.Sink == nil {
+		return nil, errors.New("no sink")
+	}
+	return fakeFlows{f}, f.do("flows")
+}
+func (f *fake) Link(name string) (link, error) {
+	if l, ok := f.links[name]; ok {
+		return l, nil
+	}
+	return link{}, errNoLink
+}
+func (f *fake) Cleanup(_ context.Context, device string) (hostnet.Report, error) {
+	return hostnet.Report{Removed: []string{device}}, f.do("cleanup", device)
+}
+
+type fakePlane struct{ *fake }
+
+func (f fakePlane) Start()                     { f.do("start") }
+func (f fakePlane) Stop(context.Context) error { return f.do("stop") }
+func (f fakePlane) SetPeers(p []feed.Peer) error {
+	if err := f.do("peers", len(p)); err != nil {
+		return err
+	}
+	f.peers = p
+	return nil
+}
+func (f fakePlane) Reconfigure(s forwarder.Settings) error {
+	if err := f.do("reconfigure", s.PodMTU); err != nil {
+		return err
+	}
+	f.settings = s
+	return nil
+}
+func (f fakePlane) Attach(s forwarder.PortSpec) (forwarder.PortInfo, error) {
+	if err := f.do("attach", s.Device); err != nil {
+		return forwarder.PortInfo{}, err
+	}
+	p := forwarder.PortInfo{PortSpec: s}
+	f.mu.Lock()
+	f.ports = append(f.ports, p)
+	f.mu.Unlock()
+	return p, nil
+}
+func (f fakePlane) Detach(c, i string) error {
+	if err := f.do("detach", c, "/", i); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	f.ports = slices.DeleteFunc(f.ports, func(p forwarder.PortInfo) bool {
+		return p.PortSpec.Container == c && p.PortSpec.Interface == i
+	})
+	f.mu.Unlock()
+	return nil
+}
+func (f fakePlane) Ports() []forwarder.PortInfo {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.ports)
+}
+func (f fakePlane) Counters() forwarder.Counters { return f.counters }
+func (f fakePlane) Capabilities() []forwarder.Capability {
+	return []forwarder.Capability{{Name: "tun", Found: true, Used: true}, {Name: "tunnelGSO", Needs: "6.17", Detail: "EINVAL"}}
+}
+func (f fakePlane) HostFlows() hostflow.Sink { return fakeSink{} }
+
+type fakeSink struct{ hostflow.Sink }
+
+type fakeHost struct{ *fake }
+
+func (f fakeHost) Apply(context.Context) (hostnet.Report, error) {
+	return hostnet.Report{}, f.do("apply")
+}
+func (f fakeHost) Reconfigure(_ context.Context, c hostnet.Config) (hostnet.Report, error) {
+	if err := f.do("hostreconfigure", c.MTU); err != nil {
+		return hostnet.Report{}, err
+	}
+	f.hostnet = c
+	return hostnet.Report{Added: []string{"something"}}, nil
+}
+func (f fakeHost) BlockIngress(d string) error {
+	f.blocked[d] = true
+	return f.do("block", d)
+}
+func (f fakeHost) UnblockIngress(d string) error {
+	delete(f.blocked, d)
+	return f.do("unblock", d)
+}
+func (f fakeHost) Blocked() ([]string, error) {
+	var l []string
+	for d := range f.blocked {
+		l = append(l, d)
+	}
+	slices.Sort(l)
+	return l, nil
+}
+func (f fakeHost) ReconcileIngress(d []string) (hostnet.Report, error) {
+	return hostnet.Report{}, f.do("reconcile", d)
+}
+func (f fakeHost) Close() error { return f.do("hostclose") }
+
+type fakeFlows struct{ *fake }
+
+func (f fakeFlows) Load(context.Context) (int, error) { return 3, f.do("load") }
+func (f fakeFlows) Run(ctx context.Context) error     { <-ctx.Done(); return nil }
+func (f fakeFlows) Stats() hostflow.Stats             { return hostflow.Stats{Preloaded: 3} }
+func (f fakeFlows) Close() error                      { return f.do("flowsclose") }
+
+// file writes a configuration and returns its path. The socket lies in its directory.
+func file(t *testing.T, more string) string {
+	t.Helper()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "penstock.yaml")
+	rewrite(t, path, more)
+	return path
+}
+
+func rewrite(t *testing.T, path, more string) {
+	t.Helper()
+	base := "network: {cidrs: [10.244.0.0/16]}\ndebug: {listen: \"\"}\ncontrol: {socket: " + filepath.Join(filepath.Dir(path), "p.sock") + "}\n"
+	if !strings.Contains(more, "node:") {
+		base += "node: {name: node-a, address: 192.0.2.1, podCIDRs: [10.244.1.0/24]}\n"
+	}
+	for _, key := range []string{"network:", "debug:"} {
+		if strings.Contains(more, key) {
+			i := strings.Index(base, key)
+			base = base[:i] + base[i+strings.Index(base[i:], "\n")+1:]
+		}
+	}
+	if err := os.WriteFile(path, []byte(base+more), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// running is a daemon that runs on a fake machine.
+type running struct {
+	*Daemon
+	f      *fake
+	path   string
+	client *control.Client
+	hangup chan os.Signal
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+func run(t *testing.T, f *fake, yaml string) *running {
+	t.Helper()
+	r := &running{f: f, path: file(t, yaml), hangup: make(chan os.Signal, 1), ended: make(chan error, 1)}
+	d, err := newDaemon(f, Options{Config: r.path, Log: io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Daemon = d
+	var ctx context.Context
+	ctx, r.cancel = context.WithCancel(context.Background())
+	go func() { r.ended <- d.run(ctx, r.hangup) }()
+	t.Cleanup(func() { r.cancel(); <-r.ended })
+	r.client = control.New(filepath.Join(filepath.Dir(r.path), "p.sock"))
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if s, err := r.client.Status(t.Context()); err == nil && s.Ready && f.watching() {
+			break
+		}
+		select {
+		case err := <-r.ended:
+			r.ended <- err
+			t.Fatalf("the daemon ended: %v", err)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("not ready after 5 s")
+		}
+	}
+	return r
+}
+
+func (f *fake) watching() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.watch != nil && f.routes != nil
+}
+
+// stop ends the daemon and returns what run returned.
+func (r *running) stop() error {
+	r.cancel()
+	err := <-r.ended
+	r.ended <- nil // for the cleanup
+	return err
+}

@@ -1,0 +1,164 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder"
+	"github.com/penstock-net/penstock/forwarder/hostflow"
+	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/table/feed"
+)
+
+// plane is what moves packets: *forwarder.Forwarder.
+type plane interface {
+	Start()
+	Stop(context.Context) error
+	SetPeers([]feed.Peer) error
+	Reconfigure(forwarder.Settings) error
+	Attach(forwarder.PortSpec) (forwarder.PortInfo, error)
+	Detach(container, iface string) error
+	Ports() []forwarder.PortInfo
+	Counters() forwarder.Counters
+	Capabilities() []forwarder.Capability
+	HostFlows() hostflow.Sink
+}
+
+// host is what the daemon owns in the host's stack: *hostnet.Host.
+type host interface {
+	Apply(context.Context) (hostnet.Report, error)
+	Reconfigure(context.Context, hostnet.Config) (hostnet.Report, error)
+	BlockIngress(device string) error
+	UnblockIngress(device string) error
+	Blocked() ([]string, error)
+	ReconcileIngress(devices []string) (hostnet.Report, error)
+	Close() error
+}
+
+// flows follows the flows that the host translates: *hostflow.Tracker.
+type flows interface {
+	Load(context.Context) (int, error)
+	Run(context.Context) error
+	Stats() hostflow.Stats
+	Close() error
+}
+
+// machine is the node as the daemon finds it. All its methods act in the network namespace of the process.
+type machine interface {
+	Privileged() error // nil, or what is missing
+	DefaultAddress() (netip.Addr, error)
+	FindUnderlay(netip.Addr) (hostnet.Underlay, error)
+	WatchUnderlay(context.Context, netip.Addr, func(hostnet.Underlay, error)) error
+	WatchRoutes(context.Context, func()) error
+	// PrepareTUN sees to it that the forwarder can open the node's TUN; fresh: there is none of a predecessor to take over.
+	PrepareTUN(name string, queues int) (fresh bool, err error)
+	NewForwarder(forwarder.Settings) (plane, error)
+	NewHost(hostnet.Config) (host, error)
+	OpenFlows(hostflow.Config) (flows, error)
+	Link(name string) (link, error) // errNoLink if there is none
+	Cleanup(ctx context.Context, device string) (hostnet.Report, error)
+}
+
+// link is a network device of this namespace.
+type link struct {
+	Index    int
+	Ethernet bool
+	Type     string // as in rtnetlink: "veth", "tun", …
+}
+
+var errNoLink = errors.New("no such device")
+
+// linux is the real machine.
+type linux struct{}
+
+func (linux) Privileged() error {
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		return fmt.Errorf("the capabilities of this process cannot be read: %w", err)
+	}
+	const need = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW
+	if d[0].Effective&need != need {
+		return errors.New("penstockd needs CAP_NET_ADMIN and CAP_NET_RAW: run it as root or by its systemd unit")
+	}
+	return nil
+}
+
+func (linux) DefaultAddress() (netip.Addr, error) { return hostnet.DefaultAddress() }
+func (linux) FindUnderlay(a netip.Addr) (hostnet.Underlay, error) {
+	return hostnet.FindUnderlay(a)
+}
+func (linux) WatchUnderlay(ctx context.Context, a netip.Addr, fn func(hostnet.Underlay, error)) error {
+	return hostnet.WatchUnderlay(ctx, a, fn)
+}
+func (linux) WatchRoutes(ctx context.Context, fn func()) error { return hostnet.WatchRoutes(ctx, fn) }
+func (linux) Cleanup(ctx context.Context, device string) (hostnet.Report, error) {
+	return hostnet.Cleanup(ctx, device)
+}
+
+func (linux) NewForwarder(s forwarder.Settings) (plane, error) {
+	f, err := forwarder.New(s)
+	if err != nil {
+		return nil, err // not a nil *Forwarder in an interface
+	}
+	return f, nil
+}
+
+func (linux) NewHost(c hostnet.Config) (host, error) {
+	h, err := hostnet.New(c)
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+func (linux) OpenFlows(c hostflow.Config) (flows, error) {
+	t, err := hostflow.Open(c)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (linux) Link(name string) (link, error) {
+	l, err := netlink.LinkByName(name)
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		return link{}, errNoLink
+	}
+	if err != nil {
+		return link{}, fmt.Errorf("device %s cannot be looked up: %w", name, err)
+	}
+	a := l.Attrs()
+	return link{Index: a.Index, Ethernet: a.EncapType == "ether", Type: l.Type()}, nil
+}
+
+// PrepareTUN looks at what stands under the name of the node's TUN. A TUN of a predecessor is taken over by the forwarder as it
+// is, unless it was made for another number of workers: the kernel attaches no multi-queue descriptor to a single-queue
+// device and vice versa (tun_set_iff in drivers/net/tun.c), so that one is made anew.
+func (linux) PrepareTUN(name string, queues int) (fresh bool, err error) {
+	l, err := netlink.LinkByName(name)
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("host.device %s cannot be looked up: %w", name, err)
+	}
+	t, ok := l.(*netlink.Tuntap)
+	if !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
+		return false, fmt.Errorf("host.device: there is a device %s already and it is a %s, not a TUN: remove it, or set host.device to another name", name, l.Type())
+	}
+	if multi := t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0; multi == (queues > 1) {
+		return false, nil
+	}
+	if err := netlink.LinkDel(l); err != nil {
+		return false, fmt.Errorf("host.device %s of a daemon with another number of workers cannot be removed: %w", name, err)
+	}
+	return true, nil
+}

@@ -1,0 +1,95 @@
+package daemon
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/penstock-net/penstock/forwarder/config"
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/table/feed"
+)
+
+// Reload reads the configuration file again, for SIGHUP and POST /v1/reload. The file is validated whole before anything is
+// touched; a file that is rejected changes nothing, nor does one that changes a key which only a restart can change.
+func (d *Daemon) Reload(ctx context.Context) (control.Reloaded, error) {
+	if ok, why := d.health.running(); !ok {
+		return control.Reloaded{}, control.Errorf(control.NotReady, "%s", why)
+	}
+	notify(d.log, reloading())
+	defer notify(d.log, sd.SdNotifyReady)
+	changed, peers, err := d.reload(ctx)
+	if err != nil {
+		return control.Reloaded{}, err
+	}
+	// The feed learns what holds now; its sink finds it in force already.
+	if err := d.peers.Set(peers); err != nil {
+		return control.Reloaded{}, err
+	}
+	d.log.Info("configuration reloaded", "config", d.path, "changed", changed)
+	return control.Reloaded{Changed: changed}, nil
+}
+
+func (d *Daemon) reload(ctx context.Context) (changed []string, peers []feed.Peer, err error) {
+	d.change.Lock()
+	defer d.change.Unlock()
+	old := d.state.Load()
+	next, err := d.load()
+	if err != nil {
+		return nil, nil, control.Errorf(control.InvalidConfig, "%v", err)
+	}
+	if restart := config.Diff(old.cfg, next.cfg); len(restart) > 0 {
+		var all []string
+		for _, c := range restart {
+			all = append(all, c.String())
+		}
+		return nil, nil, control.Errorf(control.RestartRequired, "%s: %s", d.path, strings.Join(all, "; "))
+	}
+	if err := d.swap(ctx, next); err != nil {
+		return nil, nil, err
+	}
+	return changedKeys(old.cfg, next.cfg), next.peers, nil
+}
+
+// reloadable compares the keys that a reload can change, by their names in the file.
+var reloadable = []struct {
+	key  string
+	same func(a, b *config.Config) bool
+}{
+	{"node.podCIDRs", func(a, b *config.Config) bool { return slices.Equal(a.Node.PodCIDRs, b.Node.PodCIDRs) }},
+	{"network.cidrs", func(a, b *config.Config) bool { return slices.Equal(a.Network.CIDRs, b.Network.CIDRs) }},
+	{"encap.mtu", func(a, b *config.Config) bool { return a.Encap.MTU == b.Encap.MTU }},
+	{"encap.copyDSCP", func(a, b *config.Config) bool { return a.Encap.CopyDSCP == b.Encap.CopyDSCP }},
+	{"encap.clampMSS", func(a, b *config.Config) bool { return a.Encap.ClampMSS == b.Encap.ClampMSS }},
+	{"peers", func(a, b *config.Config) bool { return samePeers(a.Peers, b.Peers) }},
+	{"host.masquerade", func(a, b *config.Config) bool { return a.Host.Masquerade == b.Host.Masquerade }},
+	{"host.forward", func(a, b *config.Config) bool { return a.Host.Forward == b.Host.Forward }},
+}
+
+func changedKeys(old, new *config.Config) []string {
+	changed := []string{}
+	for _, r := range reloadable {
+		if !r.same(old, new) {
+			changed = append(changed, r.key)
+		}
+	}
+	return changed
+}
+
+// LogLevel is the level of the log.
+func (d *Daemon) LogLevel() string { return levelName(d.level.Level()) }
+
+// SetLogLevel changes the level until the daemon ends.
+func (d *Daemon) SetLogLevel(s string) error {
+	l, err := parseLevel(s)
+	if err != nil {
+		return control.Errorf(control.BadRequest, "%v", err)
+	}
+	if before := d.level.Level(); before != l {
+		d.level.Set(l)
+		d.log.Log(context.Background(), max(l, before), "the log's level was changed", "from", levelName(before), "to", s)
+	}
+	return nil
+}

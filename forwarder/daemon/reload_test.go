@@ -1,0 +1,138 @@
+package daemon
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/penstock-net/penstock/forwarder/config"
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+const peerB = "peers:\n- {name: b, address: 192.0.2.2, podCIDRs: [10.244.2.0/24]}\n"
+
+func TestReload(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	f.deeds()
+	rewrite(t, r.path, peerB+"host: {masquerade: true}\nencap: {mtu: 1400, copyDSCP: true}\n")
+	got, err := r.client.Reload(t.Context())
+	want := []string{"encap.mtu", "encap.copyDSCP", "peers", "host.masquerade"}
+	if err != nil || !slices.Equal(got.Changed, want) {
+		t.Fatalf("changed %q, want %q (%v)", got.Changed, want, err)
+	}
+	if did := f.deeds(); !slices.Equal(did, []string{"peers 1", "reconfigure 1400", "hostreconfigure 1400"}) {
+		t.Errorf("did %q", did)
+	}
+	if len(f.peers) != 1 || !f.settings.CopyDSCP || !f.hostnet.Masquerade {
+		t.Errorf("%v, %v, %v", f.peers, f.settings.CopyDSCP, f.hostnet.Masquerade)
+	}
+	if got, err = r.client.Reload(t.Context()); err != nil || len(got.Changed) != 0 {
+		t.Errorf("the same again: %q, %v", got.Changed, err)
+	}
+	if did := f.deeds(); len(did) != 0 {
+		t.Errorf("the same again did %q", did)
+	}
+	if p, err := r.client.Peers(t.Context()); err != nil || len(p) != 1 || p[0].Encap != "vxlan" || p[0].Port != 8472 || p[0].VNI != 1 || p[0].MAC == "" || p[0].MTU != 1450 {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+func TestHangupReloads(t *testing.T) {
+	r := run(t, newFake(), "")
+	rewrite(t, r.path, peerB)
+	r.hangup <- syscall.SIGHUP
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if s, err := r.client.Status(t.Context()); err == nil && s.Peers == 1 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("not reloaded")
+		}
+	}
+}
+
+func TestRejectedReloadChangesNothing(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "encap: {mtu: 1400}\n")
+	before := r.state.Load()
+	f.deeds()
+	for yaml, code := range map[string]control.Code{
+		"nonsense: 1\n":                       control.InvalidConfig,
+		"encap: {mtu: 1451}\n":                control.InvalidConfig,
+		"encap: {mtu: 1400, type: udp}\n":     control.RestartRequired,
+		"encap: {mtu: 1400}\nworkers: 3\n":    control.RestartRequired,
+		"encap: {mtu: 1400}\n" + peerB + "\t": control.InvalidConfig,
+	} {
+		rewrite(t, r.path, yaml)
+		_, err := r.client.Reload(t.Context())
+		if control.CodeOf(err) != code {
+			t.Errorf("%q: got %v (%s), want %s", yaml, err, control.CodeOf(err), code)
+		}
+		if code == control.RestartRequired && !strings.Contains(err.Error(), "needs a restart") {
+			t.Errorf("%q: %v", yaml, err)
+		}
+	}
+	if did := f.deeds(); len(did) != 0 || r.state.Load() != before {
+		t.Errorf("did %q", did)
+	}
+}
+
+// A step of a reload that fails takes the earlier ones back.
+func TestFailedReloadIsTakenBack(t *testing.T) {
+	for step, want := range map[string]string{
+		"peers":           "peers 1",
+		"reconfigure":     "peers 1|reconfigure 1400|peers 0",
+		"hostreconfigure": "peers 1|reconfigure 1400|hostreconfigure 1400|hostreconfigure 1450|reconfigure 1450|peers 0",
+	} {
+		f := newFake()
+		r := run(t, f, "")
+		before := r.state.Load()
+		f.deeds()
+		f.failing(step, errors.New("broken on purpose"))
+		rewrite(t, r.path, peerB+"encap: {mtu: 1400}\n")
+		if _, err := r.client.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "broken on purpose") {
+			t.Errorf("%s: %v", step, err)
+		}
+		if got := strings.Join(f.deeds(), "|"); got != want {
+			t.Errorf("%s: did %q, want %q", step, got, want)
+		}
+		if r.state.Load() != before {
+			t.Errorf("%s: the state was published", step)
+		}
+		f.failing(step, nil)
+		if got, err := r.client.Reload(t.Context()); err != nil || len(got.Changed) != 2 {
+			t.Errorf("%s: afterwards %q, %v", step, got.Changed, err)
+		}
+		r.stop()
+	}
+}
+
+// Every key that config lets a reload change is one whose change the daemon tells, and none besides.
+func TestReloadableKeysAreConfigs(t *testing.T) {
+	var mine []string
+	for _, k := range reloadable {
+		mine = append(mine, k.key)
+	}
+	theirs := config.ReloadKeys()
+	slices.Sort(mine)
+	slices.Sort(theirs)
+	if !slices.Equal(mine, theirs) {
+		t.Errorf("daemon %q, config %q", mine, theirs)
+	}
+}
+
+func TestLogLevel(t *testing.T) {
+	r := run(t, newFake(), "")
+	if err := r.client.SetLogLevel(t.Context(), "debug"); err != nil || r.LogLevel() != "debug" {
+		t.Errorf("%s, %v", r.LogLevel(), err)
+	}
+	for _, bad := range []string{"", "DEBUG", "loud", "debug+1"} {
+		if err := r.client.SetLogLevel(t.Context(), bad); control.CodeOf(err) != control.BadRequest {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}

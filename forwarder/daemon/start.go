@@ -1,0 +1,175 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+
+	"github.com/penstock-net/penstock/forwarder/config"
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/hostflow"
+	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/table/feed/static"
+)
+
+// start opens everything in order. On an error it takes back what it did, but leaves alone what a predecessor had made: that
+// still works.
+func (d *Daemon) start(ctx context.Context) (err error) {
+	var undo undoList
+	defer func() {
+		if err != nil {
+			err = undo.because(err)
+		}
+	}()
+	if err := d.machine.Privileged(); err != nil {
+		return err
+	}
+
+	next, err := d.load()
+	if err != nil {
+		return err
+	}
+	cfg := next.cfg
+	d.workers = workersFor(cfg.Workers)
+	runtime.GOMAXPROCS(d.workers + 1) // the workers hold a thread each; one is left for everything else
+	d.log.Info("configuration read", "config", d.path, "node", cfg.Node.Name, "address", cfg.Node.Address, "underlay", next.underlay.Device, "underlayMTU", next.underlay.MTU,
+		"podCIDRs", cfg.Node.PodCIDRs, "encap", next.kind, "mtu", next.podMTU)
+
+	if d.listener, err = control.Listen(ctx, cfg.Control.Socket); err != nil {
+		return err
+	}
+	undo.add(d.listener.Release)
+
+	fresh, err := d.machine.PrepareTUN(cfg.Host.Device, d.workers)
+	if err != nil {
+		return err
+	}
+	if fresh { // else a predecessor's device, routes and rules still stand and are left to the next one
+		undo.add(func() error {
+			_, err := d.machine.Cleanup(context.WithoutCancel(ctx), cfg.Host.Device)
+			return err
+		})
+	}
+	if d.plane, err = d.machine.NewForwarder(next.settings(d.workers, d.log)); err != nil {
+		return err
+	}
+	undo.add(func() error { return d.plane.Stop(context.WithoutCancel(ctx)) })
+	if err = d.plane.SetPeers(next.peers); err != nil {
+		return err
+	}
+	d.peers = static.New(next.peers)
+	d.logChosen()
+
+	if err = d.startHost(ctx, next, &undo); err != nil {
+		return err
+	}
+	if err = d.startFlows(ctx, &undo); err != nil {
+		return err
+	}
+	d.state.Store(next)
+	if err = d.listenDebug(cfg, &undo); err != nil {
+		return err
+	}
+	d.server = control.NewServer(d, d.log)
+	return ctx.Err() // asked to stop meanwhile
+}
+
+// load reads the file and works out what it means on this machine.
+func (d *Daemon) load() (*state, error) {
+	cfg, err := config.Load(d.path)
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.Complete(d.machine.DefaultAddress); err != nil {
+		return nil, err
+	}
+	u, err := d.machine.FindUnderlay(cfg.Node.Address)
+	if err != nil {
+		return nil, fmt.Errorf("node.address: %w", err)
+	}
+	s, err := newState(cfg, u, cfg.Peers)
+	if err != nil {
+		return nil, err
+	}
+	return s, s.checkMTU()
+}
+
+func (d *Daemon) startHost(ctx context.Context, s *state, undo *undoList) (err error) {
+	if d.host, err = d.machine.NewHost(s.hostConfig(d.log)); err != nil {
+		return err
+	}
+	undo.add(d.host.Close)
+	report, err := d.host.Apply(ctx)
+	d.logReport("the host's stack is set up", report)
+	if err != nil {
+		return err
+	}
+	// Chains of devices that have gone are of no more use. Those of devices that are still there stay: without them the host
+	// would process the packets of pods that are not attached again yet.
+	blocked, err := d.host.Blocked()
+	if err != nil {
+		return err
+	}
+	there := slices.DeleteFunc(slices.Clone(blocked), func(device string) bool {
+		_, err := d.machine.Link(device)
+		return errors.Is(err, errNoLink)
+	})
+	if len(there) != len(blocked) {
+		_, err = d.host.ReconcileIngress(there)
+	}
+	return err
+}
+
+// startFlows remembers which flows the host translates before a worker could hand one of their answers to the wrong side.
+func (d *Daemon) startFlows(ctx context.Context, undo *undoList) error {
+	f, err := d.machine.OpenFlows(hostflow.Config{Sink: d.plane.HostFlows(), Log: d.log})
+	if errors.Is(err, hostflow.ErrNoConntrack) {
+		d.log.Warn("this kernel has no conntrack, so the host cannot translate addresses: Services and NodePorts will not work, everything else does")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d.flows = f
+	undo.add(f.Close)
+	n, err := f.Load(ctx)
+	if err != nil {
+		return err
+	}
+	d.log.Debug("flows that the host has translated were read from conntrack", "flows", n)
+	return nil
+}
+
+// logChosen says once what the kernel offers and what is made of it.
+func (d *Daemon) logChosen() {
+	var used, unused, missing []string
+	for _, c := range d.capabilities() {
+		switch {
+		case c.Used:
+			used = append(used, c.Name)
+		case c.Found:
+			unused = append(unused, c.Name)
+		default:
+			missing = append(missing, c.Name)
+		}
+	}
+	d.log.Info("probed the kernel", "used", used, "foundButUnused", unused, "missing", missing)
+}
+
+func (d *Daemon) logReport(what string, r hostnet.Report) {
+	for _, f := range r.Findings {
+		switch f.Severity {
+		case "failure":
+			d.log.Error(f.String())
+		case "warning":
+			d.log.Warn(f.String())
+		default:
+			d.log.Info(f.String())
+		}
+	}
+	if r.Changed() {
+		d.log.Info(what, "added", r.Added, "removed", r.Removed)
+	}
+}

@@ -1,0 +1,155 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/table/feed"
+)
+
+const (
+	watchRetry     = time.Second     // after netlink failed
+	repairInterval = 2 * time.Second // at most one look at routes and rules in this time, however much changes around us
+)
+
+// watchUnderlay follows the node's address: its device, MTU and state.
+func (d *Daemon) watchUnderlay(ctx context.Context) error {
+	address := d.state.Load().cfg.Node.Address // never changes without a restart
+	return d.again(ctx, "the underlay is not watched", func() error {
+		return d.machine.WatchUnderlay(ctx, address, func(u hostnet.Underlay, err error) { d.setUnderlay(ctx, u, err) })
+	})
+}
+
+func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error) {
+	d.change.Lock()
+	defer d.change.Unlock()
+	old := d.state.Load()
+	switch {
+	case err != nil:
+		if d.health.set(underlayGone, "the underlay address is gone: "+err.Error()) {
+			d.log.Error("the underlay address is gone; packets to other nodes will be dropped until it is back", "address", old.cfg.Node.Address, "error", err)
+		}
+		return
+	case !u.Up:
+		if d.health.set(underlayGone, fmt.Sprintf("the underlay device %s is down", u.Device)) {
+			d.log.Error("the underlay device is down; packets to other nodes will be dropped until it is up", "device", u.Device)
+		}
+	default:
+		if d.health.set(underlayGone, "") {
+			d.log.Info("the underlay is back", "device", u.Device, "address", u.Address)
+		}
+	}
+	if u == old.underlay {
+		return
+	}
+	next, err := newState(old.cfg, u, old.peers)
+	if err != nil {
+		d.log.Error("the underlay's change cannot be followed", "error", err)
+		return
+	}
+	if u.Device != old.underlay.Device {
+		d.log.Info("the underlay address has moved", "from", old.underlay.Device, "to", u.Device)
+	}
+	if u.MTU != old.underlay.MTU {
+		d.log.Warn("the underlay's MTU has changed; pods that are attached keep theirs and learn the new one by path MTU discovery",
+			"device", u.Device, "from", old.underlay.MTU, "to", u.MTU, "podMTU", next.podMTU)
+	}
+	if err := next.checkMTU(); err != nil {
+		d.log.Error("the pods' MTU no longer fits the underlay", "error", err)
+	}
+	if err := d.swap(ctx, next); err != nil && ctx.Err() == nil {
+		d.log.Error("the underlay's change cannot be followed", "error", err)
+	}
+}
+
+// watchRoutes puts our routes and rules back when somebody else has removed them, as when a network manager takes a device
+// down and up.
+func (d *Daemon) watchRoutes(ctx context.Context) error {
+	kick := make(chan struct{}, 1)
+	repaired := make(chan struct{})
+	go func() {
+		defer close(repaired)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-kick:
+			}
+			d.repair(ctx)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(repairInterval):
+			}
+		}
+	}()
+	err := d.again(ctx, "routes are not watched", func() error {
+		return d.machine.WatchRoutes(ctx, func() {
+			select {
+			case kick <- struct{}{}:
+			default: // one is waiting already
+			}
+		})
+	})
+	<-repaired
+	return err
+}
+
+func (d *Daemon) repair(ctx context.Context) {
+	d.change.Lock()
+	defer d.change.Unlock()
+	report, err := d.host.Apply(ctx)
+	if report.Changed() {
+		d.log.Warn("somebody had changed the host's routes or rules that are ours; they are back", "added", report.Added, "removed", report.Removed)
+	}
+	if err != nil && ctx.Err() == nil {
+		d.log.Error("the host's routes and rules cannot be kept", "error", err)
+	}
+}
+
+// setPeers is where a feed hands over its peers. The list that holds already is no news.
+func (d *Daemon) setPeers(peers []feed.Peer) error {
+	d.change.Lock()
+	defer d.change.Unlock()
+	old := d.state.Load()
+	if samePeers(old.peers, peers) {
+		return nil
+	}
+	next, err := newState(old.cfg, old.underlay, peers)
+	if err != nil {
+		return err
+	}
+	if err := d.swap(context.Background(), next); err != nil {
+		return err
+	}
+	d.log.Info("peers changed", "peers", len(peers), "before", len(old.peers), "mtu", next.podMTU)
+	return nil
+}
+
+// watchFlows forgets the flows that conntrack has forgotten.
+func (d *Daemon) watchFlows(ctx context.Context) error {
+	return d.again(ctx, "conntrack is not followed", func() error { return d.flows.Run(ctx) })
+}
+
+// again runs something that watches until ctx ends, once more after each failure: what it watches is worth less than the
+// packets that go on meanwhile.
+func (d *Daemon) again(ctx context.Context, what string, run func() error) error {
+	for {
+		err := run()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil {
+			err = errors.New("it ended by itself")
+		}
+		d.log.Error(what+"; trying again", "error", err, "in", watchRetry)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(watchRetry):
+		}
+	}
+}
