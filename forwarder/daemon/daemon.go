@@ -115,8 +115,8 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	d.health.set(phase, "")
 	notify(d.log, sd.SdNotifyReady)
 	s := d.state.Load()
-	d.log.Info("forwarding", "node", s.cfg.Node.Name, "address", s.cfg.Node.Address, "encap", s.kind, "mtu", s.podMTU, "workers", d.workers,
-		"peers", len(s.peers), "socket", s.cfg.Control.Socket, "version", control.Version(), "took", time.Since(d.started).Round(time.Millisecond))
+	d.log.Info("forwarding", "node", s.cfg.Node.Name, "address", s.cfg.Node.Address, "encap", s.kind.String(), "mtu", s.podMTU, "workers", d.workers,
+		"peers", len(s.peers), "socket", s.cfg.Control.Socket, "version", control.Version(), "took", time.Since(d.started).Round(time.Millisecond).String())
 
 	for running := true; running; {
 		select {

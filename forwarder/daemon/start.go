@@ -10,7 +10,6 @@ import (
 	"github.com/penstock-net/penstock/forwarder/config"
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
-	"github.com/penstock-net/penstock/forwarder/hostnet"
 	"github.com/penstock-net/penstock/table/feed/static"
 )
 
@@ -35,7 +34,7 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	d.workers = workersFor(cfg.Workers)
 	runtime.GOMAXPROCS(d.workers + 1) // the workers hold a thread each; one is left for everything else
 	d.log.Info("configuration read", "config", d.path, "node", cfg.Node.Name, "address", cfg.Node.Address, "underlay", next.underlay.Device, "underlayMTU", next.underlay.MTU,
-		"podCIDRs", cfg.Node.PodCIDRs, "encap", next.kind, "mtu", next.podMTU)
+		"podCIDRs", cfg.Node.PodCIDRs, "encap", next.kind.String(), "mtu", next.podMTU)
 
 	if d.listener, err = control.Listen(ctx, cfg.Control.Socket); err != nil {
 		return err
@@ -101,9 +100,7 @@ func (d *Daemon) startHost(ctx context.Context, s *state, undo *undoList) (err e
 		return err
 	}
 	undo.add(d.host.Close)
-	report, err := d.host.Apply(ctx)
-	d.logReport("the host's stack is set up", report)
-	if err != nil {
+	if _, err := d.host.Apply(ctx); err != nil { // what it changed and found, hostnet has logged
 		return err
 	}
 	// Chains of devices that have gone are of no more use. Those of devices that are still there stay: without them the host
@@ -144,7 +141,7 @@ func (d *Daemon) startFlows(ctx context.Context, undo *undoList) error {
 
 // logChosen says once what the kernel offers and what is made of it.
 func (d *Daemon) logChosen() {
-	var used, unused, missing []string
+	used, unused, missing := []string{}, []string{}, []string{} // "[]" in the log, not "null"
 	for _, c := range d.capabilities() {
 		switch {
 		case c.Used:
@@ -156,20 +153,4 @@ func (d *Daemon) logChosen() {
 		}
 	}
 	d.log.Info("probed the kernel", "used", used, "foundButUnused", unused, "missing", missing)
-}
-
-func (d *Daemon) logReport(what string, r hostnet.Report) {
-	for _, f := range r.Findings {
-		switch f.Severity {
-		case "failure":
-			d.log.Error(f.String())
-		case "warning":
-			d.log.Warn(f.String())
-		default:
-			d.log.Info(f.String())
-		}
-	}
-	if r.Changed() {
-		d.log.Info(what, "added", r.Added, "removed", r.Removed)
-	}
 }

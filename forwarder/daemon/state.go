@@ -180,12 +180,10 @@ func (d *Daemon) swap(ctx context.Context, next *state) (err error) {
 	}
 	hostWas, hostIs := old.hostConfig(d.log), next.hostConfig(d.log)
 	if !reflect.DeepEqual(hostWas, hostIs) {
-		report, err := d.host.Reconfigure(ctx, hostIs)
-		if err != nil {
+		if _, err := d.host.Reconfigure(ctx, hostIs); err != nil {
 			undo.add(func() error { _, err := d.host.Reconfigure(context.WithoutCancel(ctx), hostWas); return err })
 			return err
 		}
-		d.logReport("the host's stack was changed", report)
 	}
 	d.state.Store(next)
 	return nil

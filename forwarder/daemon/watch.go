@@ -103,7 +103,7 @@ func (d *Daemon) repair(ctx context.Context) {
 	defer d.change.Unlock()
 	report, err := d.host.Apply(ctx)
 	if report.Changed() {
-		d.log.Warn("somebody had changed the host's routes or rules that are ours; they are back", "added", report.Added, "removed", report.Removed)
+		d.log.Warn("somebody had changed the host's routes or rules that are ours; they are back")
 	}
 	if err != nil && ctx.Err() == nil {
 		d.log.Error("the host's routes and rules cannot be kept", "error", err)
@@ -145,7 +145,7 @@ func (d *Daemon) again(ctx context.Context, what string, run func() error) error
 		if err == nil {
 			err = errors.New("it ended by itself")
 		}
-		d.log.Error(what+"; trying again", "error", err, "in", watchRetry)
+		d.log.Error(what+"; trying again", "error", err, "in", watchRetry.String())
 		select {
 		case <-ctx.Done():
 			return nil
