@@ -54,6 +54,9 @@ func (w *worker) fragment(f *frame, mtu int, to *destination, last bool) {
 	room := 0
 	if to.peer != nil {
 		room = to.peer.header.Len()
+	} else {
+		// The fragments must not be overtaken by what joins an older write.
+		w.outboxes[to.port.index].closeFlow(w, f)
 	}
 	for i, n := 0, fs.Count(); i < n; i++ {
 		w.makeRoom()

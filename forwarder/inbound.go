@@ -125,7 +125,7 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 		w.drop(DropNotLocal)
 		return
 	}
-	if w.tunnelLoop(&f.p) {
+	if w.tunnelLoop(f) {
 		w.drop(DropTunnelLoop)
 		return
 	}
@@ -164,7 +164,7 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 // field that holds the pseudo-header sum is a checksum that the sender left to
 // us: it goes on as it is, the pod's kernel takes it so.
 func (w *worker) checksum(f *frame, gso, mtu int) bool {
-	if f.p.Len > mtu && (f.p.Proto == encap.ProtoTCP || gso > 0) && f.p.Frag == encap.NotFrag {
+	if gso > 0 || f.p.Len > mtu && f.p.Proto == encap.ProtoTCP && f.p.Frag == encap.NotFrag {
 		v, fault := encap.RecoverSuperframe(f.ip(), &f.p, gso, mtu)
 		if fault != encap.OK {
 			w.drop(faultReason[fault])

@@ -109,10 +109,11 @@ func etherType(f *frame) uint16 { return binary.BigEndian.Uint16(f.mem[f.at-2:])
 
 // fromPod applies what holds for packets from pods alone.
 func (w *worker) fromPod(in *port, f *frame) bool {
-	switch f.p.Proto {
-	case encap.ProtoICMPv6:
-		if f.p.Version == 6 && f.p.Frag == encap.NotFrag {
-			switch f.ip()[f.p.L4] {
+	// A pod may send ICMP of no bytes at all, which then has no type.
+	if l4 := f.ip()[f.p.L4:]; f.p.Frag == encap.NotFrag && len(l4) > 0 {
+		switch {
+		case f.p.Version == 6 && f.p.Proto == encap.ProtoICMPv6:
+			switch l4[0] {
 			case icmp6Solicit:
 				if w.answerND(in, f) {
 					return false
@@ -121,9 +122,7 @@ func (w *worker) fromPod(in *port, f *frame) bool {
 				w.drop(DropRouterAdvert)
 				return false
 			}
-		}
-	case encap.ProtoICMP:
-		if f.p.Version == 4 && f.p.Frag == encap.NotFrag && f.ip()[f.p.L4] == icmp4Redirect {
+		case f.p.Version == 4 && f.p.Proto == encap.ProtoICMP && l4[0] == icmp4Redirect:
 			w.drop(DropRouterAdvert)
 			return false
 		}
@@ -155,7 +154,7 @@ func (w *worker) learnMAC(in *port, f *frame) {
 
 // route decides where a packet that a port or we ourselves sent goes.
 func (w *worker) route(f *frame) {
-	if w.tunnelLoop(&f.p) {
+	if w.tunnelLoop(f) {
 		w.drop(DropTunnelLoop)
 		return
 	}
@@ -209,10 +208,21 @@ func (w *worker) rememberFlow(f *frame) bool {
 
 // tunnelLoop reports a packet that is, or would become, our encapsulation
 // inside itself: addressed to a tunnel port or protocol of any node.
-func (w *worker) tunnelLoop(p *encap.Packet) bool {
+// A first fragment counts as the packet that it begins, and without it the
+// others never become one; it is at least 8 bytes, so that its ports are there
+// unless IPv6 extension headers fill it, which no honest sender does (RFC 7112).
+func (w *worker) tunnelLoop(f *frame) bool {
+	p := &f.p
 	switch p.Proto {
 	case encap.ProtoUDP:
-		if !w.f.tunnelPorts.has(p.DstPort) {
+		port := p.DstPort
+		if p.Frag == encap.LaterFrag {
+			return false
+		}
+		if l4 := f.ip()[p.L4:]; p.Frag == encap.FirstFrag && len(l4) >= 4 {
+			port = binary.BigEndian.Uint16(l4[2:])
+		}
+		if !w.f.tunnelPorts.has(port) {
 			return false
 		}
 	case encap.ProtoIPIP, encap.ProtoIPv6:
@@ -243,7 +253,7 @@ func (w *worker) forwarded(f *frame) bool {
 // packetSize is the largest IP packet that the frame becomes when it is cut.
 func packetSize(f *frame) int {
 	if f.v.IsGSO() {
-		return encap.HeaderLen(f.ip(), &f.p) + int(f.v.GSOSize)
+		return min(f.p.Len, encap.HeaderLen(f.ip(), &f.p)+int(f.v.GSOSize))
 	}
 	return f.p.Len
 }

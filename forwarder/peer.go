@@ -178,6 +178,7 @@ func (f *Forwarder) publish(specs []feed.Peer) error {
 			f.peerSlots.give(p.state.index)
 		}
 		f.closeEndpoints(opened)
+		f.tunnelPorts.store(f.endpoints)
 		return err
 	}
 

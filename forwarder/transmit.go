@@ -284,7 +284,7 @@ func (w *worker) sent(e *egress, r *run) {
 		w.lose(r, 1, DropSendFailed)
 		frames--
 	}
-	e.broken = e.broken && r.frames == 0
+	e.broken = e.broken && r.continues && r.frames == 0
 	w.tally.sends++
 	if r.count > 1 {
 		w.tally.runs++
