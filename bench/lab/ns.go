@@ -51,9 +51,9 @@ func newNS(name string) (*NS, error) {
 		return nil, err
 	}
 	var err error
-	if n.route, err = netlink.NewHandleAt(netns.NsHandle(n.fd), unix.NETLINK_ROUTE); err != nil {
+	if n.route, err = handleAt(n.fd); err != nil {
 		n.Close()
-		return nil, fmt.Errorf("netlink socket: %w", err)
+		return nil, err
 	}
 	lo, err := n.route.LinkByName("lo")
 	if err == nil {
@@ -67,6 +67,14 @@ func newNS(name string) (*NS, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+func handleAt(fd int) (*netlink.Handle, error) {
+	h, err := netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("netlink socket: %w", err)
+	}
+	return h, nil
 }
 
 // open runs on the keeper thread and makes the namespace that this thread will stay in.
