@@ -310,3 +310,5 @@ func fragmentOf(ip []byte, at, n int) []byte {
 		return b
 	})
 }
+
+var podA2v6 = netip.MustParseAddr("fd00:10:244:1::6")
