@@ -59,7 +59,12 @@ func (w *worker) answerICMP(f *frame, r Reason, kind encap.ICMPKind, mtu int) {
 	if f.p.Version == 6 {
 		src = w.live.self6
 	}
-	// The flow hash is symmetric; mixed over the source it keeps sources apart.
+	if f.in != nil && f.in.direction == Host {
+		// The host takes no packet from one of its own addresses (a martian
+		// source), nor by another device than its routes say: the address it
+		// could not reach is the one that it believes.
+		src = f.p.Dst
+	}
 	if !src.IsValid() || !encap.MayAnswer(f.ip(), &f.p) || !w.limiter.allow(sourceHash(&f.p), w.nanos) {
 		return
 	}
@@ -78,6 +83,7 @@ func (w *worker) answerICMP(f *frame, r Reason, kind encap.ICMPKind, mtu int) {
 	w.route(g)
 }
 
+// sourceHash keeps sources apart for the limiter, as the flow hash does not.
 func sourceHash(p *encap.Packet) uint32 {
 	h := uint32(2166136261)
 	for _, b := range p.Src.As16() {

@@ -118,6 +118,13 @@ func (f *Forwarder) ownEndpoint() endpointKey {
 // openEndpoints opens on every worker what need names and is not open yet, all
 // or nothing. It returns what it opened. f.control is held.
 func (f *Forwarder) openEndpoints(need map[endpointKey]bool) (opened []endpointKey, err error) {
+	kinds := map[uint16]encap.Kind{}
+	for key := range need {
+		if k, taken := kinds[key.port]; taken && key.port != 0 {
+			return nil, fmt.Errorf("UDP port %d cannot carry both %s and %s: give the peers that differ another port", key.port, k, key.kind)
+		}
+		kinds[key.port] = key.kind
+	}
 	for key := range need {
 		if f.endpoints[key] != nil {
 			continue

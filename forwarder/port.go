@@ -120,7 +120,7 @@ func (f *Forwarder) Attach(spec PortSpec) (PortInfo, error) {
 		return PortInfo{}, err
 	}
 	p.index = f.portSlots.take()
-	f.onAll(func(w *worker) { w.growOutboxes(f.portSlots.size()); w.outboxes[p.index].port = p })
+	f.onAll(func(w *worker) { w.growOutboxes(f.portSlots.size()); *w.outboxes[p.index] = outbox{port: p} })
 	undo := func() {
 		f.onAll(func(w *worker) { w.outboxes[p.index].port = nil })
 		f.portSlots.give(p.index)
