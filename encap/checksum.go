@@ -252,7 +252,7 @@ func DecrementTTL(b []byte, p *Packet) {
 	}
 	h := IPv4(b)
 	old := binary.BigEndian.Uint16(h[8:10])
-	h[8] = p.TTL
+	binary.BigEndian.PutUint16(h[8:10], old-0x0100)
 	h.setChecksum(update16(h.Checksum(), old, old-0x0100))
 }
 

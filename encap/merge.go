@@ -26,7 +26,7 @@ const (
 // keeps nothing. The zero value is ready; one Merge serves any number of superframes in turn.
 type Merge struct {
 	MaxLen      int // of the whole as an IP packet, in bytes; 0: 65535. Set before Start
-	MaxSegments int // 0: 64. Set before Start
+	MaxSegments int // 0: 64; of UDP never more than 128. Set before Start
 
 	b        []byte // the first packet
 	l4       int
@@ -42,8 +42,8 @@ type Merge struct {
 }
 
 // Start begins with packet b. It is false if nothing may be joined to it: neither TCP nor UDP, a
-// fragment, IP options or extension headers, no payload, UDP without a checksum, or TCP flags that end a
-// superframe or must not be in one. The Merge is then empty.
+// fragment, IP options or extension headers, no payload (in TCP: less than 8 bytes), UDP without a
+// checksum, or TCP flags that end a superframe or must not be in one. The Merge is then empty.
 func (m *Merge) Start(b []byte, p *Packet) bool {
 	m.b, m.segments, m.full, m.last = nil, 0, true, 0
 	if p.Frag != NotFrag {
@@ -74,8 +74,8 @@ func (m *Merge) Start(b []byte, p *Packet) bool {
 	default:
 		return false
 	}
-	if m.size == 0 {
-		return false
+	if m.size == 0 || m.tcp && m.size < minTCPSegment {
+		return false // the latter the kernel would not take as a superframe
 	}
 	if !m.v6 {
 		m.id = IPv4(b).ID() + 1
@@ -93,6 +93,9 @@ func (m *Merge) fits() bool {
 	}
 	if maxSegments <= 0 {
 		maxSegments = defaultMergeSegments
+	}
+	if !m.tcp {
+		maxSegments = min(maxSegments, maxUDPSegments)
 	}
 	return m.segments < maxSegments && m.total+m.size <= maxLen
 }
