@@ -11,6 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// patience is how long the kernel may take for a batch of answers, or between two pieces of a dump: it answers within the
+// system call, so this is for a machine that stands still.
+const patience = 30 * time.Second
+
 // A question is a reply tuple and the conntrack zone to look it up in.
 type question struct {
 	tuple Tuple
@@ -101,8 +105,8 @@ func (t *Tracker) check(ctx context.Context) (time.Duration, error) {
 
 // missing returns those that conntrack does not have, or cannot be asked for. A batch goes out in one message.
 func (t *Tracker) missing(ask []question) (out []question, err error) {
-	var sent []question
-	var msgs []netlink.Message
+	sent := make([]question, 0, batch)
+	msgs := make([]netlink.Message, 0, batch+1)
 	flush := func() error {
 		if len(msgs) == 0 {
 			return nil
@@ -135,36 +139,51 @@ func (t *Tracker) missing(ask []question) (out []question, err error) {
 	return out, flush()
 }
 
-// ask sends the requests and reads exactly one answer each: the entry, or ENOENT. They come in order.
+// ask sends the requests and reads exactly one answer each, in order: the entry, or ENOENT.
+//
+// The kernel flags an entry as part of a multi-part message that never ends (ctnetlink_fill_info sets NLM_F_MULTI
+// whenever it writes to a socket), so the library reads on for more. The last request is for a flow that cannot be: its
+// ENOENT ends the reading.
 func (t *Tracker) ask(sent []question, msgs []netlink.Message) (found [batch]bool, err error) {
-	if _, err := t.query.SendMessages(msgs); err != nil {
+	msgs = append(msgs, nobody)
+	t.query.SetDeadline(time.Now().Add(patience))
+	numbered, err := t.query.SendMessages(msgs)
+	if err != nil {
 		return found, fmt.Errorf("hostflow: cannot ask conntrack: %w", err)
 	}
-	for i := range sent {
-		answer, err := t.query.Receive()
-		switch {
-		case errors.Is(err, unix.ENOENT):
-		case err != nil:
-			return found, fmt.Errorf("hostflow: conntrack does not answer for %v: %w", sent[i].tuple, err)
-		default:
-			// The look-up takes either direction; a flow the other way round is another flow.
-			var e entry
-			found[i] = len(answer) == 1 && decode(answer[0].Data, &e) && e.reply.tuple() == sent[i].tuple
+	for answers := 0; answers < len(numbered); {
+		for m, err := range t.query.ReceiveIter() {
+			answers++
+			switch i := int(m.Header.Sequence - numbered[0].Header.Sequence); {
+			case errors.Is(err, unix.ENOENT):
+			case err != nil:
+				return found, fmt.Errorf("hostflow: conntrack does not answer: %w", err)
+			case i < 0 || i >= len(sent):
+				return found, fmt.Errorf("hostflow: conntrack answered with the number %d, asked were %d", i, len(sent))
+			default:
+				// The look-up takes either direction; a flow the other way round is another flow.
+				var e entry
+				found[i] = decode(m.Data, &e) && e.reply.tuple() == sent[i].tuple
+			}
 		}
 	}
 	return found, nil
 }
 
-// probe asks for a flow that cannot be. ENOENT says that conntrack is there.
+// nobody asks for a flow that cannot be.
+var nobody = netlink.Message{Header: netlink.Header{Type: getType, Flags: netlink.Request},
+	Data: request(&Tuple{Proto: unix.IPPROTO_UDP, Src: netip.IPv4Unspecified(), Dst: netip.IPv4Unspecified()}, 0)}
+
+// probe asks for nothing but nobody: ENOENT says that conntrack is there.
 func (t *Tracker) probe() error {
-	q := question{tuple: Tuple{Proto: unix.IPPROTO_UDP, Src: netip.IPv4Unspecified(), Dst: netip.IPv4Unspecified()}}
-	_, err := t.missing([]question{q})
+	_, err := t.ask(nil, nil)
 	return err
 }
 
 // dump calls fn with each entry of both families and all zones. The entry is lent for the call.
 func (t *Tracker) dump(ctx context.Context, fn func(*entry)) error {
 	req := netlink.Message{Header: netlink.Header{Type: getType, Flags: netlink.Request | netlink.Dump}, Data: []byte{unix.AF_UNSPEC, 0, 0, 0}}
+	t.query.SetDeadline(time.Now().Add(patience))
 	if _, err := t.query.Send(req); err != nil {
 		return err
 	}
@@ -174,8 +193,11 @@ func (t *Tracker) dump(ctx context.Context, fn func(*entry)) error {
 		if err != nil {
 			return err
 		}
-		if n++; n%1024 == 0 && ctx.Err() != nil {
-			return ctx.Err() // the iterator reads the rest away
+		if n++; n%1024 == 0 {
+			if ctx.Err() != nil {
+				return ctx.Err() // the iterator reads the rest away
+			}
+			t.query.SetDeadline(time.Now().Add(patience))
 		}
 		if decode(m.Data, &e) {
 			fn(&e)
