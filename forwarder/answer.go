@@ -35,7 +35,8 @@ func (l *answerLimiter) allow(hash uint32, nanos int64) bool {
 	if b.nanos == 0 {
 		b.nanos, b.credit = nanos, answerBurst*1e9
 	}
-	b.credit = min(answerBurst*1e9, b.credit+(nanos-b.nanos)*answerRate)
+	elapsed := min(nanos-b.nanos, answerBurst*1e9/answerRate) // more fills it just so, and would overflow after years
+	b.credit = min(answerBurst*1e9, b.credit+elapsed*answerRate)
 	b.nanos = nanos
 	if b.credit < 1e9 {
 		return false

@@ -21,15 +21,19 @@ func (w *worker) tooBig(f *frame, mtu int, to *destination) {
 		return
 	}
 	// Datagrams of a USO superframe, each larger than the path: rare enough
-	// to be put together in scratch and fragmented one by one.
+	// to be put together in memory of their own and flushed one by one. Not in
+	// scratch: a flush while one is being fragmented would take it back.
 	var s encap.Segments
 	if fault := s.Init(f.ip(), &f.p, f.v); fault != encap.OK {
 		w.drop(faultReason[fault])
 		return
 	}
+	if w.whole == nil {
+		w.whole = make([]byte, 65536)
+	}
 	for i, n := 0, s.Count(); i < n; i++ {
-		w.makeRoom()
-		b := w.alloc(s.SegmentLen())
+		w.flush() // of the fragments that refer to the datagram before
+		b := w.whole
 		payload, _ := s.Next(b)
 		g := frame{mem: b[:s.HeaderLen()+copy(b[s.HeaderLen():], payload)], in: f.in, by: f.by}
 		if fault := encap.Parse(g.ip(), &g.p); fault != encap.OK {

@@ -50,6 +50,7 @@ type worker struct {
 	answer   frame // our answer to it
 	onError  func(*ring.SocketError)
 	segments encap.Segments
+	whole    []byte // a datagram that fragment.go puts together; made when it is first needed
 
 	arena     arena
 	transmits []*transmit // by peerState.index
