@@ -113,6 +113,26 @@ func (ns *testNS) address(name, prefix string) {
 		a.Flags = unix.IFA_F_NODAD
 	}
 	must(ns.t, ns.h.AddrAdd(l, a))
+	if !p.Addr().Is6() {
+		return
+	}
+	// IPv6 takes up a device and an address on its own time.
+	eventually(ns.t, prefix+" in use", func() bool {
+		l, err := ns.h.LinkByName(name)
+		must(ns.t, err)
+		if up := l.Attrs().OperState; up != netlink.OperUp && up != netlink.OperUnknown {
+			return false
+		}
+		local, err := ns.h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: l.Attrs().Index},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+		must(ns.t, err)
+		for _, r := range local {
+			if r.Dst != nil && r.Dst.IP.Equal(a.IP) {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 func (ns *testNS) up(name string) {
@@ -181,7 +201,6 @@ func build(ip *layers.IPv4, l4 gopacket.SerializableLayer, n int, fill byte) []b
 var (
 	tcpSuper = Virtio{Flags: NeedsCsum, GSOType: GSOTCPv4, HdrLen: 54, GSOSize: 1400, CsumStart: 34, CsumOffset: 16}
 	udpSuper = Virtio{Flags: NeedsCsum, GSOType: GSOUDPL4, HdrLen: 42, GSOSize: 1200, CsumStart: 34, CsumOffset: 6}
-	tcpInner = Virtio{Flags: NeedsCsum, GSOType: GSOTCPv4, HdrLen: 40, GSOSize: 1400, CsumStart: 20, CsumOffset: 16} // on a TUN
 )
 
 // noAllocs fails if fn allocates.

@@ -103,7 +103,11 @@ func OpenPacket(cfg PacketConfig) (*PacketSocket, error) {
 		return nil, setup(err, "run as root or with CAP_NET_RAW, and check that the device exists", "open a packet socket on %s", name)
 	}
 	s := &PacketSocket{fd: fd, index: index, ring: cfg.Ring}
-	if err := s.setUp(cfg); err != nil {
+	err = s.setUp(cfg)
+	if err == nil {
+		err = s.accept()
+	}
+	if err != nil {
 		_ = s.Close()
 		return nil, setup(err, "", "set up the packet socket on %s", name)
 	}
@@ -177,10 +181,11 @@ func (s *PacketSocket) setUp(cfg PacketConfig) error {
 	default:
 		err = fmt.Errorf("ring %v: %w", cfg.Ring, unix.EINVAL)
 	}
-	if err != nil {
-		return err
-	}
-	// From here on every frame is accepted.
+	return err
+}
+
+// accept takes the filter of openBound away: from here on every frame counts.
+func (s *PacketSocket) accept() error {
 	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
 		return fmt.Errorf("SO_DETACH_FILTER: %w", err)
 	}

@@ -277,10 +277,12 @@ func TestPacketBypassFallback(t *testing.T) {
 	var tx, rx *PacketSocket
 	a.do(func() { tx = openPacket(t, PacketConfig{Device: "va"}) })
 	b.do(func() { rx = openPacket(t, PacketConfig{Device: "vb", Ring: RingV2, Slots: 1024}) })
+	small := FakePacket{Data: udpFrame(20, 0xff)}
 	for i := range keepBypass + 2 {
-		send(t, tx, FakePacket{Data: tcpFrame(14000, byte(i)), Virtio: tcpSuper})
-		got := collect(t, rx, 10, 16)
-		for _, g := range got {
+		send(t, tx, small, FakePacket{Data: tcpFrame(14000, byte(i)), Virtio: tcpSuper}, small)
+		got := collect(t, rx, 12, 16)
+		same(t, []FakePacket{got[0], got[11]}, []FakePacket{small, small})
+		for _, g := range got[1:11] {
 			if g.Virtio.GSOType != GSONone || len(g.Data) != 1454 || g.Data[1453] != byte(i) {
 				t.Fatalf("superframe %d: a segment of %d bytes, %+v", i, len(g.Data), g.Virtio)
 			}

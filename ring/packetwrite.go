@@ -4,15 +4,15 @@ package ring
 
 import "golang.org/x/sys/unix"
 
-// keepBypass is how many frames in a row may need the fallback before the
+// keepBypass is how many superframes in a row may need the fallback before the
 // socket stays without PACKET_QDISC_BYPASS: the device then always needs
 // segments cut for it (its TSO or USO is off).
 const keepBypass = 16
 
-// Write sends by sendmmsg, past the device's qdisc. That path drops what the
-// kernel would have to cut or linearise for the device (dev_direct_xmit,
-// net/core/dev.c) and reports ENOBUFS; such a frame is sent again the ordinary
-// way. ENOBUFS from here means that the queue behind that was full as well.
+// Write sends by sendmmsg, past the device's qdisc. That path drops a superframe
+// that the kernel would have to cut for the device (dev_direct_xmit,
+// net/core/dev.c) and reports ENOBUFS; it is sent again the ordinary way. ENOBUFS
+// from here means that the device's queue is full.
 func (s *PacketSocket) Write(p *Packets, from int) (n int, err error) {
 	for i := from; i < p.nmsg; {
 		sent, errno := sysSendmmsg(s.fd, p.msgs[i:p.nmsg])
@@ -21,10 +21,15 @@ func (s *PacketSocket) Write(p *Packets, from int) (n int, err error) {
 			s.pending = errno
 			sent, errno = sysSendmmsg(s.fd, p.msgs[i:p.nmsg])
 		}
-		if errno == unix.ENOBUFS && s.bypass {
+		switch {
+		case errno == unix.ENOBUFS && s.bypass && p.super(i):
 			sent, errno = s.writeQueued(p.msgs[i : i+1])
-		} else if errno == 0 {
-			s.fallback = 0
+		case errno == 0 && s.fallback > 0:
+			for k := i; k < i+sent; k++ {
+				if p.super(k) {
+					s.fallback = 0
+				}
+			}
 		}
 		if errno != 0 {
 			return i - from, errno
@@ -34,7 +39,10 @@ func (s *PacketSocket) Write(p *Packets, from int) (n int, err error) {
 	return p.nmsg - from, nil
 }
 
-// writeQueued sends one frame through the device's qdisc.
+// super tells whether message i is to be cut by somebody.
+func (p *Packets) super(i int) bool { return p.hdrs[i][1] != GSONone }
+
+// writeQueued sends one superframe through the device's qdisc.
 func (s *PacketSocket) writeQueued(msg []mmsghdr) (int, unix.Errno) {
 	if unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 0) != nil {
 		return 0, unix.ENOBUFS
@@ -43,10 +51,10 @@ func (s *PacketSocket) writeQueued(msg []mmsghdr) (int, unix.Errno) {
 	if errno == 0 {
 		s.fallback++
 	}
-	if s.fallback < keepBypass {
-		_ = unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
-	} else {
+	if s.fallback >= keepBypass {
 		s.bypass = false
+	} else {
+		_ = unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
 	}
 	return sent, errno
 }

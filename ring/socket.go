@@ -17,7 +17,8 @@ type Socket interface {
 	// nil if all were. An ICMP error about an earlier datagram, which the kernel
 	// reports on the next call whatever that is for, is not taken for one: the
 	// message is tried again. EAGAIN: the send buffer is full. EMSGSIZE: longer
-	// than the way's MTU. EIO: the route's device cannot do UDP_SEGMENT.
+	// than the way's MTU. EIO: the route cannot do UDP_SEGMENT (xfrm, or
+	// before kernel 6.11 a device that computes no checksums).
 	Send(d *Datagrams, from int) (n int, err error)
 
 	// Recv fills the inbox with what waits and never blocks: 0 and no error

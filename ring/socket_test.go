@@ -36,7 +36,24 @@ func udpPair(t testing.TB) (a, b *testNS) {
 	b.address("eth0", "10.8.0.2/24")
 	a.address("eth0", "fd08::1/64")
 	b.address("eth0", "fd08::2/64")
+	// No datagram waits for a neighbour to be found.
+	for _, f := range families {
+		a.neighbour("eth0", f.b, b)
+		b.neighbour("eth0", f.a, a)
+	}
 	return a, b
+}
+
+// neighbour makes addr, on the device of the same name in another namespace,
+// a permanent neighbour.
+func (ns *testNS) neighbour(dev string, addr netip.Addr, other *testNS) {
+	ns.t.Helper()
+	here, err := ns.h.LinkByName(dev)
+	must(ns.t, err)
+	there, err := other.h.LinkByName(dev)
+	must(ns.t, err)
+	must(ns.t, ns.h.NeighSet(&netlink.Neigh{LinkIndex: here.Attrs().Index, State: netlink.NUD_PERMANENT,
+		IP: addr.AsSlice(), HardwareAddr: there.Attrs().HardwareAddr}))
 }
 
 var families = []struct {
