@@ -3,6 +3,7 @@ package forwarder
 import (
 	"encoding/binary"
 	"net/netip"
+	"syscall"
 	"testing"
 
 	"github.com/google/gopacket"
@@ -312,3 +313,13 @@ func fragmentOf(ip []byte, at, n int) []byte {
 }
 
 var podA2v6 = netip.MustParseAddr("fd00:10:244:1::6")
+
+// writeErrors are what a write to a port may say, and how the drop is called.
+var writeErrors = []struct {
+	err  error
+	want Reason
+}{
+	{syscall.EAGAIN, DropPortFull}, {syscall.ENOBUFS, DropPortFull}, {syscall.ENOMEM, DropPortFull},
+	{syscall.EIO, DropPortDown}, {syscall.ENETDOWN, DropPortDown}, {syscall.ENXIO, DropPortDown}, {syscall.ENODEV, DropPortDown}, {syscall.EBADFD, DropPortDown},
+	{syscall.EINVAL, DropPortFailed}, {syscall.EMSGSIZE, DropPortFailed},
+}
