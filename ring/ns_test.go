@@ -95,6 +95,18 @@ func veth(t testing.TB, a *testNS, nameA string, b *testNS, nameB string, mtu in
 		must(t, e.ns.h.LinkSetMTU(l, mtu))
 		must(t, e.ns.h.LinkSetUp(l))
 	}
+	// Until the kernel has heard of the carrier the device's qdisc drops all.
+	a.running(nameA)
+	b.running(nameB)
+}
+
+func (ns *testNS) running(name string) {
+	ns.t.Helper()
+	eventually(ns.t, name+" running", func() bool {
+		l, err := ns.h.LinkByName(name)
+		must(ns.t, err)
+		return l.Attrs().OperState == netlink.OperUp || l.Attrs().OperState == netlink.OperUnknown
+	})
 }
 
 // address gives a device an address.
@@ -117,12 +129,8 @@ func (ns *testNS) address(name, prefix string) {
 		return
 	}
 	// IPv6 takes up a device and an address on its own time.
+	ns.running(name)
 	eventually(ns.t, prefix+" in use", func() bool {
-		l, err := ns.h.LinkByName(name)
-		must(ns.t, err)
-		if up := l.Attrs().OperState; up != netlink.OperUp && up != netlink.OperUnknown {
-			return false
-		}
 		local, err := ns.h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: l.Attrs().Index},
 			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
 		must(ns.t, err)

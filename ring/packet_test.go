@@ -338,11 +338,7 @@ func TestPacketDeviceDown(t *testing.T) {
 		}
 		must(t, b.h.LinkSetUp(l))
 		_ = tx.TakeError()
-		eventually(t, "carrier", func() bool {
-			l, err := a.h.LinkByName("va")
-			must(t, err)
-			return l.Attrs().OperState.String() == "up"
-		})
+		a.running("va")
 		send(t, tx, FakePacket{Data: udpFrame(64, 1)})
 		same(t, collect(t, rx, 1, 4), []FakePacket{{Data: udpFrame(64, 1)}})
 	}
