@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
@@ -69,6 +70,7 @@ func TestApplyTwiceThenCleanup(t *testing.T) {
 		check(t, h.BlockIngress("penstock0"))
 	})
 
+	time.Sleep(50 * time.Millisecond) // an IPv6 address gets its local route from a work queue of the kernel
 	middle := state(t, host)
 	if second := apply(t, host, cfg); second.Changed() {
 		t.Errorf("a second Apply changed something: %+v", second)
@@ -209,6 +211,7 @@ func TestApplyRepairs(t *testing.T) {
 	cfg := testConfig()
 	cfg.Masquerade = true
 	apply(t, host, cfg)
+	time.Sleep(50 * time.Millisecond)
 	want := state(t, host)
 	harm := map[string]func(){
 		"address removed": func() {
@@ -247,7 +250,12 @@ func TestApplyRepairs(t *testing.T) {
 		if r := apply(t, host, cfg); !r.Changed() {
 			t.Errorf("%s: Apply saw nothing", name)
 		}
-		if diff := cmp.Diff(want, state(t, host)); diff != "" {
+		// An IPv6 address gets its local route from a work queue of the kernel.
+		diff := cmp.Diff(want, state(t, host))
+		for deadline := time.Now().Add(2 * time.Second); diff != "" && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			diff = cmp.Diff(want, state(t, host))
+		}
+		if diff != "" {
 			t.Errorf("%s: not repaired:\n%s", name, diff)
 		}
 	}

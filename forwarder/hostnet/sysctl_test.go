@@ -1,0 +1,120 @@
+package hostnet
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet/nstest"
+)
+
+func subjects(fs []Finding) (out []string) {
+	for _, f := range fs {
+		out = append(out, f.Subject)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestSysctls(t *testing.T) {
+	host, _, _ := node(t)
+	set := func(path, v string) { t.Helper(); host.Sysctl(path, v) }
+	set("net/ipv4/ip_forward", "0")
+	set("net/ipv6/conf/all/forwarding", "0")
+	set("net/ipv4/conf/all/rp_filter", "1")
+	set("net/ipv4/conf/penstock0/rp_filter", "1")
+	set("net/ipv6/conf/penstock0/disable_ipv6", "1")
+	set("net/ipv6/conf/penstock0/accept_ra", "1")
+	want := []string{"net.ipv4.conf.eth0.forwarding", "net.ipv4.conf.penstock0.forwarding", "net.ipv4.conf.penstock0.rp_filter", "net.ipv4.ip_forward",
+		"net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.forwarding", "net.ipv6.conf.penstock0.accept_ra", "net.ipv6.conf.penstock0.disable_ipv6",
+		"net.ipv6.conf.penstock0.forwarding"}
+	host.Do(func() {
+		found := CheckSysctls("penstock0", "eth0", true, true, false)
+		if got := subjects(found); !slices.Equal(got, want) {
+			t.Errorf("found %q\nwant  %q", got, want)
+		}
+		for _, f := range found {
+			if f.Fixed || !strings.HasPrefix(f.Remedy, "sysctl -w "+f.Subject+"=") || strings.ContainsAny(f.Problem, "\n") {
+				t.Errorf("%+v", f)
+			}
+		}
+		// With fix: what is global is told, what is our own device's is not worth a word.
+		found = CheckSysctls("penstock0", "eth0", true, true, true)
+		if got := subjects(found); !slices.Equal(got, []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"}) {
+			t.Errorf("fixed: %v", found)
+		}
+		for _, f := range found {
+			if !f.Fixed || f.Severity != Info {
+				t.Errorf("%+v", f)
+			}
+		}
+		if found := CheckSysctls("penstock0", "eth0", true, true, true); len(found) != 0 {
+			t.Errorf("afterwards: %v", found)
+		}
+	})
+	// One device that was taken out of forwarding on purpose stays so.
+	set("net/ipv4/conf/eth0/forwarding", "0")
+	host.Do(func() {
+		found := CheckSysctls("penstock0", "eth0", true, true, true)
+		if len(found) != 1 || found[0].Subject != "net.ipv4.conf.eth0.forwarding" || found[0].Fixed || found[0].Severity != Warning {
+			t.Errorf("found: %v", found)
+		}
+		if found := CheckSysctls("nobody", "", true, false, true); len(found) != 2 || found[0].Severity != Failure {
+			t.Errorf("a missing device: %v", found)
+		}
+	})
+}
+
+// A read-only /proc/sys, as in a container.
+func TestSysctlsReadOnly(t *testing.T) {
+	host := nstest.New(t)
+	host.TUN("penstock0")
+	host.Do(func() {
+		// A mount namespace of this thread's own, which ends with it.
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+			t.Skipf("needs a mount namespace: %v", err)
+		}
+		check(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		check(t, unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""))
+		check(t, unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		found := CheckSysctls("penstock0", "", true, false, true)
+		if got := subjects(found); !slices.Contains(got, "net.ipv4.ip_forward") {
+			t.Errorf("found %q", got)
+		}
+		for _, f := range found {
+			if f.Fixed || !strings.Contains(f.Problem, "the daemon cannot set it (read-only file system)") || f.Remedy == "" {
+				t.Errorf("%v", f)
+			}
+		}
+	})
+}
+
+// Forwarding would cost a host its default route when it has that from router advertisements.
+func TestForwardingKeepsLearnedDefault(t *testing.T) {
+	host, _, _ := node(t)
+	host.Sysctl("net/ipv6/conf/all/forwarding", "0")
+	host.Sysctl("net/ipv6/conf/eth0/accept_ra", "1")
+	host.Do(func() {
+		link, err := netlink.LinkByName("eth0")
+		check(t, err)
+		_, all, err := parseCIDR("::/0")
+		check(t, err)
+		check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: all, Gw: []byte("\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02"), Protocol: unix.RTPROT_RA}))
+		found := CheckSysctls("penstock0", "", false, true, true)
+		i := slices.IndexFunc(found, func(f Finding) bool { return f.Subject == "net.ipv6.conf.all.forwarding" })
+		if i < 0 || found[i].Fixed || !strings.Contains(found[i].Problem, "eth0 has its default route from router advertisements") {
+			t.Errorf("found: %v", found)
+		}
+	})
+	host.Sysctl("net/ipv6/conf/eth0/accept_ra", "2")
+	host.Do(func() {
+		for _, f := range CheckSysctls("penstock0", "", false, true, true) {
+			if !f.Fixed {
+				t.Errorf("accept_ra=2: %v", f)
+			}
+		}
+	})
+}

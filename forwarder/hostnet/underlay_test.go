@@ -1,0 +1,175 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet/nstest"
+)
+
+func parseCIDR(s string) (net.IP, *net.IPNet, error) { return net.ParseCIDR(s) }
+
+func TestDefaultAddress(t *testing.T) {
+	host, _, _ := node(t)
+	get := func() (a netip.Addr, err error) {
+		host.Do(func() { a, err = DefaultAddress() })
+		return a, err
+	}
+	if _, err := get(); !errors.Is(err, ErrNoDefaultRoute) {
+		t.Errorf("without a default route: %v", err)
+	}
+	host.Route("default", "2001:db8::2")
+	if a, err := get(); err != nil || a != netip.MustParseAddr("2001:db8::1") {
+		t.Errorf("IPv6 only: %v, %v", a, err)
+	}
+	host.Up("eth0", "192.0.2.77/24") // a second address is not the node's
+	host.Device("slow")
+	host.Up("slow", "198.51.100.1/24")
+	host.Do(func() {
+		link, err := netlink.LinkByName("slow")
+		check(t, err)
+		check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(198, 51, 100, 2), Priority: 600}))
+	})
+	if a, err := get(); err != nil || a != netip.MustParseAddr("198.51.100.1") {
+		t.Errorf("one IPv4 default route: %v, %v", a, err)
+	}
+	host.Route("default", "192.0.2.2")
+	if a, err := get(); err != nil || a != netip.MustParseAddr("192.0.2.1") {
+		t.Errorf("the better of two default routes: %v, %v", a, err)
+	}
+	host.Do(func() {
+		_, all, _ := net.ParseCIDR("0.0.0.0/0")
+		check(t, netlink.RouteReplace(&netlink.Route{Dst: all, Gw: net.IPv4(192, 0, 2, 2), Src: net.IPv4(192, 0, 2, 77)}))
+	})
+	if a, err := get(); err != nil || a != netip.MustParseAddr("192.0.2.77") {
+		t.Errorf("a default route with a source: %v, %v", a, err)
+	}
+}
+
+func TestFindUnderlay(t *testing.T) {
+	host, _, _ := node(t)
+	host.Up("penstock0", "10.0.0.1/32")
+	host.Do(func() {
+		u, err := FindUnderlay(netip.MustParseAddr("::ffff:192.0.2.1"))
+		check(t, err)
+		if u.Device != "eth0" || u.MTU != 1500 || !u.Up || !u.Ethernet || u.MAC == [6]byte{} || u.Address != netip.MustParseAddr("192.0.2.1") {
+			t.Errorf("%+v", u)
+		}
+		u, err = FindUnderlay(netip.MustParseAddr("10.0.0.1"))
+		check(t, err)
+		if u.Device != "penstock0" || u.Ethernet || u.MAC != [6]byte{} {
+			t.Errorf("%+v", u)
+		}
+		if _, err := FindUnderlay(netip.MustParseAddr("192.0.2.9")); !errors.Is(err, ErrNoAddress) {
+			t.Errorf("an address that nobody holds: %v", err)
+		}
+		u, err = FindUnderlay(netip.MustParseAddr("2001:db8::1"))
+		check(t, err)
+		if u.Device != "eth0" {
+			t.Errorf("%+v", u)
+		}
+	})
+}
+
+func TestWatchUnderlay(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	host, _, _ := node(t)
+	addr := netip.MustParseAddr("192.0.2.1")
+	type said struct {
+		u   Underlay
+		err error
+	}
+	heard := make(chan said, 16)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go host.Do(func() { ended <- WatchUnderlay(ctx, addr, func(u Underlay, err error) { heard <- said{u, err} }) })
+	next := func(what string, ok func(said) bool) {
+		t.Helper()
+		select {
+		case s := <-heard:
+			if !ok(s) {
+				t.Errorf("%s: heard %+v, %v", what, s.u, s.err)
+			}
+		case <-time.After(2 * time.Second):
+			t.Fatalf("%s: nothing heard", what)
+		}
+	}
+	with := func(fn func(netlink.Link) error) {
+		t.Helper()
+		host.Do(func() {
+			link, err := netlink.LinkByName("eth0")
+			check(t, err)
+			check(t, fn(link))
+		})
+	}
+	next("at the start", func(s said) bool { return s.err == nil && s.u.MTU == 1500 && s.u.Up })
+	with(func(l netlink.Link) error { return netlink.LinkSetMTU(l, 9000) })
+	next("MTU", func(s said) bool { return s.u.MTU == 9000 })
+	with(netlink.LinkSetDown)
+	next("down", func(s said) bool { return s.err == nil && !s.u.Up })
+	with(netlink.LinkSetUp)
+	next("up", func(s said) bool { return s.u.Up })
+	// A burst is one change, and what does not concern us is none.
+	host.Device("other")
+	host.Up("other", "203.0.113.1/24")
+	with(func(l netlink.Link) error {
+		for mtu := range 20 {
+			check(t, netlink.LinkSetMTU(l, 1400+mtu))
+		}
+		return nil
+	})
+	time.Sleep(4 * settle)
+	last := 0
+	for len(heard) > 0 {
+		s := <-heard
+		last = s.u.MTU
+		if s.u.Device != "eth0" {
+			t.Errorf("heard %+v", s.u)
+		}
+	}
+	if last != 1419 {
+		t.Errorf("after a burst the last MTU heard was %d", last)
+	}
+	with(func(l netlink.Link) error {
+		return netlink.AddrDel(l, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("192.0.2.1/24"))})
+	})
+	next("address gone", func(s said) bool { return errors.Is(s.err, ErrNoAddress) })
+	host.Up("other", "192.0.2.1/24")
+	next("address on another device", func(s said) bool { return s.err == nil && s.u.Device == "other" })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("WatchUnderlay: %v", err)
+	}
+}
+
+func TestWatchRoutes(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	host := nstest.New(t)
+	host.Device("eth0")
+	host.Up("eth0", "192.0.2.1/24")
+	var n atomic.Int32
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go host.Do(func() { ended <- WatchRoutes(ctx, func() { n.Add(1) }) })
+	time.Sleep(100 * time.Millisecond)
+	n.Store(0)
+	host.Up("eth0.peer")
+	host.Route("203.0.113.0/24", "192.0.2.2")
+	for deadline := time.Now().Add(2 * time.Second); n.Load() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing heard of a new route")
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
