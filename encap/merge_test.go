@@ -245,6 +245,10 @@ func TestMergeLimits(t *testing.T) {
 	if _, ok := m.Add(b, mustParse(t, b)); !ok || !m.Full() {
 		t.Error("not full after a short one")
 	}
+	a = flow{}.tcp(t, layers.TCP{ACK: true}, pattern(minTCPSegment))
+	if !m.Start(a, mustParse(t, a)) {
+		t.Error("the smallest TCP segment does not start a merge")
+	}
 	push := layers.TCP{ACK: true, PSH: true, Seq: 10}
 	a, b = flow{}.tcp(t, layers.TCP{ACK: true}, pattern(10)), flow{id: 1}.tcp(t, push, pattern(10))
 	m.Start(a, mustParse(t, a))
@@ -286,6 +290,16 @@ func TestMergeSameFlow(t *testing.T) {
 	} {
 		if got := m.SameFlow(c.b, mustParse(t, c.b)); got != c.want {
 			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+	m.Finish()
+	six := flow{v6: true, sport: 1, dport: 2}
+	b := six.udp(t, pattern(10))
+	m.Start(b, mustParse(t, b))
+	for dst, want := range map[string]bool{pod6b.String(): true, "fd00:10:244:2::4": false} {
+		c := flow{v6: true, sport: 1, dport: 2, src: pod6a.String(), dst: dst}.udp(t, nil)
+		if got := m.SameFlow(c, mustParse(t, c)); got != want {
+			t.Errorf("to %s: %v", dst, got)
 		}
 	}
 }

@@ -68,6 +68,9 @@ func TestClampMSS(t *testing.T) {
 		if got := ClampMSS(b, p, Virtio{}, 576); got != (opts[0] == 2 && opts[1] == 4) {
 			t.Errorf("options % x: changed %v", opts, got)
 		}
+		if opts[3] == 2 && ClampMSS(b[:44:44], &Packet{Version: 4, Proto: ProtoTCP, L4: 20, Len: 44}, Virtio{}, 576) {
+			t.Errorf("options % x without payload: changed", opts)
+		}
 		if string(b[44:]) != "\x09\x09\x09\x09" {
 			t.Errorf("options % x: the payload changed", opts)
 		}

@@ -91,6 +91,8 @@ func TestNeighbourAdvert(t *testing.T) {
 		{"multicast", good, answer(MAC{0x0a, 9, 9, 9, 9, 9}, podLink, 0xe0)},
 		{"unicast, no option", with(func(s *solicit) { s.dst, s.opts = link6, nil }), answer(podMAC, podLink, 0xe0)},
 		{"unknown option", with(func(s *solicit) { s.opts = layers.ICMPv6Options{{Type: 99, Data: make([]byte, 14)}} }), answer(podMAC, podLink, 0xe0)},
+		{"unknown option of a MAC's length", with(func(s *solicit) { s.opts = layers.ICMPv6Options{{Type: 99, Data: []byte{0x0a, 9, 9, 9, 9, 9}}} }), answer(podMAC, podLink, 0xe0)},
+		{"source option of another length", with(func(s *solicit) { s.opts = layers.ICMPv6Options{{Type: 1, Data: make([]byte, 14)}} }), answer(podMAC, podLink, 0xe0)},
 		{"duplicate address detection", with(func(s *solicit) { s.src, s.opts = netip.IPv6Unspecified(), nil }),
 			answer(MAC{0x33, 0x33, 0, 0, 0, 1}, netip.MustParseAddr("ff02::1"), 0xa0)},
 		{"detection with source option", with(func(s *solicit) { s.src = netip.IPv6Unspecified() }), nil},

@@ -41,6 +41,11 @@ func TestParseGood(t *testing.T) {
 		{"udp4", f4.udp(t, nil), with(want4, func(p *Packet) { p.Proto = 17 })},
 		{"superframe4", f4.udp(t, pattern(65535-28)), with(want4, func(p *Packet) { p.Proto = 17 })},
 		{"echo4", f4.echo(t, 77, nil), with(want4, func(p *Packet) { p.Proto = 1; icmp(p) })},
+		{"echo reply4", edit(f4.echo(t, 77, nil), func(b []byte) { b[20] = 0 }), with(want4, func(p *Packet) { p.Proto = 1; icmp(p) })},
+		{"timestamp4", edit(f4.echo(t, 77, nil), func(b []byte) { b[20] = 13 }), with(want4, func(p *Packet) { p.Proto = 1; p.SrcPort, p.DstPort = 0, 0 })},
+		{"echo reply6", edit(f6.echo(t, 77, nil), func(b []byte) { b[40] = 129 }), with(want6, func(p *Packet) { p.Proto = 58; icmp(p) })},
+		{"router solicitation6", edit(f6.echo(t, 77, nil), func(b []byte) { b[40] = 133 }), with(want6, func(p *Packet) { p.Proto = 58; p.SrcPort, p.DstPort = 0, 0 })},
+		{"echo of the other version", f6.raw(t, ProtoICMP, []byte{8, 0, 0, 0, 0, 77, 0, 0}), with(want6, func(p *Packet) { p.Proto = 1; p.SrcPort, p.DstPort = 0, 0 })},
 		{"sctp4", f4.raw(t, 132, []byte("\x04\xd2\x00\x50\x00\x00\x00\x00\x00\x00\x00\x00")), with(want4, func(p *Packet) { p.Proto = 132 })},
 		{"gre4", f4.raw(t, 47, []byte("\x04\xd2\x00\x50")), with(want4, func(p *Packet) { p.Proto = 47; p.SrcPort, p.DstPort = 0, 0 })},
 		{"tcp6", f6.tcp(t, layers.TCP{Options: timestamps(1, 2)}, pattern(10)), with(want6, func(p *Packet) { p.Proto = 6 })},
@@ -64,6 +69,9 @@ func TestParseGood(t *testing.T) {
 		{"options4", flow{sport: 1234, dport: 80, tos: 0xb9, ttl: 9, df: true, ipOpts: []layers.IPv4Option{
 			{OptionType: 7, OptionLength: 7, OptionData: []byte{4, 0, 0, 0, 0}}, {OptionType: 0}}}.udp(t, nil),
 			with(want4, func(p *Packet) { p.Proto, p.L4 = 17, 28 })},
+		{"shortest option4", flow{sport: 1234, dport: 80, tos: 0xb9, ttl: 9, df: true, ipOpts: []layers.IPv4Option{
+			{OptionType: 30, OptionLength: 2}, {OptionType: 1}, {OptionType: 0}}}.udp(t, nil),
+			with(want4, func(p *Packet) { p.Proto, p.L4 = 17, 24 })},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -39,6 +39,7 @@ func TestVirtioCheck(t *testing.T) {
 		{"start in the L4 header", udp4, Virtio{1, 0, 0, 0, 22, 4}, FaultBadVirtio},
 		{"start in tcp's payload", tcp4, Virtio{1, 0, 0, 0, 60, 4}, FaultBadVirtio},
 		{"start in udp's payload", udp4, Virtio{1, 0, 0, 0, 56, 16}, OK},
+		{"start behind the ports", gre, Virtio{1, 0, 0, 0, 28, 16}, OK},
 		{"start in gre", gre, Virtio{1, 0, 0, 0, 44, 16}, OK},
 		{"gre itself", gre, Virtio{1, 0, 0, 0, 20, 2}, FaultBadVirtio},
 		{"last word", udp4, Virtio{1, 0, 0, 0, 3000, 26}, OK},
@@ -102,6 +103,10 @@ func TestRecoverSuperframe(t *testing.T) {
 			}
 			if got := cut(t, b, p, v); !equal(got, want) {
 				t.Errorf("tcp v6=%v partial=%v: segments differ", v6, partial)
+			}
+			plain := f.tcp(t, layers.TCP{ACK: true}, pattern(30000))
+			if v, fault := RecoverSuperframe(plain, mustParse(t, plain), 0, 1400); fault != OK || v.GSOType&GSOECN != 0 {
+				t.Errorf("tcp without CWR: %v %+v", fault, v)
 			}
 			// UDP: cut at the borders that the socket told.
 			b = f.udp(t, pattern(3100))
@@ -181,6 +186,9 @@ func TestRecoverSuperframe(t *testing.T) {
 		{"short fragment", frag, 1000, 9100, OK},
 		{"long echo", flow{}.echo(t, 1, pattern(3000)), 100, 1400, FaultBadGRO},
 		{"echo", flow{}.echo(t, 1, pattern(300)), 0, 1400, OK},
+		{"echo as long as the MTU", flow{}.echo(t, 1, pattern(1372)), 0, 1400, OK},
+		{"echo one longer", flow{}.echo(t, 1, pattern(1373)), 0, 1400, FaultBadGRO},
+		{"tcp with an MTU for 8 bytes", flow{}.tcp(t, layers.TCP{ACK: true}, pattern(900)), 0, 48, OK},
 		{"gre", flow{}.raw(t, 47, pattern(300)), 0, 1400, OK},
 	} {
 		if _, got := RecoverSuperframe(tt.b, mustParse(t, tt.b), tt.gso, tt.mtu); got != tt.want {
