@@ -55,6 +55,7 @@ type port struct {
 	direction Direction // Pod or Host
 	io        ring.Port
 	stats     func() (ring.Stats, error) // nil where the kernel has none
+	unblock   func() (bool, error)       // nil where no frame can block the ring
 	link      int                        // bytes of link header: 14 or 0
 	worker    int
 	mtu       int
@@ -294,6 +295,9 @@ func (f *Forwarder) openPort(p *port) error {
 		io, stats, err := f.env.openPacket(cfg)
 		if err != nil {
 			return err
+		}
+		if u, ok := io.(interface{ Unblock() (bool, error) }); ok && cfg.Ring == ring.RingV2 {
+			p.unblock = u.Unblock
 		}
 		p.io, p.stats, p.link, p.gso, p.uso = io, stats, encap.EthernetLen, true, f.use.uso
 	}

@@ -72,6 +72,9 @@ type worker struct {
 		list    []command
 		waiting atomic.Bool
 	}
+	blockable int   // ports whose ring the kernel can block
+	unblocked int64 // ms since start when they were last looked at
+
 	progress atomic.Uint64 // turns of the loop: for the watchdog
 	asleep   atomic.Bool   // waiting for packets
 	done     chan struct{}
@@ -142,9 +145,33 @@ func (w *worker) run() {
 		}
 		if timeout = -1; n > 0 {
 			timeout = 0
+		} else if w.blockable > 0 {
+			timeout = unblockEvery
 		}
 		for i := range events[:n] {
 			w.serve(&events[i])
+		}
+		w.unblock()
+	}
+}
+
+// unblockEvery is how often, in ms, rings that the kernel can block are looked at.
+const unblockEvery = 1000
+
+// unblock repairs rings that a frame which no virtio header can express has
+// blocked for good (see ring.PacketSocket.Unblock).
+func (w *worker) unblock() {
+	now := time.Since(w.f.started).Milliseconds()
+	if w.blockable == 0 || now-w.unblocked < unblockEvery {
+		return
+	}
+	w.unblocked = now
+	for _, p := range w.ports {
+		if p == nil || p.unblock == nil {
+			continue
+		}
+		if was, err := p.unblock(); was || err != nil {
+			w.f.complain("a pod's ring was blocked by a frame that has no virtio header, and was made anew", "device", p.spec.Device, err)
 		}
 	}
 }
@@ -288,8 +315,11 @@ func (w *worker) addPort(p *port) error {
 		w.ports = append(w.ports, nil)
 	}
 	w.ports[p.index] = p
+	if p.unblock != nil {
+		w.blockable++
+	}
 	if err := w.poller.Add(p.io.FD(), tokenPort|uint64(p.index)); err != nil {
-		w.ports[p.index] = nil
+		w.removePort(p)
 		return err
 	}
 	return nil
@@ -297,7 +327,9 @@ func (w *worker) addPort(p *port) error {
 
 func (w *worker) removePort(p *port) {
 	w.poller.Delete(p.io.FD())
-	w.ports[p.index] = nil
+	if w.ports[p.index] = nil; p.unblock != nil {
+		w.blockable--
+	}
 }
 
 func (w *worker) addLane(index int, l *lane) error {
