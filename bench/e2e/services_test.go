@@ -146,26 +146,40 @@ func TestServiceSurvivesRestart(t *testing.T) {
 	l.Start(t)
 	a, b := l.Nodes[0], l.Nodes[1]
 	client, remote := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
-	servers(t, 8080, remote)
 	to := netip.AddrPortFrom(serviceAddress(1, false), servicePort)
-	a.SetServices(t, lab.Service{Address: to.Addr(), Port: to.Port(), Proto: "udp", Backends: []netip.AddrPort{netip.AddrPortFrom(remote.IP4, 8080)}})
+	a.SetServices(t, lab.Service{Address: to.Addr(), Port: to.Port(), Proto: "tcp", Backends: []netip.AddrPort{netip.AddrPortFrom(remote.IP4, 8081)}})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	c, err := client.DialUDP(to)
+	listener, err := remote.ListenTCP(netip.AddrPortFrom(remote.IP4, 8081))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	accepted := make(chan *net.TCPConn, 1)
+	go func() {
+		if c, err := listener.AcceptTCP(); err == nil {
+			accepted <- c
+		}
+	}()
+	c, err := client.DialTCP(ctx, to)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.Echo(ctx, 100); err != nil {
-		t.Fatal(err)
-	}
+	server := <-accepted
+	defer server.Close()
 	a.Daemon.AssertConserved(t)
 	a.Daemon.Stop(t)
 	a.Start(t)
 	client.AttachAgain(t)
-	// The server speaks first now: no packet of the client tells the new daemon of the flow.
-	if err := c.Echo(ctx, 100); err != nil {
-		t.Errorf("after the restart: %v", err)
+	// The server speaks first: no packet of the client tells the new daemon of the flow.
+	if _, err := server.Write([]byte("still there?")); err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	b2 := make([]byte, 64)
+	if n, err := c.Read(b2); err != nil || string(b2[:n]) != "still there?" {
+		t.Errorf("after the restart the client reads %q: %v", b2[:n], err)
 	}
 	a.Daemon.AssertConserved(t)
 }
