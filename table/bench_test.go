@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gaissmai/bart"
 )
 
 // The shapes that routes of a pod network have.
@@ -109,20 +111,22 @@ func write(t *Table[next], routes []netip.Prefix, hops []*next) (stop func() (up
 
 var found *next
 
+// ways are how many different addresses are asked for, in turn.
+var ways = []struct {
+	name string
+	n    int
+}{{"random", 1 << 16}, {"flows", 256}, {"one", 1}}
+
 // BenchmarkRoute is the bar of the design: 100,000 routes while a writer makes
 // 1,000 updates a second; the View is loaded once per 64 questions, as a worker
-// does. "random" asks for addresses in all routes in turn, 65,536 of them;
-// "flows" for 256; "one" for always the same.
+// does.
 func BenchmarkRoute(b *testing.B) {
 	for s := range shapes {
 		routes := makeRoutes(s, 100_000)
 		t := New[next]()
 		hops := fill(b, t, routes)
 		addrs := addrsIn(routes, 1<<16)
-		for _, w := range []struct {
-			name string
-			n    int
-		}{{"random", 1 << 16}, {"flows", 256}, {"one", 1}} {
+		for _, w := range ways {
 			b.Run(fmt.Sprintf("%s/%s", shapes[s].name, w.name), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
@@ -130,7 +134,7 @@ func BenchmarkRoute(b *testing.B) {
 				}
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/(1<<16), "ns/route")
 			})
-			b.Run(fmt.Sprintf("%s/%s/writer", shapes[s].name, w.name), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/%s+writer", shapes[s].name, w.name), func(b *testing.B) {
 				stop := write(t, routes, hops)
 				for b.Loop() {
 					lookups(t, addrs[:w.n], 1<<16)
@@ -138,6 +142,35 @@ func BenchmarkRoute(b *testing.B) {
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/(1<<16), "ns/route")
 				b.ReportMetric(float64(stop())/b.Elapsed().Seconds(), "updates/s")
 			})
+		}
+	}
+}
+
+// BenchmarkBart asks bart's tables the same, so that one sees whether the FIB is
+// still worth its lines.
+func BenchmarkBart(b *testing.B) {
+	for s := range shapes {
+		routes := makeRoutes(s, 100_000)
+		addrs := addrsIn(routes, 1<<16)
+		h := &next{}
+		var table bart.Table[hop[next]]
+		var fast bart.Fast[hop[next]]
+		for _, p := range routes {
+			table.Insert(p, hop[next]{h})
+			fast.Insert(p, hop[next]{h})
+		}
+		for _, w := range ways {
+			for name, lookup := range map[string]func(netip.Addr) (hop[next], bool){"Table": table.Lookup, "Fast": fast.Lookup} {
+				b.Run(fmt.Sprintf("%s/%s/%s", name, shapes[s].name, w.name), func(b *testing.B) {
+					for b.Loop() {
+						for j := range 1 << 16 {
+							r, _ := lookup(addrs[j&(w.n-1)])
+							found = r.h
+						}
+					}
+					b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/(1<<16), "ns/route")
+				})
+			}
 		}
 	}
 }
@@ -174,6 +207,34 @@ func BenchmarkLoad(b *testing.B) {
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/route")
 				b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/float64(n), "B/route")
 				runtime.KeepAlive(t)
+				runtime.KeepAlive(routes)
+			})
+		}
+	}
+}
+
+// BenchmarkUpdate replaces some of 100,000 routes in one Update: what a writer
+// costs, and where copying the tree as a whole begins to pay (cloneAfter).
+func BenchmarkUpdate(b *testing.B) {
+	for s := range shapes {
+		routes := makeRoutes(s, 100_000)
+		for _, n := range []int{1, 100, 500, 1_000, 2_000, 10_000} {
+			b.Run(fmt.Sprintf("%s/%d", shapes[s].name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				t := New[next]()
+				hops := fill(b, t, routes)
+				i := 0
+				for b.Loop() {
+					_ = t.Update(func(x *Txn[next]) error {
+						net := x.Network(1)
+						for range n {
+							net.SetRoute(routes[i*7919%len(routes)], hops[i%len(hops)])
+							i++
+						}
+						return nil
+					})
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/route")
 			})
 		}
 	}

@@ -16,7 +16,8 @@
 // see all of an Update or nothing of it. A View that nobody holds any more is
 // the garbage collector's.
 //
-// Routes are kept twice, as routers do. The RIB (a bart.Table) knows every
-// prefix exactly: it is what writers, iterators and exact questions use. The
-// FIB (fib.go) is made from it for one question only, asked for each packet.
+// Routes, stations and peers are kept twice, as routers do (index.go). The RIB,
+// a bart.Table, knows every prefix exactly: it is what writers, iterators and
+// exact questions use. The FIB (fib.go) is made from it for the one question
+// that is asked for each packet, and answers it two to three times as fast.
 package table

@@ -54,9 +54,6 @@ func maskOf(n int) key {
 
 func (k key) and(m key) key { return key{k.hi & m.hi, k.lo & m.lo} }
 
-// outside reports whether a differs from k in the bits of m.
-func (k key) outside(a, m key) bool { return (a.hi^k.hi)&m.hi|(a.lo^k.lo)&m.lo != 0 }
-
 // at returns byte i.
 func (k key) at(i int) byte {
 	if i < 8 {
@@ -119,24 +116,49 @@ type few[H any] struct {
 }
 
 // route returns the longest match for a, or nil.
+//
+// AsSlice does not allocate here, as the slice does not escape. As16 would take
+// 12 ns instead of 3: the compiler copies its result by one load of 16 bytes
+// right after two stores of 8, for which the processor waits.
 func (f *fib[H]) route(a netip.Addr) *H {
-	switch {
-	case a.Is4():
+	if a.Is4() {
 		b := a.As4()
-		return f.v4.lookup(key{hi: uint64(binary.BigEndian.Uint32(b[:])) << 32}, f.any4)
-	case a.IsValid():
-		b := a.As16()
-		return f.v6.lookup(key{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}, f.any6)
+		return f.v4.lookup4(uint64(binary.BigEndian.Uint32(b[:]))<<32, f.any4)
 	}
-	return nil
+	b := a.AsSlice()
+	if b == nil {
+		return nil
+	}
+	return f.v6.lookup6(binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:16]), f.any6)
 }
 
-// lookup returns the longest match for k in n and below, else best.
-func (n *node[H]) lookup(k key, best *H) *H {
-	for n != nil && !n.key.outside(k, n.mask) {
-		word := k.hi
+// lookup4 returns the longest match in n and below, else best.
+func (n *node[H]) lookup4(hi uint64, best *H) *H {
+	for n != nil && (hi^n.key.hi)&n.mask.hi == 0 {
+		b := byte(hi >> (n.shift & 63))
+		if h := n.hops[b]; h != nil {
+			best = h
+		}
+		if n.kids == nil {
+			break
+		}
+		kid := &n.kids[b]
+		for r := kid.few; r != nil; r = r.next {
+			if (hi^r.key.hi)&r.mask.hi == 0 {
+				return r.hop
+			}
+		}
+		n = kid.node
+	}
+	return best
+}
+
+// lookup6 is lookup4 for both words.
+func (n *node[H]) lookup6(hi, lo uint64, best *H) *H {
+	for n != nil && (hi^n.key.hi)&n.mask.hi|(lo^n.key.lo)&n.mask.lo == 0 {
+		word := hi
 		if n.low {
-			word = k.lo
+			word = lo
 		}
 		b := byte(word >> (n.shift & 63))
 		if h := n.hops[b]; h != nil {
@@ -147,7 +169,7 @@ func (n *node[H]) lookup(k key, best *H) *H {
 		}
 		kid := &n.kids[b]
 		for r := kid.few; r != nil; r = r.next {
-			if !r.key.outside(k, r.mask) {
+			if (hi^r.key.hi)&r.mask.hi|(lo^r.key.lo)&r.mask.lo == 0 {
 				return r.hop
 			}
 		}

@@ -114,7 +114,7 @@ func drawPrefix(t *rapid.T) netip.Prefix {
 }
 
 func drawMAC(t *rapid.T) MAC {
-	return MAC{2, 0, crowded.Draw(t, "m2"), 0, 0, crowded.Draw(t, "m5")}
+	return MAC{2, 0, crowded.Draw(t, "m2"), 0, 0, rapid.Byte().Draw(t, "m5")}
 }
 
 // change does the same random thing to both.
@@ -139,16 +139,22 @@ func changeBoth(t *rapid.T, x *Txn[next], o *oracle, id *int) {
 	case 12:
 		// Many at once, so that nodes turn into lists again.
 		p := drawPrefix(t).Masked()
+		keep := rapid.IntRange(0, 12).Draw(t, "keep")
 		for q := range n.Routes() {
 			if p.Contains(q.Addr()) && p.Bits() <= q.Bits() {
+				if keep--; keep >= 0 {
+					continue
+				}
 				n.DeleteRoute(q)
 				delete(o.routes[vni], q)
 			}
 		}
 	case 13, 14:
-		m := drawMAC(t)
-		n.SetStation(m, h)
-		o.setStation(vni, m, h)
+		for range rapid.IntRange(1, 9).Draw(t, "stations") {
+			m := drawMAC(t)
+			n.SetStation(m, h)
+			o.setStation(vni, m, h)
+		}
 	case 15:
 		m := drawMAC(t)
 		n.DeleteStation(m)
@@ -212,14 +218,19 @@ func TestOracle(t *testing.T) {
 	})
 }
 
+// fataler is a *testing.T or a *rapid.T.
+type fataler interface{ Fatalf(string, ...any) }
+
 // probes are addresses at and next to the borders of every route.
-func probes(t *rapid.T, routes map[netip.Prefix]*next) (all []netip.Addr) {
+func probes(t fataler, routes map[netip.Prefix]*next) (all []netip.Addr) {
 	for p := range routes {
 		first, last := p.Addr(), lastOf(p)
 		all = append(all, first, last, first.Prev(), last.Next())
 	}
-	for range 10 {
-		all = append(all, drawAddr(t))
+	if t, ok := t.(*rapid.T); ok {
+		for range 10 {
+			all = append(all, drawAddr(t))
+		}
 	}
 	return append(all, netip.Addr{}, netip.MustParseAddr("::ffff:10.0.0.1"), netip.MustParseAddr("fd00::1%eth0"))
 }
@@ -233,7 +244,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return a
 }
 
-func compareView(t *rapid.T, v *View[next], o *oracle) {
+func compareView(t fataler, v *View[next], o *oracle) {
 	var vnis []uint32
 	for n := range v.Networks() {
 		vnis = append(vnis, n.VNI())
@@ -248,16 +259,18 @@ func compareView(t *rapid.T, v *View[next], o *oracle) {
 		}
 		compareNetwork(t, n, o, vni)
 		if n != nil {
-			checkFIB(t, &n.fib, n.rib)
+			checkFIB(t, &n.routes)
+			checkFIB(t, &n.stations)
 		}
 	}
 	comparePeers(t, maps.Collect(v.Peers()), v.Peer, o)
+	checkFIB(t, &v.peers)
 	if v.PeerCount() != len(o.peers) {
 		t.Fatalf("%d peers, want %d", v.PeerCount(), len(o.peers))
 	}
 }
 
-func comparePending(t *rapid.T, x *Txn[next], o *oracle) {
+func comparePending(t fataler, x *Txn[next], o *oracle) {
 	var vnis []uint32
 	for n := range x.Networks() {
 		vnis = append(vnis, n.VNI())
@@ -269,7 +282,7 @@ func comparePending(t *rapid.T, x *Txn[next], o *oracle) {
 	comparePeers(t, maps.Collect(x.Peers()), x.Peer, o)
 }
 
-func comparePeers(t *rapid.T, all map[netip.Addr]*next, peer func(netip.Addr) *next, o *oracle) {
+func comparePeers(t fataler, all map[netip.Addr]*next, peer func(netip.Addr) *next, o *oracle) {
 	if !maps.Equal(all, o.peers) {
 		t.Fatalf("peers %v, want %v", all, o.peers)
 	}
@@ -282,7 +295,7 @@ func comparePeers(t *rapid.T, all map[netip.Addr]*next, peer func(netip.Addr) *n
 		}
 	}
 	if peer(netip.Addr{}) != nil {
-		t.Fatal("there is a peer without address")
+		t.Fatalf("there is a peer without address")
 	}
 }
 
@@ -295,7 +308,7 @@ type network interface {
 	StationCount() int
 }
 
-func compareNetwork(t *rapid.T, n network, o *oracle, vni uint32) {
+func compareNetwork(t fataler, n network, o *oracle, vni uint32) {
 	routes, stations := o.routes[vni], o.stations[vni]
 	if n.RouteCount() != len(routes) || n.StationCount() != len(stations) {
 		t.Fatalf("VNI %d: %d routes and %d stations, want %d and %d", vni, n.RouteCount(), n.StationCount(), len(routes), len(stations))
@@ -333,7 +346,7 @@ func compareNetwork(t *rapid.T, n network, o *oracle, vni uint32) {
 	}
 }
 
-func keys[K comparable](t *rapid.T, all func(func(K, *next) bool), want map[K]*next) (ks []K) {
+func keys[K comparable](t fataler, all func(func(K, *next) bool), want map[K]*next) (ks []K) {
 	for k, h := range all {
 		if want[k] != h {
 			t.Fatalf("%v is %v in the iteration, want %v", k, h, want[k])
@@ -343,32 +356,42 @@ func keys[K comparable](t *rapid.T, all func(func(K, *next) bool), want map[K]*n
 	return ks
 }
 
-// checkFIB checks what holds inside: counts, and that lists and nodes have the
-// sizes that their memory is reckoned with.
-func checkFIB[H any](t *rapid.T, f *fib[H], rib tree[hop[H]]) {
+// checkFIB checks what holds inside: counts, masks, and that lists and nodes have
+// the sizes that their memory is reckoned with.
+func checkFIB[H any](t fataler, x *index[H]) {
 	total := 0
-	for p := range rib.sorted() {
+	for p := range x.rib.sorted() {
 		if p.Bits() > 0 {
 			total++
 		}
 	}
-	if got := checkNode(t, f.v4) + checkNode(t, f.v6); got != total {
+	if got := checkNode(t, x.fib.v4, 0) + checkNode(t, x.fib.v6, 0); got != total {
 		t.Fatalf("the FIB counts %d routes, the RIB %d", got, total)
 	}
 }
 
-func checkNode[H any](t *rapid.T, n *node[H]) int {
+// checkNode returns how many routes n says it has.
+func checkNode[H any](t fataler, n *node[H], seen int) int {
 	if n == nil {
 		return 0
+	}
+	for i := range 16 {
+		want := byte(0)
+		if seen <= i && i < int(n.depth) {
+			want = 0xff
+		}
+		if n.mask.at(i) != want || i >= int(n.depth) && n.key.at(i) != 0 {
+			t.Fatalf("a node at byte %d below %d has key %x and mask %x", n.depth, seen, n.key, n.mask)
+		}
 	}
 	used := 0
 	if n.kids != nil {
 		for _, k := range n.kids {
 			length := k.few.length()
 			if k.node != nil && (k.few != nil || k.node.count <= fewLeast || k.node.depth <= n.depth) || length > fewMost {
-				t.Fatalf("a kid with %d listed routes and node %+v", length, k.node)
+				t.Fatalf("a kid with %d listed routes and a node of %d", length, k.node.count)
 			}
-			checkNode(t, k.node)
+			checkNode(t, k.node, int(n.depth)+1)
 			if k != (kid[H]{}) {
 				used++
 			}

@@ -124,7 +124,7 @@ func TestMillionRoutes(t *testing.T) {
 			// The RIB's own longest match is the oracle: another structure by
 			// another author.
 			for _, a := range addrsIn(routes, 1_000_000) {
-				if want, _ := n.rib.match(a); n.Route(a) != want.h {
+				if want, _ := n.routes.rib.match(a); n.Route(a) != want.h {
 					t.Fatalf("route for %v: %v, want %v", a, n.Route(a), want.h)
 				}
 			}
@@ -201,6 +201,22 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestDeleteNothing: taking away what is not or cannot be there is no error.
+func TestDeleteNothing(t *testing.T) {
+	table := New[next]()
+	if err := table.Update(func(x *Txn[next]) error {
+		x.DeletePeer(netip.Addr{})
+		x.DeletePeer(netip.MustParseAddr("192.0.2.1"))
+		x.Network(1).DeleteRoute(netip.Prefix{})
+		x.Network(1).DeleteRoute(netip.MustParsePrefix("::ffff:10.0.0.0/104"))
+		x.Network(1).DeleteStation(MAC{2})
+		x.DeleteNetwork(MaxVNI + 1)
+		return nil
+	}); err != nil || table.Load().Network(1) != nil || table.Load().Network(MaxVNI+1) != nil {
+		t.Fatalf("error %v, networks %v and %v", err, table.Load().Network(1), table.Load().Network(MaxVNI+1))
+	}
+}
+
 func TestPanicPublishesNothing(t *testing.T) {
 	table := New[next]()
 	func() {
@@ -229,6 +245,68 @@ func TestKeptTransactionPanics(t *testing.T) {
 	kept.SetRoute(netip.MustParsePrefix("10.0.0.0/8"), &next{})
 }
 
+// TestGrowAndShrink leads the FIB through every change of shape, one route an
+// Update, and looks at all of it each time.
+func TestGrowAndShrink(t *testing.T) {
+	for _, family := range []struct {
+		name string
+		host int // bits of a whole address
+		net  int // bits up to the first byte that at is given
+		at   func(b ...byte) netip.Addr
+	}{
+		{"IPv4", 32, 16, func(b ...byte) netip.Addr { return netip.AddrFrom4([4]byte{10, b[0], b[1], b[2]}) }},
+		{"IPv6", 128, 40, func(b ...byte) netip.Addr { return netip.AddrFrom16([16]byte{0xfd, 4: b[0], 9: b[1], 15: b[2]}) }},
+	} {
+		t.Run(family.name, func(t *testing.T) {
+			var steps []netip.Prefix
+			for i := range 40 { // a list, then a node that skips bytes
+				steps = append(steps, netip.PrefixFrom(family.at(1, 2, byte(7*i)), family.host))
+			}
+			steps = append(steps,
+				netip.PrefixFrom(family.at(200, 0, 0), family.net), // forks above that node
+				netip.PrefixFrom(family.at(1, 0, 0), family.net-1), // covers it from there
+				netip.PrefixFrom(family.at(0, 0, 0), 0),
+			)
+			for i := range 40 { // a second node, next to the first
+				steps = append(steps, netip.PrefixFrom(family.at(1, 3, byte(i)), family.host))
+			}
+			for i := range 5 { // and a few beside
+				steps = append(steps, netip.PrefixFrom(family.at(9, byte(i), 1), family.host-i))
+			}
+
+			var table Table[next]
+			o := newOracle()
+			do := func(p netip.Prefix, h *next) {
+				if err := table.Update(func(x *Txn[next]) error {
+					if h == nil {
+						x.Network(1).DeleteRoute(p)
+						delete(o.routes[1], p.Masked())
+					} else {
+						x.Network(1).SetRoute(p, h)
+						o.setRoute(1, p, h)
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+				compareView(t, table.Load(), o)
+			}
+			for i, p := range steps {
+				do(p, &next{i})
+			}
+			for i, p := range steps {
+				do(p, &next{-i}) // replaced: no change of shape
+			}
+			for _, p := range steps {
+				do(p, nil)
+			}
+			if n := table.Load().Network(1); n != nil {
+				t.Errorf("a network without routes is left: %v", n)
+			}
+		})
+	}
+}
+
 // TestChangeWhileRanging deletes and adds what is being ranged over.
 func TestChangeWhileRanging(t *testing.T) {
 	table := New[next]()
@@ -237,8 +315,16 @@ func TestChangeWhileRanging(t *testing.T) {
 	h := &next{-1}
 	err := table.Update(func(x *Txn[next]) error {
 		n := x.Network(1)
+		for _, p := range routes {
+			n.SetRoute(p, h) // until changes are made in place
+		}
 		seen := 0
+		last := netip.PrefixFrom(routes[len(routes)-1].Addr(), 30)
 		for p := range n.Routes() {
+			if p == last {
+				t.Errorf("%v was added while ranging and is seen", p)
+			}
+			n.SetRoute(last, h)
 			n.DeleteRoute(p)
 			n.SetRoute(netip.PrefixFrom(p.Addr(), 28), h)
 			seen++
@@ -246,6 +332,7 @@ func TestChangeWhileRanging(t *testing.T) {
 		if seen != len(routes) {
 			t.Errorf("%d routes seen while they were changed, want %d", seen, len(routes))
 		}
+		n.DeleteRoute(last)
 		return nil
 	})
 	if err != nil {

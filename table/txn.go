@@ -18,7 +18,7 @@ const MaxVNI = 1<<24 - 1
 type Txn[H any] struct {
 	base     *View[H]
 	networks map[uint32]*NetworkTxn[H] // those asked for
-	peers    tree[hop[H]]
+	peers    index[H]
 	changed  bool
 	err      error // the first thing that the table cannot hold
 	ended    bool
@@ -36,6 +36,10 @@ func (x *Txn[H]) live() {
 		panic("table: a transaction was used after its Update had ended")
 	}
 }
+
+// owner marks FIB nodes made by this transaction. A transaction that failed may
+// have used the number before, but what it made is out of reach.
+func (x *Txn[H]) owner() uint64 { return x.base.generation + 1 }
 
 // refuse reports whether h or err keeps a write from being done, and notes why.
 func (x *Txn[H]) refuse(what string, h *H, err error) bool {
@@ -57,7 +61,7 @@ func (x *Txn[H]) Network(vni uint32) *NetworkTxn[H] {
 	if n == nil {
 		n = &NetworkTxn[H]{txn: x, vni: vni}
 		if b := x.base.Network(vni); b != nil {
-			n.rib, n.fib, n.stations = b.rib, b.fib, b.stations
+			n.routes, n.stations = b.routes, b.stations
 		}
 		x.networks[vni] = n
 	}
@@ -67,7 +71,7 @@ func (x *Txn[H]) Network(vni uint32) *NetworkTxn[H] {
 // DeleteNetwork takes away all routes and stations of a network.
 func (x *Txn[H]) DeleteNetwork(vni uint32) {
 	n := x.Network(vni)
-	n.rib, n.fib, n.stations = tree[hop[H]]{}, fib[H]{}, tree[hop[H]]{}
+	n.routes, n.stations = index[H]{}, index[H]{}
 	n.touch()
 }
 
@@ -97,27 +101,25 @@ func (x *Txn[H]) SetPeer(a netip.Addr, h *H) {
 	if x.refuse("peer "+a.String(), h, err) {
 		return
 	}
-	x.peers.set(hostPrefix(a), hop[H]{h})
+	x.peers.set(x.owner(), hostPrefix(a), h)
 	x.changed = true
 }
 
 // DeletePeer takes a peer away, if it is there.
 func (x *Txn[H]) DeletePeer(a netip.Addr) {
 	x.live()
-	if x.Peer(a) != nil {
-		x.peers.delete(hostPrefix(a))
+	if x.peers.delete(x.owner(), hostPrefix(a)) {
 		x.changed = true
 	}
 }
 
 // Peer is View.Peer on the pending state.
 func (x *Txn[H]) Peer(a netip.Addr) *H {
-	p, _ := x.peers.match(a.Unmap())
-	return p.h
+	return x.peers.match(a.Unmap())
 }
 
 // Peers iterates over the peers as they are now, by ascending address.
-func (x *Txn[H]) Peers() iter.Seq2[netip.Addr, *H] { return peersOf(x.peers.frozen()) }
+func (x *Txn[H]) Peers() iter.Seq2[netip.Addr, *H] { return peersOf(x.peers.rib.frozen()) }
 
 // commit makes the next View, or nil if nothing has changed.
 func (x *Txn[H]) commit() *View[H] {

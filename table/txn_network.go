@@ -11,9 +11,8 @@ import (
 type NetworkTxn[H any] struct {
 	txn      *Txn[H]
 	vni      uint32
-	fib      fib[H]
-	rib      tree[hop[H]]
-	stations tree[hop[H]]
+	routes   index[H]
+	stations index[H]
 	changed  bool
 }
 
@@ -22,10 +21,10 @@ func (n *NetworkTxn[H]) VNI() uint32 { return n.vni }
 
 func (n *NetworkTxn[H]) touch() { n.txn.live(); n.changed = true }
 
-func (n *NetworkTxn[H]) isEmpty() bool { return n.rib.size() == 0 && n.stations.size() == 0 }
+func (n *NetworkTxn[H]) isEmpty() bool { return n.routes.size() == 0 && n.stations.size() == 0 }
 
 func (n *NetworkTxn[H]) publish() *Network[H] {
-	return &Network[H]{vni: n.vni, fib: n.fib, rib: n.rib.publish(), stations: n.stations.publish()}
+	return &Network[H]{vni: n.vni, routes: n.routes.publish(), stations: n.stations.publish()}
 }
 
 func (n *NetworkTxn[H]) checkVNI() error {
@@ -49,72 +48,58 @@ func (n *NetworkTxn[H]) SetRoute(p netip.Prefix, h *H) {
 	if n.txn.refuse("route "+p.String(), h, err) {
 		return
 	}
-	p = p.Masked()
-	_, replaced := n.rib.exact(p)
-	n.rib.set(p, hop[H]{h})
-	n.fib.set(n.owner(), n.rib.t, p, h, replaced)
+	n.routes.set(n.txn.owner(), p.Masked(), h)
 	n.touch()
 }
 
 // DeleteRoute takes away the route of exactly this prefix, if it is there.
 func (n *NetworkTxn[H]) DeleteRoute(p netip.Prefix) {
 	n.txn.live()
-	p = p.Masked()
-	if _, ok := n.rib.exact(p); !ok {
-		return
+	if n.routes.delete(n.txn.owner(), p.Masked()) {
+		n.touch()
 	}
-	n.rib.delete(p)
-	n.fib.delete(n.owner(), n.rib.t, p)
-	n.touch()
 }
-
-// owner marks FIB nodes made by this transaction. A transaction that failed may
-// have used the number before, but what it made is out of reach.
-func (n *NetworkTxn[H]) owner() uint64 { return n.txn.base.generation + 1 }
 
 // SetStation says behind which next hop a MAC lives.
 func (n *NetworkTxn[H]) SetStation(m MAC, h *H) {
 	if n.txn.refuse(fmt.Sprintf("station %x", m), h, n.checkVNI()) {
 		return
 	}
-	n.stations.set(macPrefix(m), hop[H]{h})
+	n.stations.set(n.txn.owner(), macPrefix(m), h)
 	n.touch()
 }
 
 // DeleteStation forgets a MAC, if it is there.
 func (n *NetworkTxn[H]) DeleteStation(m MAC) {
 	n.txn.live()
-	if n.Station(m) != nil {
-		n.stations.delete(macPrefix(m))
+	if n.stations.delete(n.txn.owner(), macPrefix(m)) {
 		n.touch()
 	}
 }
 
 // Route is Network.Route on the pending state.
-func (n *NetworkTxn[H]) Route(a netip.Addr) *H { return n.fib.route(a) }
+func (n *NetworkTxn[H]) Route(a netip.Addr) *H { return n.routes.match(a) }
 
 // RouteExact is Network.RouteExact on the pending state.
 func (n *NetworkTxn[H]) RouteExact(p netip.Prefix) *H {
-	r, _ := n.rib.exact(p)
-	return r.h
+	return n.routes.exact(p)
 }
 
 // Station is Network.Station on the pending state.
 func (n *NetworkTxn[H]) Station(m MAC) *H {
-	s, _ := n.stations.match(macAddr(m))
-	return s.h
+	return n.stations.match(macAddr(m))
 }
 
 // Routes iterates over the routes as they are now, in the order of
 // Network.Routes. Routes may be set and deleted meanwhile.
-func (n *NetworkTxn[H]) Routes() iter.Seq2[netip.Prefix, *H] { return routesOf(n.rib.frozen()) }
+func (n *NetworkTxn[H]) Routes() iter.Seq2[netip.Prefix, *H] { return routesOf(n.routes.rib.frozen()) }
 
 // Stations iterates over the stations as they are now, by ascending MAC.
 // Stations may be set and deleted meanwhile.
-func (n *NetworkTxn[H]) Stations() iter.Seq2[MAC, *H] { return stationsOf(n.stations.frozen()) }
+func (n *NetworkTxn[H]) Stations() iter.Seq2[MAC, *H] { return stationsOf(n.stations.rib.frozen()) }
 
 // RouteCount returns the number of routes.
-func (n *NetworkTxn[H]) RouteCount() int { return n.rib.size() }
+func (n *NetworkTxn[H]) RouteCount() int { return n.routes.size() }
 
 // StationCount returns the number of stations.
 func (n *NetworkTxn[H]) StationCount() int { return n.stations.size() }

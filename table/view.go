@@ -13,7 +13,7 @@ type View[H any] struct {
 	generation uint64
 	home       *Network[H] // that of the lowest VNI: on most nodes the only one
 	networks   tree[*Network[H]]
-	peers      tree[hop[H]]
+	peers      index[H]
 }
 
 // Generation counts the Updates that led to this View; 0 is the empty table.
@@ -33,8 +33,7 @@ func (v *View[H]) Network(vni uint32) *Network[H] {
 // Peer returns the next hop kept for a peer's underlay address. An address that
 // a dual-stack socket gave as IPv4-mapped is taken for IPv4; a zone is ignored.
 func (v *View[H]) Peer(a netip.Addr) *H {
-	p, _ := v.peers.match(a.Unmap())
-	return p.h
+	return v.peers.match(a.Unmap())
 }
 
 // Networks iterates over the networks by ascending VNI.
@@ -49,7 +48,7 @@ func (v *View[H]) Networks() iter.Seq[*Network[H]] {
 }
 
 // Peers iterates over the peers by ascending address.
-func (v *View[H]) Peers() iter.Seq2[netip.Addr, *H] { return peersOf(v.peers.sorted()) }
+func (v *View[H]) Peers() iter.Seq2[netip.Addr, *H] { return peersOf(v.peers.rib.sorted()) }
 
 // PeerCount returns the number of peers.
 func (v *View[H]) PeerCount() int { return v.peers.size() }
@@ -58,9 +57,8 @@ func (v *View[H]) PeerCount() int { return v.peers.size() }
 // never changes. A nil Network is an empty one.
 type Network[H any] struct {
 	vni      uint32
-	fib      fib[H]
-	rib      tree[hop[H]]
-	stations tree[hop[H]]
+	routes   index[H]
+	stations index[H]
 }
 
 // VNI returns the network's number.
@@ -80,7 +78,7 @@ func (n *Network[H]) Route(a netip.Addr) *H {
 	if n == nil {
 		return nil
 	}
-	return n.fib.route(a)
+	return n.routes.match(a)
 }
 
 // RouteExact returns the next hop of exactly this prefix, or nil.
@@ -88,8 +86,7 @@ func (n *Network[H]) RouteExact(p netip.Prefix) *H {
 	if n == nil {
 		return nil
 	}
-	r, _ := n.rib.exact(p)
-	return r.h
+	return n.routes.exact(p)
 }
 
 // Station returns the next hop behind which that MAC lives (the FDB), or nil.
@@ -97,8 +94,7 @@ func (n *Network[H]) Station(m MAC) *H {
 	if n == nil {
 		return nil
 	}
-	s, _ := n.stations.match(macAddr(m))
-	return s.h
+	return n.stations.match(macAddr(m))
 }
 
 // Routes iterates over all routes: IPv4 first, by address, then by length.
@@ -106,7 +102,7 @@ func (n *Network[H]) Routes() iter.Seq2[netip.Prefix, *H] {
 	if n == nil {
 		return func(func(netip.Prefix, *H) bool) {}
 	}
-	return routesOf(n.rib.sorted())
+	return routesOf(n.routes.rib.sorted())
 }
 
 // Stations iterates over all stations by ascending MAC.
@@ -114,7 +110,7 @@ func (n *Network[H]) Stations() iter.Seq2[MAC, *H] {
 	if n == nil {
 		return func(func(MAC, *H) bool) {}
 	}
-	return stationsOf(n.stations.sorted())
+	return stationsOf(n.stations.rib.sorted())
 }
 
 // RouteCount returns the number of routes.
@@ -122,7 +118,7 @@ func (n *Network[H]) RouteCount() int {
 	if n == nil {
 		return 0
 	}
-	return n.rib.size()
+	return n.routes.size()
 }
 
 // StationCount returns the number of stations.
