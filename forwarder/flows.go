@@ -313,13 +313,12 @@ func unpackTuple(w [5]uint64) flowKey {
 // flowSink is the forwarder's memory of flows as hostflow sees it.
 type flowSink struct{ f *Forwarder }
 
-// HostFlows is where a conntrack tracker reports to. Handing it out switches
-// the memory on: without a tracker nothing is remembered, as nothing would be
-// forgotten.
-func (f *Forwarder) HostFlows() hostflow.Sink {
-	f.flows.enabled.Store(true)
-	return flowSink{f}
-}
+// HostFlows is where a conntrack tracker reports to.
+func (f *Forwarder) HostFlows() hostflow.Sink { return flowSink{f} }
+
+// TrackFlows switches the memory on: a tracker is at work. Without one nothing
+// is remembered, as nothing would be forgotten.
+func (f *Forwarder) TrackFlows() { f.flows.enabled.Store(true) }
 
 // Preload remembers a flow from conntrack whose answers go to one of our pods.
 func (s flowSink) Preload(k hostflow.Tuple) {

@@ -29,6 +29,7 @@ func TestWayBack(t *testing.T) {
 			for _, proto := range []string{"udp", "tcp"} {
 				t.Run(fmt.Sprint(family, from, proto), func(t *testing.T) {
 					r := newRig(t, testSettings(encap.KindVXLAN))
+					r.f.TrackFlows()
 					sink := r.f.HostFlows()
 					client := r.attach(AttachTUN, "a1", podA1, podA1v6)
 					backend := a.b
@@ -117,6 +118,7 @@ func TestWayBackTwice(t *testing.T) {
 	if n := r.f.flows.size(); n != 0 {
 		t.Errorf("%d flows remembered without conntrack", n)
 	}
+	r.f.TrackFlows()
 	sink := r.f.HostFlows()
 	r.hosts[1].Inject(ring.FakePacket{Data: ip})
 	service(r, ip, ip, udpPacket(hostAddr, podB, 1, 2, 3), udpPacket(hostAddr, podA1, 1, 2, 3))
@@ -140,6 +142,7 @@ func TestWayBackTwice(t *testing.T) {
 // all go by the pair of addresses.
 func TestWayBackFragments(t *testing.T) {
 	r := newRig(t, testSettings(encap.KindUDP))
+	r.f.TrackFlows()
 	sink := r.f.HostFlows()
 	pod := r.attach(AttachTUN, "a1", podA1)
 	question := udpPacket(podA1, podB, 40001, 8080, 2000, mayFragment)
@@ -169,7 +172,7 @@ func TestWayBackFragments(t *testing.T) {
 // translated addresses inside: the host must see it first. Our own as well.
 func TestWayBackErrors(t *testing.T) {
 	r := newRig(t, testSettings(encap.KindUDP))
-	r.f.HostFlows()
+	r.f.TrackFlows()
 	pod := r.attach(AttachTUN, "a1", podA1, podA1v6)
 	q4, q6 := udpPacket(podA1, podB, 40001, 8080, 64), udpPacket(podA1v6, podBv6, 40001, 8080, 64)
 	service(r, q4, q6)
@@ -195,6 +198,7 @@ func TestWayBackErrors(t *testing.T) {
 // TestFlowsFull: a full set is a drop with its own name; forgetting makes room.
 func TestFlowsFull(t *testing.T) {
 	r := newRig(t, testSettings(encap.KindUDP))
+	r.f.TrackFlows()
 	sink := r.f.HostFlows()
 	r.attach(AttachTUN, "a1", podA1)
 	// Fill every way of every set for this worker's table.
@@ -220,6 +224,7 @@ func TestFlowsFull(t *testing.T) {
 // TestPreload: flows from before the daemon's start.
 func TestPreload(t *testing.T) {
 	r := newRig(t, testSettings(encap.KindUDP))
+	r.f.TrackFlows()
 	sink := r.f.HostFlows()
 	before := r.attach(AttachTUN, "a1", podA1)
 	k := func(dst netip.Addr) hostflow.Tuple {

@@ -179,6 +179,7 @@ func (f fakePlane) Capabilities() []forwarder.Capability {
 	return []forwarder.Capability{{Name: "tun", Found: true, Used: true}, {Name: "tunnelGSO", Needs: "6.17", Detail: "EINVAL"}}
 }
 func (f fakePlane) HostFlows() hostflow.Sink { return fakeSink{} }
+func (f fakePlane) TrackFlows()              {}
 
 type fakeSink struct{ hostflow.Sink }
 

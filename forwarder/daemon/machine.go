@@ -27,6 +27,7 @@ type plane interface {
 	Counters() forwarder.Counters
 	Capabilities() []forwarder.Capability
 	HostFlows() hostflow.Sink
+	TrackFlows() // a tracker is at work
 }
 
 // host is what the daemon owns in the host's stack: *hostnet.Host.

@@ -131,6 +131,7 @@ func (d *Daemon) startFlows(ctx context.Context, undo *undoList) error {
 	}
 	d.flows = f
 	undo.add(f.Close)
+	d.plane.TrackFlows()
 	n, err := f.Load(ctx)
 	if err != nil {
 		return err
