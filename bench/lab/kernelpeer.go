@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,20 +41,16 @@ const flannelDevice = "flannel.1"
 // each peer a permanent neighbour (its pod CIDR's first address → its VTEP MAC), an FDB entry (VTEP MAC → its
 // underlay address) and an onlink route. Flannel has a second device for IPv6; here one carries both.
 func (n *Node) setUpVXLAN() error {
-	c := n.Lab.Config
 	uplink, err := n.link("eth0")
 	if err != nil {
 		return err
 	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.HardwareAddr, attrs.MTU = flannelDevice, n.VTEPMAC, n.PodMTU()
-	device := &netlink.Vxlan{
-		LinkAttrs: attrs, VxlanId: int(c.VNI), Port: int(n.port()), Learning: false,
-		VtepDevIndex: uplink.Attrs().Index, SrcAddr: n.Underlay().AsSlice(),
-		UDPCSum: c.OuterChecksum, UDP6ZeroCSumTx: !c.OuterChecksum, UDP6ZeroCSumRx: true,
-	}
-	if err := n.route.LinkAdd(device); err != nil {
+	if err := n.addVXLAN(uplink.Attrs().Index); err != nil {
 		return fmt.Errorf("lab: vxlan device in %s: %w", n.Name, err)
+	}
+	device, err := n.link(flannelDevice)
+	if err != nil {
+		return err
 	}
 	err = n.address(flannelDevice,
 		netip.PrefixFrom(n.HostAddr(false), 32), netip.PrefixFrom(n.HostAddr(true), 128))
@@ -83,4 +81,41 @@ func (n *Node) setUpVXLAN() error {
 		}
 	}
 	return nil
+}
+
+// addVXLAN makes the device by a request of its own: the netlink package says nothing about outer checksums when
+// they are to be off, and a kernel that hears nothing turns them on for IPv4 (vxlan_nl2conf).
+func (n *Node) addVXLAN(uplink int) error {
+	c := n.Lab.Config
+	bit := func(on bool) []byte {
+		if on {
+			return []byte{1}
+		}
+		return []byte{0}
+	}
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_VXLAN_ID, nl.Uint32Attr(c.VNI))
+	data.AddRtAttr(nl.IFLA_VXLAN_LINK, nl.Uint32Attr(uint32(uplink)))
+	local := nl.IFLA_VXLAN_LOCAL
+	if c.Outer6 {
+		local = nl.IFLA_VXLAN_LOCAL6
+	}
+	data.AddRtAttr(local, n.Underlay().AsSlice())
+	data.AddRtAttr(nl.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, n.port()))
+	data.AddRtAttr(nl.IFLA_VXLAN_LEARNING, bit(false))
+	data.AddRtAttr(nl.IFLA_VXLAN_UDP_CSUM, bit(c.OuterChecksum))
+	data.AddRtAttr(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, bit(!c.OuterChecksum))
+	data.AddRtAttr(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, bit(true))
+	return n.Do(func() error {
+		r := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+		r.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		r.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(flannelDevice)))
+		r.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, n.VTEPMAC))
+		r.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(n.PodMTU()))))
+		r.AddData(info)
+		_, err := r.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	})
 }
