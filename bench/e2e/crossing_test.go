@@ -90,4 +90,25 @@ func exchange(t *testing.T, a, b *lab.Host, v6 bool, mtu int) {
 	if e, err := c.EchoSizes(ctx, lab.FragmentBorders(mtu, v6, 20000), 4); err != nil || !e.OK() {
 		t.Errorf("echoes %s ↔ %s IPv6 %v: %+v %v", a.Name, b.Name, v6, e, err)
 	}
+	// Messages of sockets with UDP_SEGMENT keep their borders, flows their order.
+	sink, err := b.ReceiveStream(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	to, sent := netip.AddrPortFrom(b.Addr(v6), sink.Port()), 0
+	for _, stream := range []lab.Stream{
+		{Segment: 500, Count: 1500, Burst: 60, Sink: sink},
+		{Segment: 1200, Count: 1500, Burst: 40, Sink: sink},
+		{Sizes: []int{64, 570, 1300}, Count: 3000, Burst: 16, Flows: 4, Sink: sink},
+	} {
+		n, err := a.SendStream(ctx, to, stream)
+		if err != nil {
+			t.Error(err)
+		}
+		sent += n
+	}
+	if got := sink.WaitFor(sent, 500*time.Millisecond); !got.Perfect(sent) {
+		t.Errorf("%d messages %s → %s IPv6 %v arrived as %+v", sent, a.Name, b.Name, v6, got)
+	}
 }

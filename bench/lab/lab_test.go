@@ -90,9 +90,9 @@ func exercise(t *testing.T, a, b *Host, mtu int) {
 		}
 		to := netip.AddrPortFrom(b.Addr(v6), sink.Port())
 		for _, stream := range []Stream{
-			{Sizes: []int{64, 570, 1300}, Count: 3000, Rate: 30000, Burst: 16, Flows: 4},
-			{Segment: 500, Count: 2000, Rate: 20000, Burst: 30},
-			{Segment: 1200, Count: 1000, Rate: 10000, Burst: 30},
+			{Sizes: []int{64, 570, 1300}, Count: 3000, Burst: 16, Flows: 4, Sink: sink},
+			{Segment: 500, Count: 2000, Burst: 30, Sink: sink},
+			{Segment: 1200, Count: 1000, Burst: 30, Rate: 50000},
 		} {
 			n, err := a.SendStream(ctx, to, stream)
 			if err != nil || n != stream.Count {

@@ -47,7 +47,6 @@ type serviceWriter struct {
 	c      *nftables.Conn
 	family nftables.TableFamily
 	table  *nftables.Table
-	chains int
 }
 
 func (w *serviceWriter) v6() bool { return w.family == nftables.TableFamilyIPv6 }

@@ -37,7 +37,9 @@ type Stream struct {
 	Count      int   // messages altogether
 	Segment    int   // >0: messages of this size, many to one UDP_SEGMENT send; Sizes is not used
 	Burst      int   // messages in one go: with Segment, in one send (default: as many as fit); else between pauses
-	Rate       int   // messages a second; 0: as fast as it goes
+	Rate       int   // messages a second; 0: as fast as it goes. A sender that was held up does not catch up in one burst
+	Sink       *Sink // who receives: then never more than Ahead messages are on their way, and every loss is a fault
+	Ahead      int   // default 64 (a pod port holds 128 small frames), or one burst if that is more
 	Flows      int   // sockets, used in turn; default 1
 	NoChecksum bool  // outer UDP checksum zero (IPv4 only)
 	TOS        int
@@ -87,17 +89,25 @@ func (h *Host) SendStream(ctx context.Context, to netip.AddrPort, s Stream) (sen
 	for i, c := range conns {
 		out.pcs[i] = ipv4.NewPacketConn(c) // sendmmsg; of use for IPv6 sockets too
 	}
-	begin := time.Now()
-	for turn := 0; sent < s.Count; turn++ {
+	ahead := max(s.Ahead, group)
+	if s.Ahead == 0 {
+		ahead = max(64, group)
+	}
+	for turn, due := 0, time.Now(); sent < s.Count; turn++ {
 		if err := ctx.Err(); err != nil {
 			return fail(err)
 		}
 		n := min(group, s.Count-sent)
 		if s.Rate > 0 {
-			due := begin.Add(time.Duration(sent) * time.Second / time.Duration(s.Rate))
 			if wait := time.Until(due); wait > 0 {
 				time.Sleep(wait)
+			} else if wait < -time.Millisecond {
+				due = time.Now()
 			}
+			due = due.Add(time.Duration(n) * time.Second / time.Duration(s.Rate))
+		}
+		if s.Sink != nil {
+			s.Sink.room(n, ahead)
 		}
 		flow := turn % len(conns)
 		if err := out.send(conns[flow], flow, n); err != nil {
@@ -197,11 +207,14 @@ func (c SinkCounts) Perfect(n int) bool {
 
 // Sink receives numbered messages on a plain socket.
 type Sink struct {
-	conns   []*net.UDPConn
-	mu      sync.Mutex
-	counts  SinkCounts
-	flows   map[flowKey]*flowState
-	last    time.Time
+	conns  []*net.UDPConn
+	mu     sync.Mutex
+	counts SinkCounts
+	flows  map[flowKey]*flowState
+	last   time.Time
+
+	promised int // messages that flow-controlled senders have sent, but for those given up
+
 	running sync.WaitGroup
 }
 
@@ -324,6 +337,26 @@ func (s *Sink) Counts() SinkCounts {
 		c.Lost += int(f.next - f.got)
 	}
 	return c
+}
+
+// room waits until n more messages make at most ahead of them on their way. What has not come within half a
+// second of silence is given up, so that a loss does not stop the rest.
+func (s *Sink) room(n, ahead int) {
+	begin := time.Now()
+	for {
+		s.mu.Lock()
+		flying := s.promised - s.counts.Received
+		if quiet := min(time.Since(s.last), time.Since(begin)); flying > 0 && quiet > 500*time.Millisecond {
+			s.promised, flying = s.counts.Received, 0
+		}
+		if flying+n <= ahead {
+			s.promised += n
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		time.Sleep(50 * time.Microsecond)
+	}
 }
 
 // WaitFor returns when n messages have come, or nothing has for idle.
