@@ -145,8 +145,10 @@ func (t *Tracker) missing(ask []question) (out []question, err error) {
 // whenever it writes to a socket), so the library reads on for more. The last request is for a flow that cannot be: its
 // ENOENT ends the reading.
 func (t *Tracker) ask(sent []question, msgs []netlink.Message) (found [batch]bool, err error) {
+	if err := t.ready(); err != nil {
+		return found, fmt.Errorf("hostflow: cannot ask conntrack: %w", err)
+	}
 	msgs = append(msgs, nobody)
-	t.query.SetDeadline(time.Now().Add(patience))
 	numbered, err := t.query.SendMessages(msgs)
 	if err != nil {
 		return found, fmt.Errorf("hostflow: cannot ask conntrack: %w", err)
@@ -167,6 +169,7 @@ func (t *Tracker) ask(sent []question, msgs []netlink.Message) (found [batch]boo
 			}
 		}
 	}
+	t.broken = false
 	return found, nil
 }
 
@@ -183,7 +186,9 @@ func (t *Tracker) probe() error {
 // dump calls fn with each entry of both families and all zones. The entry is lent for the call.
 func (t *Tracker) dump(ctx context.Context, fn func(*entry)) error {
 	req := netlink.Message{Header: netlink.Header{Type: getType, Flags: netlink.Request | netlink.Dump}, Data: []byte{unix.AF_UNSPEC, 0, 0, 0}}
-	t.query.SetDeadline(time.Now().Add(patience))
+	if err := t.ready(); err != nil {
+		return err
+	}
 	if _, err := t.query.Send(req); err != nil {
 		return err
 	}
@@ -195,7 +200,7 @@ func (t *Tracker) dump(ctx context.Context, fn func(*entry)) error {
 		}
 		if n++; n%1024 == 0 {
 			if ctx.Err() != nil {
-				return ctx.Err() // the iterator reads the rest away
+				return ctx.Err() // the rest is not worth reading: the socket goes
 			}
 			t.query.SetDeadline(time.Now().Add(patience))
 		}
@@ -205,5 +210,6 @@ func (t *Tracker) dump(ctx context.Context, fn func(*entry)) error {
 			t.malformed.Add(1)
 		}
 	}
+	t.broken = false
 	return ctx.Err()
 }

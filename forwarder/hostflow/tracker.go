@@ -58,8 +58,9 @@ type Tracker struct {
 	audit  time.Duration
 	events *netlink.Conn
 
-	mu    sync.Mutex // Load and Run act on the Sink in turn
-	query *netlink.Conn
+	mu     sync.Mutex // Load and Run act on the Sink in turn
+	query  *netlink.Conn
+	broken bool // an answer is missing or half read: query must be opened anew
 
 	preloaded, destroyed, forgotten, kept, overruns, audits, malformed atomic.Uint64
 }
@@ -89,7 +90,7 @@ func Open(cfg Config) (*Tracker, error) {
 		err = t.events.JoinGroup(groupDestroy)
 	}
 	if err == nil {
-		t.query, err = netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{MessageBufferSize: 64 << 10})
+		t.query, err = dialQuery()
 	}
 	if err != nil {
 		t.Close()
@@ -100,6 +101,25 @@ func Open(cfg Config) (*Tracker, error) {
 		return nil, openError(err)
 	}
 	return t, nil
+}
+
+func dialQuery() (*netlink.Conn, error) {
+	return netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{MessageBufferSize: 64 << 10})
+}
+
+// ready gives a socket on which no answer is on its way, good for one question: whoever has read all answers says so by
+// clearing broken.
+func (t *Tracker) ready() error {
+	if t.broken {
+		conn, err := dialQuery()
+		if err != nil {
+			return err
+		}
+		t.query.Close()
+		t.query = conn
+	}
+	t.broken = true
+	return t.query.SetDeadline(time.Now().Add(patience))
 }
 
 func openError(err error) error {
@@ -116,6 +136,8 @@ func openError(err error) error {
 // Close ends a Run as well.
 func (t *Tracker) Close() error {
 	err := t.events.Close()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.query != nil {
 		err = errors.Join(err, t.query.Close())
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder/hostnet/nstest"
@@ -117,6 +118,22 @@ func TestBornWhileForgotten(t *testing.T) {
 	}
 	if s := tr.Stats(); s.Forgotten != 0 {
 		t.Errorf("stats: %+v", s)
+	}
+}
+
+// A flow the other way round, from the backend to the pod, is another flow: the look-up finds it by the same tuple.
+func TestOtherDirectionIsNotTheFlow(t *testing.T) {
+	ns := nstest.New(t)
+	tb := newTable(t, ns)
+	e := service(1)
+	tb.add(entry{orig: e.reply, reply: ctTuple{proto: e.reply.proto, src: e.reply.dst, dst: e.reply.src, srcPort: e.reply.dstPort, dstPort: e.reply.srcPort}})
+	m := newMemory()
+	m.remember(key(e))
+	tr := open(t, ns, Config{Sink: m, Audit: time.Hour})
+	_, err := tr.check(context.Background())
+	check(t, err)
+	if len(m.list()) != 0 {
+		t.Errorf("still known: %q", m.list())
 	}
 }
 
@@ -239,4 +256,24 @@ func BenchmarkAsk(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(ask)), "ns/flow")
+}
+
+// A question that went wrong, here one that a test abandoned, does not spoil the next.
+func TestBrokenQuestion(t *testing.T) {
+	ns := nstest.New(t)
+	tb := newTable(t, ns)
+	live, gone := tb.add(service(1)), key(service(2))
+	m := newMemory()
+	m.remember(live, gone)
+	tr := open(t, ns, Config{Sink: m})
+	check(t, tr.ready())
+	_, err := tr.query.SendMessages([]netlink.Message{nobody, nobody, nobody}) // three answers that nobody reads
+	check(t, err)
+	ns.Do(func() {
+		_, err := tr.check(context.Background())
+		check(t, err)
+	})
+	if !m.Has(live) || m.Has(gone) {
+		t.Errorf("known: %q", m.list())
+	}
 }

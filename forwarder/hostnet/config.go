@@ -55,6 +55,9 @@ type Host struct {
 	mu  sync.Mutex
 	cfg Config
 	log *slog.Logger
+
+	findings    []Finding // of the last Apply
+	unforwarded bool      // host.forward is off and nothing of it is left
 }
 
 // New checks cfg and touches nothing.

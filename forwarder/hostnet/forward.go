@@ -62,6 +62,9 @@ func applyForward(c *Config, r *Report) error {
 }
 
 func applyChain(proto iptables.Protocol, want [][]string, r *Report) error {
+	if len(want) == 0 && skipFilter(proto) {
+		return nil
+	}
 	name := program(proto)
 	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Timeout(lockWait))
 	if errors.Is(err, exec.ErrNotFound) {
@@ -136,9 +139,6 @@ func applyChain(proto iptables.Protocol, want [][]string, r *Report) error {
 
 // removeChain takes the jump and the chain away. It looks before it acts, as a look leaves nothing behind.
 func removeChain(ipt *iptables.IPTables, name string, r *Report) error {
-	if skipFilter(ipt.Proto()) {
-		return nil
-	}
 	exists, err := ipt.ChainExists("filter", ForwardChain)
 	if err != nil {
 		return forwardError(name, "look for "+ForwardChain, err)

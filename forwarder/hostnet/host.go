@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 )
 
 // Apply makes the host's stack as the Config wants it: it adds what is missing and removes what is ours and stale. It
@@ -44,7 +45,11 @@ func (h *Host) apply(ctx context.Context) (r Report, err error) {
 		applyDevice,
 		applyRoutes,
 		applyNFT,
-		applyForward,
+	}
+	// With host.forward off, once is enough to be rid of what an earlier daemon left: iptables is a program, and Apply
+	// runs after every change of a route.
+	if h.cfg.Forward || !h.unforwarded {
+		steps = append(steps, applyForward)
 	}
 	var errs []error
 	for _, step := range steps {
@@ -56,10 +61,12 @@ func (h *Host) apply(ctx context.Context) (r Report, err error) {
 			errs = append(errs, err)
 		}
 	}
+	h.unforwarded = !h.cfg.Forward && len(errs) == 0
 	h.report(r)
 	return r, errors.Join(errs...)
 }
 
+// report logs what changed, and of the findings those that the last Apply did not have.
 func (h *Host) report(r Report) {
 	for _, s := range r.Added {
 		h.log.Info("host: added", "what", s)
@@ -67,7 +74,12 @@ func (h *Host) report(r Report) {
 	for _, s := range r.Removed {
 		h.log.Info("host: removed", "what", s)
 	}
+	last := h.findings
+	h.findings = r.Findings
 	for _, f := range r.Findings {
+		if slices.Contains(last, f) {
+			continue
+		}
 		level := slog.LevelWarn
 		if f.Severity == Info || f.Fixed {
 			level = slog.LevelInfo

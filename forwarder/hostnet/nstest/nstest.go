@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -106,6 +107,33 @@ func Veth(t testing.TB, a *NS, aName string, aAddrs []string, b *NS, bName strin
 	})
 	a.Up(aName, aAddrs...)
 	b.Up(bName, bAddrs...)
+	a.ready(aName)
+	b.ready(bName)
+}
+
+// ready waits for IPv6: the kernel gives a device its link-local address, and addresses their local routes, from a work
+// queue, and does not answer neighbour solicitations before.
+func (ns *NS) ready(device string) {
+	ns.t.Helper()
+	ns.Do(func() {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			ns.t.Fatal(err)
+		}
+		for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+			local, linkLocal := err == nil, false
+			for _, a := range addrs {
+				routes, err := netlink.RouteGetWithOptions(a.IP, &netlink.RouteGetOptions{OifIndex: link.Attrs().Index})
+				local = local && err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL && a.Flags&unix.IFA_F_TENTATIVE == 0
+				linkLocal = linkLocal || a.IP.IsLinkLocalUnicast()
+			}
+			if local && linkLocal {
+				return
+			}
+		}
+		ns.t.Fatalf("%s has no IPv6 after 2 s", device)
+	})
 }
 
 // Device makes an ordinary Ethernet device that leads nowhere: one end of a veth, as not every kernel has dummies.
