@@ -74,6 +74,9 @@ func cleanRoutes(r *Report) error {
 			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: RouteProtocol, Table: unix.RT_TABLE_UNSPEC},
 				netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		})
+		if noFamily(err) {
+			continue
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("hostnet: cannot list our routes: %w", err))
 			continue

@@ -133,10 +133,18 @@ func mainRoutes(family int) ([]netlink.Route, error) {
 	list, err := dump(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	})
+	if noFamily(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: cannot list the routes of the main table: %w", err)
 	}
 	return list, nil
+}
+
+// noFamily: a kernel without IPv6 has no routes of it.
+func noFamily(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)
 }
 
 func describe(rt netlink.Route) string {
