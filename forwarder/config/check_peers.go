@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -93,6 +94,9 @@ func (c *Config) Complete(underlay func() (netip.Addr, error)) error {
 		return nil // Parse has checked it
 	}
 	a, err := underlay()
+	if err == nil && !a.IsValid() {
+		err = errors.New("no interface has one")
+	}
 	if err != nil {
 		return fmt.Errorf("penstock: cannot find this node's underlay address: %w; give it as node.address in %s", err, c.src.file)
 	}

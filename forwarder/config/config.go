@@ -151,5 +151,6 @@ func Default() *Config {
 		Control: Control{Socket: DefaultSocket},
 		Debug:   Debug{Listen: DefaultDebugListen},
 		State:   DefaultState,
+		src:     source{file: "defaults"},
 	}
 }

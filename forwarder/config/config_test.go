@@ -147,7 +147,7 @@ func TestSizes(t *testing.T) {
 	for _, n := range []int64{0, 1, 1023, 1024, 3 << 20, 5 << 30} {
 		if s := sizeString(n); n > 0 {
 			c := Default()
-			c.src = source{places: map[string]place{}, wrong: map[string]bool{}}
+			c.src = source{places: map[string]place{}}
 			root := c.src.parse([]byte(s))
 			if size(&c.Limits.PodBuffer, 0, 1<<40)(&c.src, root, ""); c.Limits.PodBuffer != n {
 				t.Errorf("%d is written %s and read %d", n, s, c.Limits.PodBuffer)
@@ -211,6 +211,14 @@ peers:
 		if err == nil && c.Node.Address != netip.MustParseAddr("192.0.2.1") {
 			t.Errorf("the address is %v", c.Node.Address)
 		}
+	}
+
+	// A Config that came from no file.
+	c = Default()
+	c.Network.CIDRs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	err = c.Complete(func() (netip.Addr, error) { return netip.MustParseAddr("10.0.0.1"), nil })
+	if err == nil || err.Error() != "defaults: node.address: 10.0.0.1 (found on the interface with the default route) lies in 10.0.0.0/8: the underlay is outside the pods' network" {
+		t.Errorf("%v", err)
 	}
 
 	c, _ = Parse("x", fmt.Appendf(nil, open, "udp"))

@@ -32,7 +32,7 @@ func Load(path string) (*Config, error) {
 // error is always Errors. Complete what it returns before use.
 func Parse(name string, data []byte) (*Config, error) {
 	c := Default()
-	c.src = source{file: name, places: map[string]place{"": {1, 1}}, wrong: map[string]bool{}}
+	c.src = source{file: name, places: map[string]place{"": {1, 1}}}
 	if root := c.src.parse(data); root != nil {
 		c.decode(root)
 		c.check()

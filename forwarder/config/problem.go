@@ -80,6 +80,9 @@ func (s *source) add(key, format string, args ...any) {
 }
 
 func (s *source) addAt(p place, key, format string, args ...any) {
+	if s.wrong == nil {
+		s.wrong = make(map[string]bool)
+	}
 	s.wrong[key] = true
 	s.problems = append(s.problems, Problem{s.file, p.line, p.column, key, fmt.Sprintf(format, args...)})
 }
