@@ -41,7 +41,7 @@ func TestICMPErrorAgainstGopacket(t *testing.T) {
 				b := flow{v6: v6, sport: 5, dport: 6}.udp(t, pattern(n))
 				got := icmpError(t, append(b, 1, 2, 3), k, 1400)
 				q := mustParse(t, got)
-				if CheckL4(got, q) != ChecksumGood || !refL4Valid(got, q) || q.TTL != 64 || q.Frag != NotFrag {
+				if CheckL4(got, q) != ChecksumGood || !refL4Valid(got, q) || q.TTL != 64 || q.TOS != 0xc0 || !q.DF || q.Frag != NotFrag {
 					t.Fatalf("%v v6=%v %d: %+v, checksum %v", k, v6, n, q, CheckL4(got, q))
 				}
 				var typ, cod uint8
@@ -97,6 +97,17 @@ func TestICMPErrorRefuses(t *testing.T) {
 	}
 	if n := ICMPError(dst[:56], b, p, NetUnreachable, 0, gateway4); n != 56 {
 		t.Errorf("little room: %d bytes", n)
+	}
+	six := flow{v6: true}.udp(t, pattern(3000))
+	for _, mtu := range []int{-1, 0} {
+		ICMPError(dst, b, p, PacketTooBig, mtu, gateway4)
+		if got := ICMP(dst[20:]).MTU(false); got != 0 {
+			t.Errorf("MTU %d is said as %d", mtu, got)
+		}
+		ICMPError(dst, six, mustParse(t, six), PacketTooBig, mtu, gateway6)
+		if got := ICMP(dst[40:]).MTU(true); got != 0 {
+			t.Errorf("MTU %d is said as %d", mtu, got)
+		}
 	}
 	if n := ICMPError(dst, b, p, PacketTooBig, 1<<20, gateway4); n != 576 || ICMP(dst[20:]).MTU(false) != 65535 {
 		t.Errorf("large MTU: %d", ICMP(dst[20:]).MTU(false))

@@ -227,6 +227,8 @@ func TestMergeLimits(t *testing.T) {
 		{Merge{MaxSegments: 1}, 2, 10, "[1 1] [true true]"},
 		{Merge{}, 50, 1400, "[46 4] [true false]"}, // 46*1400+28 = 64428
 		{Merge{MaxLen: 65535 - 1300}, 50, 1400, "[45 5] [true false]"},
+		{Merge{MaxLen: 45*1400 + 28}, 50, 1400, "[45 5] [true false]"},
+		{Merge{MaxLen: 45*1400 + 27}, 50, 1400, "[44 6] [true false]"},
 		{Merge{MaxLen: 1 << 20}, 50, 1400, "[46 4] [true false]"},
 		{Merge{MaxLen: 1000}, 2, 1400, "[1 1] [true true]"},
 	} {

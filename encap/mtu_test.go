@@ -60,6 +60,12 @@ func TestClampMSS(t *testing.T) {
 			}
 		}
 	}
+	udp := flow{}.udp(t, pattern(60))
+	udp[33] = TCPSyn // where TCP has its flags
+	copy(udp[40:], "\x02\x04\xff\xff")
+	if ClampMSS(udp, mustParse(t, udp), Virtio{}, 1400) {
+		t.Error("UDP was changed")
+	}
 	// Options that lie about their length.
 	for _, opts := range [][]byte{{2, 4, 5, 0xb4}, {2, 3, 5, 0xb4}, {9, 0, 0, 0}, {9, 1, 2, 4}, {1, 1, 1, 2}, {1, 1, 2, 4}, {9, 200, 0, 0}} {
 		b := flow{}.tcp(t, layers.TCP{SYN: true, Options: []layers.TCPOption{nop, nop, nop, nop}}, []byte{9, 9, 9, 9})

@@ -27,7 +27,11 @@ func arpRequestFrame(t testing.TB, sender, target netip.Addr) []byte {
 func TestARPReply(t *testing.T) {
 	for _, sender := range []netip.Addr{pod4a, netip.IPv4Unspecified()} {
 		dst := make([]byte, ARPReplyLen)
-		n := ARPReply(dst, append(arpRequestFrame(t, sender, link4), make([]byte, 18)...), link4, hostMAC)
+		req := arpRequestFrame(t, sender, link4)
+		n := ARPReply(dst, req[:ARPReplyLen:ARPReplyLen], link4, hostMAC)
+		if ARPReply(dst, req, link4, hostMAC) != n {
+			t.Error("padded to 60 bytes it is not answered")
+		}
 		want := serialize(t,
 			&layers.Ethernet{SrcMAC: hostMAC[:], DstMAC: podMAC[:], EthernetType: layers.EthernetTypeARP},
 			&layers.ARP{AddrType: 1, Protocol: 0x0800, HwAddressSize: 6, ProtAddressSize: 4, Operation: 2,
@@ -111,6 +115,19 @@ func TestNeighbourAdvert(t *testing.T) {
 		}
 	}
 	frame := good.frame(t)
+	for _, n := range []int{4, 8, 20, 23} { // too short for a target, but with a right checksum
+		sol := make(ICMP, n)
+		sol[0] = 135
+		b := flow{v6: true, ttl: 255, src: "fe80::abcd", dst: "fe80::1"}.raw(t, ProtoICMPv6, sol)
+		sol = b[40:]
+		sol.setChecksum(^Fold(Sum(sol, Sum(b[8:40], 58+uint32(n)))))
+		short := make([]byte, 14+len(b))
+		Ethernet(short).Put(hostMAC, podMAC, EtherTypeIPv6)
+		copy(short[14:], b)
+		if NeighbourAdvert(make([]byte, 100), short, link6, hostMAC) != 0 {
+			t.Errorf("answered a solicitation of %d bytes", n)
+		}
+	}
 	for name, change := range map[string]func(b []byte) []byte{
 		"checksum":     func(b []byte) []byte { b[57] ^= 1; return b },
 		"cut":          func(b []byte) []byte { return b[:70] },

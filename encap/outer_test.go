@@ -130,7 +130,7 @@ func TestKind(t *testing.T) {
 	if _, err := ParseKind("gre"); err == nil {
 		t.Error("ParseKind took gre")
 	}
-	if got := Kind(9).String(); got != "kind(9)" {
+	if got := Kind(3).String(); got != "kind(3)" {
 		t.Error(got)
 	}
 }

@@ -129,6 +129,10 @@ func TestRecoverSuperframe(t *testing.T) {
 			if got := cut(t, b, p, v); !equal(got, want) {
 				t.Errorf("udp v6=%v partial=%v: segments differ", v6, partial)
 			}
+			one := f.udp(t, pattern(100))
+			if v, fault := RecoverSuperframe(one, mustParse(t, one), 1, 1400); fault != OK || v.GSOSize != 1 {
+				t.Errorf("messages of one byte: %v %+v", fault, v)
+			}
 			// Small messages make a superframe that is shorter than the MTU.
 			b = f.udp(t, pattern(300))
 			p = mustParse(t, b)
