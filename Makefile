@@ -48,14 +48,14 @@ test: need-root lint build ## vet, staticcheck, unit tests and end-to-end tests 
 	$(call say,unit tests)
 	@$(GOTESTSUM) -count=1 -timeout 5m $(UNIT)
 	$(call say,end-to-end tests: real daemons in network namespaces)
-	@PENSTOCKD=$(CURDIR)/bin/penstockd $(GOTESTSUM) -count=1 -timeout 9m ./bench/...
+	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd $(GOTESTSUM) -count=1 -p 1 -timeout 9m ./bench/...
 
 race: export CGO_ENABLED = 1
 race: need-root need-cc ## unit tests and end-to-end tests with the race detector, daemons included (root)
 	$(call say,unit tests with -race)
 	@$(GOTESTSUM) -race -count=1 -timeout 15m $(UNIT)
 	$(call say,end-to-end tests with -race)
-	@LAB_RACE=1 $(GOTESTSUM) -race -count=1 -timeout 30m ./bench/...
+	@LAB_REQUIRED=1 LAB_RACE=1 $(GOTESTSUM) -race -count=1 -p 1 -timeout 30m ./bench/...
 
 lint: need-go ## gofmt, go vet, staticcheck
 	$(call say,gofmt and go vet and staticcheck)
@@ -77,11 +77,11 @@ bench: need-go ## every Go benchmark for BENCHTIME (1s) each, with allocations
 matrix: export CGO_ENABLED = 1
 matrix: need-root need-cc ## all combinations of encapsulation, attachment and mechanisms, with -race (root, long)
 	$(call say,the matrix)
-	@LAB_RACE=1 LAB_MATRIX=1 $(GOTESTSUM) -race -count=1 -timeout 60m -run 'Matrix' ./bench/...
+	@LAB_REQUIRED=1 LAB_RACE=1 LAB_MATRIX=1 $(GOTESTSUM) -race -count=1 -timeout 60m -run 'Matrix' ./bench/...
 
 soak: need-root build ## traffic, attachments and reloads for SOAKTIME (10m) (root)
 	$(call say,soak for $(SOAKTIME))
-	@PENSTOCKD=$(CURDIR)/bin/penstockd LAB_SOAK=$(SOAKTIME) $(GOTESTSUM) -count=1 -timeout 0 -run 'Soak' ./bench/...
+	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd LAB_SOAK=$(SOAKTIME) $(GOTESTSUM) -count=1 -timeout 0 -run 'Soak' ./bench/...
 
 install: build ## into PREFIX (/usr/local), CNIBIN (/opt/cni/bin), UNITDIR; DESTDIR is honoured
 	$(call say,installing)
