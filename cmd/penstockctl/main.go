@@ -59,7 +59,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			if t.output != "table" && t.output != "json" {
 				return fmt.Errorf("--output %q is neither table nor json", t.output)
 			}
-			t.began = true
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
@@ -72,6 +71,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table or json")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(t.status(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.config(), t.version())
+	t.watch(root)
 
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -95,4 +95,17 @@ func (t *tool) daemon(c *cobra.Command, f func(context.Context, *control.Client)
 	ctx, cancel := context.WithTimeout(c.Context(), t.timeout)
 	defer cancel()
 	return f(ctx, control.New(t.socket))
+}
+
+// watch notes when a command's own work begins: cobra has looked at arguments and flags by then.
+func (t *tool) watch(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		t.watch(sub)
+	}
+	if work := c.RunE; work != nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			t.began = true
+			return work(c, args)
+		}
+	}
 }

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// fake is a daemon that says what it is told to.
+type fake struct {
+	level    string
+	err      error
+	attached []control.AttachRequest
+}
+
+func (f *fake) Status(context.Context) (control.Status, error) {
+	return control.Status{Node: "node-a", Address: netip.MustParseAddr("192.0.2.1"), VTEPMAC: "02:01:dd:0b:1c:70", Encap: "vxlan", Port: 8472, VNI: 1, MTU: 1450,
+		Ready: true, UptimeSeconds: 3700, Version: "v9", Capabilities: []control.Capability{{Name: "tunnelGSO", Needs: "6.17", Detail: "refused"}}}, f.err
+}
+func (f *fake) Attach(_ context.Context, r control.AttachRequest) (control.Port, error) {
+	f.attached = append(f.attached, r)
+	return control.Port{Container: r.Container, Interface: r.Interface, Attach: r.Attach, Device: r.Device, Addresses: r.Addresses, MTU: 1450}, f.err
+}
+func (f *fake) Detach(context.Context, control.DetachRequest) error { return f.err }
+func (f *fake) Ports(context.Context) ([]control.Port, error) {
+	return []control.Port{{Container: strings.Repeat("0123456789abcdef", 4), Interface: "eth0", Device: "ps0123456789a", Attach: "veth", MTU: 1450,
+		Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:10:244:1::2")}, Received: control.Traffic{Packets: 1234567}}}, f.err
+}
+func (f *fake) Peers(context.Context) ([]control.Peer, error) {
+	seen := time.Now().Add(-90 * time.Second)
+	return []control.Peer{{Name: "node-b", Address: netip.MustParseAddr("192.0.2.2"), Encap: "udp", Port: 8285, LastSeen: &seen}}, f.err
+}
+func (f *fake) Routes(context.Context) ([]control.Route, error) {
+	return []control.Route{{Prefix: netip.MustParsePrefix("10.244.2.0/24"), Kind: control.RoutePeer, Via: "node-b 192.0.2.2"}}, f.err
+}
+func (f *fake) Drops(context.Context) ([]control.Drop, error) {
+	return []control.Drop{{Reason: "spoofed", Packets: 5, Meaning: "a pod sent with a source that is not its address", Remedy: "look at that pod"}}, f.err
+}
+func (f *fake) Reload(context.Context) (control.Reloaded, error) {
+	return control.Reloaded{Changed: []string{"peers"}}, f.err
+}
+func (f *fake) LogLevel() string { return f.level }
+func (f *fake) SetLogLevel(l string) error {
+	f.level = l
+	return f.err
+}
+
+// serve starts a fake daemon and returns its socket.
+func serve(t *testing.T, f *fake) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "p.sock")
+	l, err := control.Listen(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := control.NewServer(f, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	done := make(chan struct{})
+	go func() { defer close(done); s.Serve(l) }()
+	t.Cleanup(func() { s.Shutdown(context.Background()); <-done; l.Release() })
+	return socket
+}
+
+func ctl(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var o, e bytes.Buffer
+	status = run(t.Context(), args, &o, &e)
+	return status, o.String(), e.String()
+}
+
+func TestCommands(t *testing.T) {
+	f := &fake{level: "info"}
+	socket := serve(t, f)
+	for _, test := range []struct{ args, want string }{
+		{"status", "VTEP MAC 02:01:dd:0b:1c:70"},
+		{"status", "up 1h1m"},
+		{"status", "needs 6.17; refused"},
+		{"ports", "10.244.1.2 fd00:10:244:1::2"},
+		{"ports", "1.2M"},
+		{"peers", "1m30s ago"},
+		{"peers", "udp:8285"},
+		{"routes", "node-b 192.0.2.2"},
+		{"drops", "look at that pod"},
+		{"reload", "reloaded; changed: peers"},
+		{"loglevel", "info"},
+		{"loglevel debug", "debug"},
+		{"attach c1 eth0 --device ve1 --address 10.244.1.2,fd00::2 --address 10.244.1.3", "attached c1/eth0: veth ve1, 10.244.1.2 fd00::2 10.244.1.3, MTU 1450"},
+		{"detach c1 eth0", ""},
+		{"version", "v9"},
+		{"__complete detach \"\"", "0123456789abcdef"},
+		{"--help", "penstockctl [command]"},
+		{"config example", "podCIDRs"},
+	} {
+		status, out, stderr := ctl(t, append([]string{"--socket", socket}, strings.Fields(test.args)...)...)
+		if status != 0 || !strings.Contains(out, test.want) || strings.HasPrefix(stderr, "penstockctl:") {
+			t.Errorf("%s: %d %q %q, want %q", test.args, status, out, stderr, test.want)
+		}
+	}
+	if len(f.attached) != 1 || len(f.attached[0].Addresses) != 3 {
+		t.Errorf("attached %+v", f.attached)
+	}
+	for _, command := range []string{"status", "ports", "peers", "routes", "drops", "reload", "loglevel", "version"} {
+		status, out, _ := ctl(t, "--socket", socket, "-o", "json", command)
+		var v map[string]any
+		if err := json.Unmarshal([]byte(out), &v); status != 0 || err != nil || len(v) == 0 {
+			t.Errorf("%s -o json: %d %q %v", command, status, out, err)
+		}
+	}
+}
+
+func TestExitStatuses(t *testing.T) {
+	f := &fake{}
+	socket := serve(t, f)
+	dir := t.TempDir()
+	good, bad := filepath.Join(dir, "good.yaml"), filepath.Join(dir, "bad.yaml")
+	os.WriteFile(good, []byte("node: {podCIDRs: [10.244.1.0/24]}\nnetwork: {cidrs: [10.244.0.0/16]}\n"), 0o600)
+	os.WriteFile(bad, []byte("nod: {}\nencap: {type: gre}\n"), 0o600)
+	for _, test := range []struct {
+		args   string
+		err    error
+		status int
+		say    string
+	}{
+		{"nonsense", nil, exitUsage, "nonsense"},
+		{"status now", nil, exitUsage, "now"},
+		{"status --nonsense", nil, exitUsage, "nonsense"},
+		{"status -o yaml", nil, exitUsage, "yaml"},
+		{"detach c1", nil, exitUsage, "2 arg"},
+		{"attach c1 eth0", nil, exitUsage, "address"},
+		{"attach c1 eth0 --address x", nil, exitFailed, "not an IP address"},
+		{"--socket " + dir + "/none.sock status", nil, exitUnreachable, "no control socket"},
+		{"status", errors.New("broken on purpose"), exitFailed, "broken on purpose"},
+		{"reload", control.Errorf(control.InvalidConfig, "line 3"), exitConfig, "line 3"},
+		{"reload", control.Errorf(control.RestartRequired, "workers"), exitConfig, "workers"},
+		{"config check " + good, nil, 0, ""},
+		{"config check " + bad, nil, exitConfig, "bad.yaml:2"},
+		{"config check " + dir + "/none.yaml", nil, exitFailed, "none.yaml"},
+	} {
+		f.err = test.err
+		status, _, stderr := ctl(t, append([]string{"--socket", socket}, strings.Fields(test.args)...)...)
+		if status != test.status || !strings.Contains(stderr, test.say) {
+			t.Errorf("%s: %d %q, want %d %q", test.args, status, stderr, test.status, test.say)
+		}
+	}
+}
+
+func TestTablesFitTheWindow(t *testing.T) {
+	for _, width := range []int{40, 60, 80} {
+		for _, wrap := range []bool{false, true} {
+			var b bytes.Buffer
+			x := &table{out: &b, head: []string{"NAME", "N", "TEXT"}, flexible: 2, wrap: wrap, width: width}
+			x.row("some-name", "12345", strings.Repeat("wörds and more ", 12))
+			x.row("x", "1", "short")
+			x.print()
+			lines := strings.Split(strings.TrimRight(b.String(), "\n"), "\n")
+			for _, l := range lines {
+				if n := utf8.RuneCountInString(l); n > width {
+					t.Errorf("width %d, wrap %v: %d wide: %q", width, wrap, n, l)
+				}
+			}
+			if wrap && strings.Count(b.String(), "wörds") != 12 {
+				t.Errorf("width %d: wrapping lost words:\n%s", width, b.String())
+			}
+			if !wrap && (len(lines) != 3 || !strings.Contains(b.String(), "…")) {
+				t.Errorf("width %d: not cut:\n%s", width, b.String())
+			}
+		}
+	}
+}
+
+func TestCount(t *testing.T) {
+	for n, want := range map[uint64]string{0: "0", 99_999: "99999", 100_000: "100k", 1_234_567: "1.2M", 99_949_999: "99.9M", 99_950_000: "100M", 999_499_999: "999M", 999_500_000: "1.0G", 1 << 63: "9.2E"} {
+		if got := count(n); got != want || len(got) > 5 {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
