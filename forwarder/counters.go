@@ -46,6 +46,7 @@ type tally struct {
 	writes    uint64 // writes to ports
 	merged    uint64 // frames that travelled in a merged write behind its first
 	segmented uint64 // superframes cut in software
+	whole     uint64 // superframes that left encapsulated and uncut
 }
 
 // drops is the number of frames dropped since the last publish.
@@ -67,6 +68,7 @@ type ledger struct {
 	writes    atomic.Uint64
 	merged    atomic.Uint64
 	segmented atomic.Uint64
+	whole     atomic.Uint64
 }
 
 // publish moves t into l: once per batch, so the atomics cost nothing per packet.
@@ -91,6 +93,7 @@ func (l *ledger) publish(t *tally) {
 	move(&l.writes, &t.writes)
 	move(&l.merged, &t.merged)
 	move(&l.segmented, &t.segmented)
+	move(&l.whole, &t.whole)
 }
 
 func move(to *atomic.Uint64, from *uint64) {
@@ -114,7 +117,7 @@ type Counters struct {
 	Forwarded map[ForwardedKey]Volume
 	Dropped   map[string]uint64 // by reason; all reasons are present
 
-	Sends, Runs, Writes, Merged, Segmented uint64
+	Sends, Runs, Writes, Merged, Segmented, Whole uint64
 
 	Peers []PeerCounters
 	Ports []PortCounters

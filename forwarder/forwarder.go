@@ -36,6 +36,7 @@ type Forwarder struct {
 	live        atomic.Pointer[live]
 	flows       *flowMemory
 	tunnelPorts tunnelPorts
+	noWhole     atomic.Uint32 // kinds of superframes that the TAP has refused, see wholeBit
 	running     atomic.Bool
 
 	// Changed under control only.
@@ -62,9 +63,10 @@ type Forwarder struct {
 
 // use is what the switches and the kernel together allow.
 type use struct {
-	udpSegment, udpGRO, tunOffload, mergeWrites, uso bool
-	packetRing                                       ring.PacketRing
-	maxSegments                                      int32 // datagrams of a run
+	udpSegment, udpGRO, tunOffload, mergeWrites, uso, whole bool
+
+	packetRing  ring.PacketRing
+	maxSegments int32 // datagrams of a run
 }
 
 // environment is how the forwarder gets its descriptors; tests put fakes here.
@@ -75,6 +77,7 @@ type environment struct {
 	openPacket func(ring.PacketConfig) (ring.Port, func() (ring.Stats, error), error)
 	createTUN  func(name string, mtu int, offload bool) (ring.Port, ring.Offload, error)
 	openHost   func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error)
+	openTunnel func(name string, queues int) ([]tunnel, error)
 }
 
 // tunnelPorts is which UDP ports, and whether ipip, are tunnels here.
@@ -136,6 +139,9 @@ func newForwarder(s Settings, env environment) (f *Forwarder, err error) {
 	if err := f.openHost(); err != nil {
 		return nil, err
 	}
+	if err := f.openTunnels(); err != nil {
+		return nil, err
+	}
 	f.settle()
 	if err := f.publish(nil); err != nil {
 		return nil, err
@@ -161,6 +167,7 @@ func (f *Forwarder) choose() error {
 		udpGRO:      o.UDPGRO && f.found("udpGRO"),
 		tunOffload:  o.TUNOffload && f.found("tunOffload"),
 		mergeWrites: o.MergeWrites,
+		whole:       o.TunnelGSO && f.found("tunnelGSO"),
 		uso:         f.found("tunUSO"),
 		maxSegments: 1,
 	}
@@ -206,6 +213,22 @@ func (f *Forwarder) openHost() error {
 		if err := w.poller.Add(w.host.io.FD(), tokenHost); err != nil {
 			return fmt.Errorf("poll %s: %w", s.HostDevice, err)
 		}
+	}
+	return nil
+}
+
+// openTunnels attaches a queue of the TAP for whole superframes to each worker.
+func (f *Forwarder) openTunnels() error {
+	if !f.use.whole {
+		return nil
+	}
+	ts, err := f.env.openTunnel(GSODevice, f.settings.Workers)
+	if err != nil {
+		return err
+	}
+	for i, t := range ts {
+		f.workers[i].tunnel = t
+		f.fds.add(fmt.Sprintf("gso/%d", i), t.FD())
 	}
 	return nil
 }
@@ -276,6 +299,10 @@ func (f *Forwarder) close() error {
 				l.close(f, w.index)
 			}
 		}
+		if w.tunnel != nil {
+			f.fds.remove(w.tunnel.FD())
+			errs = append(errs, w.tunnel.Close())
+		}
 		errs = append(errs, w.poller.Close())
 	}
 	return errors.Join(errs...)
@@ -310,7 +337,7 @@ type Capability struct {
 func (f *Forwarder) Capabilities() []Capability {
 	used := map[string]bool{
 		"tun": true, "packetVnetHdr": true, "packetIgnoreOutgoing": true, "packetQdiscBypass": true,
-		"tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
+		"tunnelGSO": f.use.whole, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
 		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3,
 		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1,
 	}
@@ -360,6 +387,7 @@ func (f *Forwarder) Counters() Counters {
 		c.Writes += l.writes.Load()
 		c.Merged += l.merged.Load()
 		c.Segmented += l.segmented.Load()
+		c.Whole += l.whole.Load()
 	}
 	now := time.Now().Unix()
 	for _, p := range *f.peerList.Load() {

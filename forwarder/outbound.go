@@ -271,7 +271,9 @@ func (w *worker) toPeer(f *frame, p *peer) {
 	case packetSize(f) > mtu:
 		w.tooBig(f, mtu, &destination{peer: p})
 	case f.v.IsGSO():
-		w.transmitSegments(f, p)
+		if !w.transmitWhole(f, p) {
+			w.transmitSegments(f, p)
+		}
 	default:
 		w.transmit(f, p)
 	}

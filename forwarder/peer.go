@@ -49,9 +49,10 @@ type peer struct {
 
 // peerState is what outlives a reload: counters and what the path has taught us.
 type peerState struct {
-	index     int          // place in every worker's transmits
-	path      atomic.Int64 // learned path MTU (outer) << 40 | Unix seconds when it ends; 0: none
-	noSegment atomic.Bool  // the route refused UDP_SEGMENT (EIO)
+	index     int                        // place in every worker's transmits
+	pathMTU   atomic.Int64               // learned (outer) << 40 | Unix seconds when it ends; 0: none
+	path      atomic.Pointer[UplinkPath] // how superframes reach it whole; nil: not
+	noSegment atomic.Bool                // the route refused UDP_SEGMENT (EIO)
 	sent, got volume
 	dropped   atomic.Uint64
 	lastSeen  atomic.Int64 // Unix seconds
@@ -73,13 +74,13 @@ func (s *peerState) learn(outer int, now time.Time) bool {
 	if old := s.learned(now.Unix()); old != 0 && old <= outer {
 		return false
 	}
-	s.path.Store(int64(outer)<<40 | now.Add(learnedLifetime).Unix())
+	s.pathMTU.Store(int64(outer)<<40 | now.Add(learnedLifetime).Unix())
 	return true
 }
 
 // learned is the outer path MTU that still holds, or 0.
 func (s *peerState) learned(unix int64) int {
-	v := s.path.Load()
+	v := s.pathMTU.Load()
 	if v == 0 || unix >= v&(1<<40-1) {
 		return 0
 	}

@@ -50,6 +50,10 @@ type run struct {
 	unfinished  bool  // its last frame ends in the run after
 	frames      int32 // frames that end in it
 	inner       int32 // bytes of these frames' IP packets
+
+	whole []byte       // a superframe for the TAP, from its virtio header on; else nil
+	at    int32        // where in whole the inner packet begins
+	v     encap.Virtio // the inner packet's
 }
 
 // arena is where a batch's runs, deliveries and their pieces stand.
@@ -107,6 +111,7 @@ type transmit struct {
 	open       [maxSourcePorts]int32
 	generation [maxSourcePorts]uint32 // of the arena; another one: none is open
 	unfinished bool                   // the last datagram did not end its frame
+	whole      [maxSourcePorts]wholeHeader
 }
 
 // egressOf is the socket by which a flow leaves for p: always the same one.
@@ -164,18 +169,10 @@ func (w *worker) append(p *peer, e *egress, f *frame, head, payload []byte, ends
 		}
 	}
 	if r == nil {
-		i := int32(len(a.runs))
-		a.runs = append(a.runs, run{peer: p, first: -1, last: -1, next: -1, segment: size, tos: tos,
-			closed: !w.f.use.udpSegment || p.kind == encap.KindIPIP || p.state.noSegment.Load(), continues: t.unfinished})
-		r = &a.runs[i]
-		t.open[e.index], t.generation[e.index] = i, a.generation
-		if !e.queued {
-			e.queued, e.first = true, i
-			w.egresses = append(w.egresses, e)
-		} else {
-			a.runs[e.last].next = i
-		}
-		e.last = i
+		r = w.beginRun(p, e, tos)
+		r.segment = size
+		r.closed = !w.f.use.udpSegment || p.kind == encap.KindIPIP || p.state.noSegment.Load()
+		r.continues = t.unfinished
 	}
 	for _, b := range [2][]byte{head, payload} {
 		if len(b) == 0 {
@@ -196,13 +193,34 @@ func (w *worker) append(p *peer, e *egress, f *frame, head, payload []byte, ends
 	}
 }
 
+// beginRun begins a run behind all that waits for a socket.
+func (w *worker) beginRun(p *peer, e *egress, tos uint8) *run {
+	a, t := &w.arena, w.transmits[p.state.index]
+	i := int32(len(a.runs))
+	a.runs = append(a.runs, run{peer: p, first: -1, last: -1, next: -1, tos: tos})
+	t.open[e.index], t.generation[e.index] = i, a.generation
+	if !e.queued {
+		e.queued, e.first = true, i
+		w.egresses = append(w.egresses, e)
+	} else {
+		a.runs[e.last].next = i
+	}
+	e.last = i
+	return &a.runs[i]
+}
+
 // flushEgress sends all that waits for a socket.
 func (w *worker) flushEgress(e *egress) {
 	d, a := w.datagrams, &w.arena
 	for next := e.first; next >= 0; {
+		if r := &a.runs[next]; r.whole != nil {
+			w.sendWhole(e, r)
+			next = r.next
+			continue
+		}
 		d.Reset()
 		n := 0
-		for next >= 0 && n < len(w.loaded) && load(d, a, &a.runs[next]) {
+		for next >= 0 && n < len(w.loaded) && a.runs[next].whole == nil && load(d, a, &a.runs[next]) {
 			w.loaded[n] = next
 			n++
 			next = a.runs[next].next

@@ -34,6 +34,7 @@ type worker struct {
 	poller *ring.Poller
 	ports  []*port // that this worker reads, by index; the host's queue is hostPort
 	host   *port
+	tunnel tunnel  // queue of the TAP for whole superframes; nil: none
 	lanes  []*lane // by endpoint index
 
 	view    *table.View[hop]
@@ -61,6 +62,7 @@ type worker struct {
 	datagrams *ring.Datagrams
 	replays   *ring.Datagrams
 	loaded    [maxMessages]int32 // which run or delivery each message is
+	spare     []byte             // headers of segments that are sent outside the arena
 	packets   *ring.Packets
 
 	limiter answerLimiter
@@ -101,7 +103,7 @@ func newWorker(f *Forwarder, index int) (*worker, error) {
 	w := &worker{f: f, index: index, poller: p, done: make(chan struct{}),
 		slab: ring.NewSlab(slabBytes), scratch: ring.NewSlab(scratchBytes), inbox: ring.NewInbox(inboxMessages, 65535),
 		datagrams: ring.NewDatagrams(maxMessages, maxIovecs), replays: ring.NewDatagrams(maxRunSegments, 3*maxRunSegments), packets: ring.NewPackets(maxMessages, maxIovecs),
-		arena: newArena()}
+		arena: newArena(), spare: make([]byte, maxRunSegments*spareHeader)}
 	w.onError = w.socketError
 	return w, nil
 }

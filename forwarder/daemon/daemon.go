@@ -48,7 +48,8 @@ type Daemon struct {
 	debug    []*debugListener
 	plane    plane
 	host     host
-	flows    flows // nil without conntrack
+	flows    flows   // nil without conntrack
+	uplinks  uplinks // nil where superframes cannot leave whole
 	peers    *static.Feed
 
 	state  atomic.Pointer[state]
@@ -110,6 +111,9 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	g.Go(func() error { return d.peers.Run(background, d.setPeers) })
 	if d.flows != nil {
 		g.Go(func() error { return d.watchFlows(background) })
+	}
+	if d.uplinks != nil {
+		g.Go(func() error { return d.watchUplinks(background) })
 	}
 	d.plane.Start()
 	d.health.set(phase, "")

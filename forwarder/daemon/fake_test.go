@@ -20,6 +20,7 @@ import (
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/uplink"
 	"github.com/penstock-net/penstock/table/feed"
 )
 
@@ -180,6 +181,11 @@ func (f fakePlane) Capabilities() []forwarder.Capability {
 }
 func (f fakePlane) HostFlows() hostflow.Sink { return fakeSink{} }
 func (f fakePlane) TrackFlows()              {}
+func (f fakePlane) SendsWhole() bool         { return false }
+
+func (f fakePlane) SetUplinkPath(netip.Addr, *forwarder.UplinkPath) {}
+
+func (f *fake) NewUplinks(uplink.Config) uplinks { return nil }
 
 type fakeSink struct{ hostflow.Sink }
 

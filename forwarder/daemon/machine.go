@@ -12,6 +12,7 @@ import (
 	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/uplink"
 	"github.com/penstock-net/penstock/table/feed"
 )
 
@@ -28,6 +29,8 @@ type plane interface {
 	Capabilities() []forwarder.Capability
 	HostFlows() hostflow.Sink
 	TrackFlows() // a tracker is at work
+	SendsWhole() bool
+	SetUplinkPath(netip.Addr, *forwarder.UplinkPath)
 }
 
 // host is what the daemon owns in the host's stack: *hostnet.Host.
@@ -61,6 +64,7 @@ type machine interface {
 	NewForwarder(forwarder.Settings) (plane, error)
 	NewHost(hostnet.Config) (host, error)
 	OpenFlows(hostflow.Config) (flows, error)
+	NewUplinks(uplink.Config) uplinks
 	Link(name string) (link, error) // errNoLink if there is none
 	Cleanup(ctx context.Context, device string) (hostnet.Report, error)
 }
@@ -125,6 +129,8 @@ func (linux) OpenFlows(c hostflow.Config) (flows, error) {
 	}
 	return t, nil
 }
+
+func (linux) NewUplinks(c uplink.Config) uplinks { return uplink.New(c) }
 
 func (linux) Link(name string) (link, error) {
 	l, err := netlink.LinkByName(name)

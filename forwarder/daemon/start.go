@@ -60,6 +60,7 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	}
 	d.peers = static.New(next.peers)
 	d.logChosen()
+	d.startUplinks(next)
 
 	if err = d.startHost(ctx, next, &undo); err != nil {
 		return err

@@ -186,6 +186,7 @@ func (d *Daemon) swap(ctx context.Context, next *state) (err error) {
 		}
 	}
 	d.state.Store(next)
+	d.setUplinkPeers(next.peers)
 	return nil
 }
 

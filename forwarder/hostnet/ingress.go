@@ -135,7 +135,7 @@ func ingressChains(conn *nftables.Conn) ([]string, error) {
 	}
 	var names []string
 	for _, ch := range chains {
-		if ch.Table.Name == TableName {
+		if ch.Table.Name == TableName && ch.Name != GSODevice { // that one redirects (package uplink)
 			names = append(names, ch.Name)
 		}
 	}

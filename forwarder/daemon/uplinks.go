@@ -1,0 +1,52 @@
+package daemon
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/forwarder"
+	"github.com/penstock-net/penstock/forwarder/uplink"
+	"github.com/penstock-net/penstock/table/feed"
+)
+
+// uplinks follows the ways on which superframes leave whole: *uplink.Watcher.
+type uplinks interface {
+	SetPeers([]netip.Addr)
+	Run(context.Context) error
+}
+
+// startUplinks prepares the watcher if the forwarder can send superframes whole; d.uplinks stays nil if not.
+func (d *Daemon) startUplinks(s *state) {
+	if !d.plane.SendsWhole() {
+		return
+	}
+	d.uplinks = d.machine.NewUplinks(uplink.Config{Local: s.cfg.Node.Address, TAP: forwarder.GSODevice, Log: d.log, Notify: d.setUplink})
+	d.setUplinkPeers(s.peers)
+}
+
+// setUplink tells the forwarder of a peer's way, and the log of each change.
+func (d *Daemon) setUplink(peer netip.Addr, l *uplink.Link, why string) {
+	if l == nil {
+		d.plane.SetUplinkPath(peer, nil)
+		d.log.Debug("superframes to a peer are cut before they leave", "peer", peer, "because", why)
+		return
+	}
+	d.plane.SetUplinkPath(peer, &forwarder.UplinkPath{Source: encap.MAC(l.Source), NextHop: encap.MAC(l.NextHop)})
+	d.log.Debug("superframes to a peer leave whole", "peer", peer, "by", l.Device)
+}
+
+func (d *Daemon) setUplinkPeers(peers []feed.Peer) {
+	if d.uplinks == nil {
+		return
+	}
+	var addresses []netip.Addr
+	for _, p := range peers {
+		addresses = append(addresses, p.Address)
+	}
+	d.uplinks.SetPeers(addresses)
+}
+
+func (d *Daemon) watchUplinks(ctx context.Context) error {
+	return d.again(ctx, "the ways to the peers are not followed", func() error { return d.uplinks.Run(ctx) })
+}

@@ -1,0 +1,227 @@
+package uplink
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	nl "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Config is what a Watcher needs.
+type Config struct {
+	Local netip.Addr // this node's underlay address
+	TAP   string     // whose ingress is redirected; it exists
+	Log   *slog.Logger
+	// Notify is told of each peer's Link whenever it changes; nil: none, see why.
+	Notify func(peer netip.Addr, l *Link, why string)
+}
+
+// Path is what the Watcher knows of a peer.
+type Path struct {
+	Peer netip.Addr
+	Link *Link // nil: none
+	Why  string
+}
+
+// Watcher follows the ways to all peers.
+type Watcher struct {
+	cfg    Config
+	poke   chan struct{}
+	mu     sync.Mutex
+	peers  []netip.Addr
+	fresh  bool // peers were set anew: tell of all of them
+	paths  map[netip.Addr]Path
+	uplink []Link // that the rules redirect to now
+}
+
+// settle is how long changes that come together are waited for; refresh how
+// often neighbours are kept from going stale, and what no message tells is seen.
+const (
+	settle  = 20 * time.Millisecond
+	refresh = 5 * time.Second
+)
+
+// New makes a watcher; nothing is redirected before Run.
+func New(cfg Config) *Watcher {
+	return &Watcher{cfg: cfg, poke: make(chan struct{}, 1), paths: map[netip.Addr]Path{}}
+}
+
+// SetPeers tells for whom ways are wanted.
+func (w *Watcher) SetPeers(peers []netip.Addr) {
+	w.mu.Lock()
+	w.peers, w.fresh = slices.Clone(peers), true
+	w.mu.Unlock()
+	w.wake()
+}
+
+// Paths lists what is known now, by address.
+func (w *Watcher) Paths() []Path {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var ps []Path
+	for _, p := range w.paths {
+		ps = append(ps, p)
+	}
+	slices.SortFunc(ps, func(a, b Path) int { return a.Peer.Compare(b.Peer) })
+	return ps
+}
+
+func (w *Watcher) wake() {
+	select {
+	case w.poke <- struct{}{}:
+	default:
+	}
+}
+
+// Groups: links, neighbours, addresses, routes and rules of both families
+// (1<<(RTNLGRP_…-1), linux/rtnetlink.h); xfrm policies (linux/xfrm.h, XFRMNLGRP_POLICY is 4).
+const (
+	routeGroups = 1 | 4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1<<18
+	xfrmGroups  = 1 << 3
+)
+
+// Run keeps the paths true until ctx ends (nil), or netlink fails.
+func (w *Watcher) Run(ctx context.Context) error {
+	if err := raise(w.cfg.TAP); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	defer wait.Wait()
+	defer cancel()
+	for _, s := range []struct {
+		family int
+		groups uint32
+	}{{unix.NETLINK_ROUTE, routeGroups}, {unix.NETLINK_XFRM, xfrmGroups}} {
+		conn, err := nl.Dial(s.family, &nl.Config{Groups: s.groups})
+		if err != nil {
+			if s.family == unix.NETLINK_XFRM {
+				continue // a kernel without xfrm protects nothing
+			}
+			return fmt.Errorf("uplink: cannot watch the routes: %w", err)
+		}
+		stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+		wait.Go(func() {
+			defer conn.Close()
+			defer stop()
+			for ctx.Err() == nil {
+				// What was lost for want of space (ENOBUFS) says all it could say: look again.
+				if _, err := conn.Receive(); err != nil {
+					select {
+					case <-ctx.Done():
+					case <-time.After(settle):
+					}
+				}
+				w.wake()
+			}
+		})
+	}
+	tick := time.NewTicker(refresh)
+	defer tick.Stop()
+	for {
+		w.look()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			continue
+		case <-w.poke:
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settle):
+		}
+	}
+}
+
+// addrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
+const addrGenNone = 1
+
+// raise brings the TAP up, without addresses of its own: it is an entrance only.
+func raise(tap string) error {
+	l, err := netlink.LinkByName(tap)
+	if err == nil {
+		_ = netlink.LinkSetIP6AddrGenMode(l, addrGenNone) // a kernel without IPv6 has nothing to turn off
+		err = netlink.LinkSetUp(l)
+	}
+	if err != nil {
+		return fmt.Errorf("uplink: cannot bring %s up: %w", tap, err)
+	}
+	return nil
+}
+
+// look resolves all peers anew and tells what has changed. A way that ends is
+// told before the rules change, one that begins after.
+func (w *Watcher) look() {
+	w.mu.Lock()
+	peers, fresh := slices.Clone(w.peers), w.fresh
+	w.fresh = false
+	w.mu.Unlock()
+	next := map[netip.Addr]Path{}
+	s, err := takeSnapshot(w.cfg.Local.Is6())
+	for _, a := range peers {
+		p := Path{Peer: a}
+		if err != nil {
+			p.Why = err.Error()
+		} else {
+			var probe func() error
+			if p.Link, p.Why, probe = s.resolve(w.cfg.Local, a); probe != nil {
+				probe() // what comes of it is told by netlink
+			}
+		}
+		next[a] = p
+	}
+	w.mu.Lock()
+	old := w.paths
+	w.mu.Unlock()
+	for a, p := range old {
+		if n, ok := next[a]; !ok || n.Link == nil && p.Link != nil {
+			w.cfg.Notify(a, nil, n.Why)
+		}
+	}
+	if err := w.redirect(next); err != nil {
+		w.cfg.Log.Warn("superframes cannot be redirected to the uplink and are cut instead", "error", err)
+		for a, p := range next {
+			p.Link, p.Why = nil, err.Error()
+			next[a] = p
+		}
+	}
+	for a, p := range next {
+		if was := old[a]; fresh || p.Link != nil && (was.Link == nil || *was.Link != *p.Link) || p.Link == nil && was.Why != p.Why {
+			w.cfg.Notify(a, p.Link, p.Why)
+		}
+	}
+	w.mu.Lock()
+	w.paths = next
+	w.mu.Unlock()
+}
+
+// redirect makes the rules lead to every uplink in use.
+func (w *Watcher) redirect(paths map[netip.Addr]Path) error {
+	var want []Link
+	for _, p := range paths {
+		if p.Link != nil && !slices.ContainsFunc(want, func(l Link) bool { return l.Index == p.Link.Index && l.Source == p.Link.Source }) {
+			l := *p.Link
+			l.NextHop = [6]byte{}
+			want = append(want, l)
+		}
+	}
+	slices.SortFunc(want, func(a, b Link) int { return a.Index - b.Index })
+	if w.uplink != nil && slices.Equal(want, w.uplink) {
+		return nil
+	}
+	if err := writeRules(w.cfg.TAP, want); err != nil {
+		w.uplink = nil
+		return err
+	}
+	w.uplink = append([]Link{}, want...)
+	return nil
+}

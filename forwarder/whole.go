@@ -1,0 +1,146 @@
+package forwarder
+
+import (
+	"net/netip"
+	"syscall"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// A superframe may leave whole: encapsulated in one write to the TAP
+// penstock-gso, from where it is redirected to the uplink, to be cut by the NIC,
+// by the kernel, or never (mechanism 1 of the design). It needs the way to the
+// peer (package uplink tells it), a UDP encapsulation, and a partial inner
+// checksum. Whatever is missing, transmitSegments does the same in small.
+//
+// Order: the write returns when the frame stands in the uplink's queue, as a
+// send does. So whole frames stand among the runs of their flow's socket, whose
+// source port they bear.
+
+// GSODevice is the TAP.
+const GSODevice = "penstock-gso"
+
+// tunnel is a worker's queue of the TAP: *ring.Tunnel.
+type tunnel interface {
+	Write(b []byte) error
+	FD() int
+	Close() error
+}
+
+// UplinkPath is how frames that bypass the host's routing reach a peer.
+type UplinkPath struct{ Source, NextHop encap.MAC }
+
+// SetUplinkPath says how superframes reach the peer at an address; nil: not.
+func (f *Forwarder) SetUplinkPath(peer netip.Addr, path *UplinkPath) {
+	f.control.Lock()
+	defer f.control.Unlock()
+	if p := f.peers[peer.Unmap()]; p != nil {
+		p.state.path.Store(path)
+	}
+}
+
+// SendsWhole reports whether superframes leave whole once their way is known.
+func (f *Forwarder) SendsWhole() bool { return f.use.whole }
+
+// wholeHeader is a worker's outer header to one peer from one of its sockets.
+type wholeHeader struct {
+	encap.Whole
+	peer *peer
+	path *UplinkPath
+}
+
+// Which inner superframes the TAP has refused (bits of peerState.noWhole).
+func wholeBit(v encap.Virtio) uint32 { return 1 << (v.GSOType &^ encap.GSOECN) }
+
+// transmitWhole sends a superframe whole; false: it cannot go that way.
+func (w *worker) transmitWhole(f *frame, p *peer) bool {
+	path := p.state.path.Load()
+	if path == nil || w.tunnel == nil || f.v.Flags&encap.NeedsCsum == 0 || w.f.noWhole.Load()&wholeBit(f.v) != 0 {
+		return false
+	}
+	w.makeRoom()
+	e, t := w.egressOf(p, &f.p), w.transmits[p.state.index]
+	h := &t.whole[e.index]
+	if h.peer != p || h.path != path {
+		*h = wholeHeader{encap.NewWhole(e.sock.Local(), p.to.AddrPort(), p.header), p, path}
+		h.SetLink(path.Source, path.NextHop)
+	}
+	n := h.Len()
+	if !h.Fits(f.p.Len) || f.at < n+ring.TunnelHeaderLen {
+		return false
+	}
+	tos := encap.ECNEncap(f.p.TOS, w.live.copyDSCP)
+	h.Put(f.mem[f.at-n:], f.p.Len, tos, f.p.Version == 6)
+	v := ring.TunnelVirtio{Virtio: ring.Virtio(f.v), Outer6: h.Outer6(), OuterL4: uint16(h.OuterL4()), InnerL3: uint16(n)}
+	v.CsumStart += uint16(n)
+	v.HdrLen = uint16(n + encap.HeaderLen(f.ip(), &f.p))
+	at := f.at - n - ring.TunnelHeaderLen
+	v.Put(f.mem[at:])
+	r := w.beginRun(p, e, tos)
+	r.closed, r.whole, r.at, r.v = true, f.mem[at:], int32(f.at-at), f.v
+	r.frames, r.inner, r.count = 1, int32(f.p.Len), 1
+	return true
+}
+
+// sendWhole writes a whole superframe; what the kernel does not take is cut.
+func (w *worker) sendWhole(e *egress, r *run) {
+	err := w.tunnel.Write(r.whole)
+	if err == nil {
+		w.tally.whole++
+		w.sent(e, r)
+		return
+	}
+	if err == syscall.EINVAL || err == syscall.EOPNOTSUPP {
+		if old := w.f.noWhole.Load(); w.f.noWhole.CompareAndSwap(old, old|wholeBit(r.v)) && old&wholeBit(r.v) == 0 {
+			w.f.log.Warn("the kernel refuses a kind of encapsulated superframe; cutting them from now on", "type", r.v.GSOType, "error", err)
+		}
+	}
+	w.resend(e, r)
+}
+
+// resend cuts a superframe that could not leave whole, outside the arena, whose
+// runs are being sent.
+func (w *worker) resend(e *egress, r *run) {
+	b := r.whole[r.at:]
+	var p encap.Packet
+	var s encap.Segments
+	if encap.Parse(b, &p) != encap.OK || s.Init(b, &p, r.v) != encap.OK {
+		w.unsent(e, r, DropSendFailed)
+		return
+	}
+	w.tally.segmented++
+	d, room, why := w.replays, r.peer.header.Len(), dropNone
+	limit := 1
+	if w.f.use.udpSegment && !r.peer.state.noSegment.Load() {
+		limit = min(int(w.f.use.maxSegments), maxRunBytes/(room+s.SegmentLen()))
+	}
+	for left := s.Count(); left > 0; {
+		d.Reset()
+		segment := 0
+		n := min(limit, left)
+		if n > 1 {
+			segment = room + s.SegmentLen()
+		}
+		d.Begin(&r.peer.to, r.tos, segment)
+		for i := range n {
+			h := w.spare[i*spareHeader:][:room+s.HeaderLen()]
+			r.peer.header.Put(h, p.Version == 6)
+			payload, _ := s.Next(h[room:])
+			d.Append(h)
+			d.Append(payload)
+		}
+		left -= n
+		if _, err := e.sock.Send(d, 0); err != nil {
+			why = w.sendReason(r.peer, err)
+		}
+	}
+	if why != dropNone {
+		w.unsent(e, r, why)
+		return
+	}
+	w.sent(e, r)
+}
+
+// spareHeader is room for the headers of one segment.
+const spareHeader = encap.MaxHeaderLen + 32
