@@ -56,7 +56,7 @@ func wholeBit(v encap.Virtio) uint32 { return 1 << (v.GSOType &^ encap.GSOECN) }
 // transmitWhole sends a superframe whole; false: it cannot go that way.
 func (w *worker) transmitWhole(f *frame, p *peer) bool {
 	path := p.state.path.Load()
-	if path == nil || w.tunnel == nil || f.v.Flags&encap.NeedsCsum == 0 || w.f.noWhole.Load()&wholeBit(f.v) != 0 {
+	if path == nil || w.tunnel == nil || p.kind == encap.KindIPIP || f.v.Flags&encap.NeedsCsum == 0 || w.f.noWhole.Load()&wholeBit(f.v) != 0 {
 		return false
 	}
 	w.makeRoom()

@@ -1,0 +1,148 @@
+package forwarder
+
+import (
+	"bytes"
+	"syscall"
+	"testing"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// fakeTunnel keeps what is written, or refuses it.
+type fakeTunnel struct {
+	sent [][]byte
+	err  error
+}
+
+func (f *fakeTunnel) Write(b []byte) error {
+	if f.err != nil {
+		return f.err
+	}
+	f.sent = append(f.sent, bytes.Clone(b))
+	return nil
+}
+func (f *fakeTunnel) FD() int      { return -1 }
+func (f *fakeTunnel) Close() error { return nil }
+
+// superframe is n bytes of TCP payload from a pod, to be cut into mss, as the kernel hands it over.
+func superframe(n, mss int) ring.FakePacket {
+	ip := tcpPacket(podA1, podB, 1, n)
+	p := fromPod(ip)
+	var q encap.Packet
+	encap.Parse(ip, &q)
+	sum := encap.Fold(encap.PseudoSum(&q, len(ip)-20))
+	at := encap.EthernetLen + 20 + 16
+	p.Data[at], p.Data[at+1] = byte(sum>>8), byte(sum)
+	p.Virtio = ring.Virtio{Flags: ring.NeedsCsum, GSOType: ring.GSOTCPv4, HdrLen: 54, GSOSize: uint16(mss), CsumStart: 34, CsumOffset: 16}
+	return p
+}
+
+func newWholeRig(t *testing.T, kind encap.Kind) (*rig, *fakeTunnel, *ring.FakeQueue) {
+	r := newRig(t, testSettings(kind))
+	tap := &fakeTunnel{}
+	r.f.workers[0].tunnel = tap
+	pod := r.veth("a1", podA1)
+	r.f.SetUplinkPath(nodeB, &UplinkPath{Source: encap.MAC{2, 9, 1}, NextHop: encap.MAC{2, 9, 2}})
+	return r, tap, pod
+}
+
+// TestSuperframeLeavesWhole: one write for a superframe, in order with the
+// small packets of its flow, and the inner packet unchanged but for its TTL.
+func TestSuperframeLeavesWhole(t *testing.T) {
+	r, tap, pod := newWholeRig(t, encap.KindVXLAN)
+	pod.Inject(superframe(40000, 1400))
+	r.turn()
+	if len(tap.sent) != 1 {
+		t.Fatalf("%d writes to the TAP", len(tap.sent))
+	}
+	b := tap.sent[0]
+	v, _ := ring.ParseVirtio(b)
+	outer := 14 + 20 + 8 + 8 + 14
+	if v.GSOType != ring.GSOTCPv4|0x20 || v.Flags != 1|8 || v.GSOSize != 1400 || int(v.CsumStart) != outer+20 || v.CsumOffset != 16 || int(v.HdrLen) != outer+40 {
+		t.Errorf("virtio %+v", v)
+	}
+	if b[20] != 34 || b[22] != byte(outer) {
+		t.Errorf("outer L4 %d, inner L3 %d", b[20], b[22])
+	}
+	inner := b[ring.TunnelHeaderLen+outer:]
+	if p := parse(t, inner); p.Len != 40040 || p.TTL != 63 || p.Dst != podB {
+		t.Errorf("inner %+v", p)
+	}
+	r.check(nil)
+	if c := r.f.Counters(); c.Whole != 1 || c.Segmented != 0 {
+		t.Errorf("whole %d, segmented %d", c.Whole, c.Segmented)
+	}
+}
+
+// TestRefusedSuperframeIsCut: whatever the kernel says, not a byte is lost, and
+// a kind that it does not know is not tried again.
+func TestRefusedSuperframeIsCut(t *testing.T) {
+	for _, refused := range []syscall.Errno{syscall.EINVAL, syscall.EIO, syscall.ENOBUFS} {
+		t.Run(refused.Error(), func(t *testing.T) {
+			r, tap, pod := newWholeRig(t, encap.KindVXLAN)
+			tap.err = refused
+			pod.Inject(superframe(40000, 1400))
+			r.turn()
+			tap.err = nil
+			pod.Inject(superframe(40000, 1400))
+			r.turn()
+			if again := len(tap.sent) == 1; again == (refused == syscall.EINVAL) {
+				t.Errorf("tried again: %v", again)
+			}
+			payload := 0
+			for _, s := range r.udp {
+				for _, d := range s.Sent() {
+					for b := d.Data; len(b) > 0; {
+						n := len(b)
+						if d.Segment > 0 {
+							n = min(n, d.Segment)
+						}
+						p := parse(t, b[22:n])
+						if encap.CheckL4(b[22:n], &p) != encap.ChecksumGood {
+							t.Error("checksum")
+						}
+						payload += p.Len - 40
+						b = b[n:]
+					}
+				}
+			}
+			want := 40000
+			if refused == syscall.EINVAL {
+				want = 80000
+			}
+			if payload != want {
+				t.Errorf("%d bytes by the sockets, want %d", payload, want)
+			}
+			r.check(nil)
+		})
+	}
+}
+
+// TestNotWhole: no way, ipip, or too long for an IP packet: cut, as ever.
+func TestNotWhole(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		kind encap.Kind
+		path *UplinkPath
+		size int
+	}{
+		{"no way", encap.KindVXLAN, nil, 40000},
+		{"ipip", encap.KindIPIP, &UplinkPath{}, 40000},
+		{"too long", encap.KindVXLAN, &UplinkPath{}, 65490},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r, tap, pod := newWholeRig(t, c.kind)
+			r.f.SetUplinkPath(nodeB, c.path)
+			pod.Inject(superframe(c.size, 1400))
+			r.turn()
+			if len(tap.sent) != 0 {
+				t.Error("went to the TAP")
+			}
+			r.check(nil)
+			if n := r.f.Counters().Segmented; n != 1 {
+				t.Errorf("segmented %d", n)
+			}
+		})
+	}
+}
