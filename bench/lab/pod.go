@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/penstock-net/penstock/cni/ethtool"
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/vishvananda/netlink"
 )
@@ -140,20 +141,10 @@ func (p *Pod) makeVeth() error {
 		link netlink.Link
 	}{{node, host}, {p.NS, pod}} {
 		name := end.link.Attrs().Name
-		have, err := end.ns.Features(name)
-		if err != nil {
-			return err
+		if err := ethtool.TurnOff(end.ns.fd, name, ethtool.PodFeatures...); err != nil {
+			return fmt.Errorf("lab: in %s: %w", end.ns.Name, err)
 		}
-		off := allOff(podFeatures)
-		for f := range off {
-			if _, known := have[f]; !known {
-				delete(off, f)
-			}
-		}
-		if err := end.ns.SetFeatures(name, off); err != nil {
-			return err
-		}
-		err = end.ns.route.LinkSetGSOMaxSize(end.link, maxSuperframe)
+		err := end.ns.route.LinkSetGSOMaxSize(end.link, maxSuperframe)
 		if err == nil {
 			err = end.ns.route.LinkSetGSOIPv4MaxSize(end.link, maxSuperframe)
 		}
