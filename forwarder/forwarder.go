@@ -76,6 +76,7 @@ type environment struct {
 	openIPIP   func(ring.RawConfig) (ring.Socket, error)
 	openPacket func(ring.PacketConfig) (ring.Port, func() (ring.Stats, error), error)
 	createTUN  func(name string, mtu int, offload bool) (ring.Port, ring.Offload, error)
+	adoptTUN   func(fd int, offload bool) (ring.Port, ring.Offload, error)
 	openHost   func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error)
 	openTunnel func(name string, queues int) ([]tunnel, error)
 }
@@ -287,7 +288,9 @@ func (f *Forwarder) Stop(ctx context.Context) error {
 func (f *Forwarder) close() error {
 	var errs []error
 	for _, p := range f.ports {
-		errs = append(errs, f.closePort(p, false))
+		if p.io != nil {
+			errs = append(errs, f.closePort(p, false))
+		}
 	}
 	for _, p := range f.hosts {
 		f.fds.remove(p.io.FD())

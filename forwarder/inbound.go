@@ -117,7 +117,7 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 		return
 	}
 	h := w.network.Route(f.p.Dst)
-	if h == nil || h.kind != hopPort && h.kind != hopSelf {
+	if h == nil || h.kind != hopPort && h.kind != hopSelf && h.kind != hopRouted {
 		if h != nil && h.kind == hopNoPod {
 			w.refuse(f, DropNoPod, encap.HostUnreachable)
 			return
@@ -146,7 +146,7 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 			encap.SetTOS(f.ip(), &f.p, tos)
 		}
 	}
-	if h.kind == hopSelf || h.port.translated.Load() && w.f.flows.isAnswer(f.ip(), &f.p) {
+	if h.kind != hopPort || h.port.translated.Load() && w.f.flows.isAnswer(f.ip(), &f.p) {
 		w.toHost(f)
 		return
 	}

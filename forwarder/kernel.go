@@ -26,6 +26,17 @@ func kernel() environment {
 			}
 			return ports[0], o, nil
 		},
+		adoptTUN: func(fd int, offload bool) (ring.Port, ring.Offload, error) {
+			q, err := ring.AdoptQueue(fd)
+			if err != nil {
+				return nil, 0, err
+			}
+			ports, o, err := setOffloads(q.Name(), []*ring.Queue{q}, offload)
+			if err != nil {
+				return nil, 0, err
+			}
+			return ports[0], o, nil
+		},
 		openHost: func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error) {
 			return openTUN(ring.TUNConfig{Name: name, Queues: queues, Persistent: true, MTU: mtu}, offload)
 		},
@@ -46,8 +57,11 @@ func openTUN(cfg ring.TUNConfig, offload bool) ([]ring.Port, ring.Offload, error
 	if err != nil {
 		return nil, 0, err
 	}
-	var ports []ring.Port
-	var taken ring.Offload
+	return setOffloads(cfg.Name, qs, offload)
+}
+
+// setOffloads negotiates them for queues that it closes on an error.
+func setOffloads(name string, qs []*ring.Queue, offload bool) (ports []ring.Port, taken ring.Offload, err error) {
 	for _, q := range qs {
 		ports = append(ports, q)
 		if offload {
@@ -63,7 +77,7 @@ func openTUN(cfg ring.TUNConfig, offload bool) ([]ring.Port, ring.Offload, error
 		for _, q := range qs {
 			q.Close()
 		}
-		return nil, 0, fmt.Errorf("set the offloads of %s: %w", cfg.Name, err)
+		return nil, 0, fmt.Errorf("set the offloads of %s: %w", name, err)
 	}
 	return ports, taken, nil
 }

@@ -176,7 +176,7 @@ func (w *worker) route(f *frame) {
 		w.toPort(f, h.port)
 	case hopPeer:
 		w.toPeer(f, h.peer)
-	case hopSelf, hopHost:
+	case hopSelf, hopHost, hopRouted:
 		if fromHost {
 			// The host's routes sent it to us and ours would send it back.
 			w.refuse(f, DropNoRoute, encap.NetUnreachable)

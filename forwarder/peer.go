@@ -18,7 +18,7 @@ import (
 type hop struct {
 	kind hopKind
 	peer *peer // hopPeer
-	port *port // hopPort
+	port *port // hopPort, hopRouted
 }
 
 type hopKind uint8
@@ -30,6 +30,7 @@ const (
 	hopHost            // outside the cluster: the host's stack routes it
 	hopNoRoute         // cluster address that nobody has
 	hopNoPod           // own pod CIDR, but no such pod
+	hopRouted          // a pod of this node that the host's stack reaches by a route of its own
 )
 
 // peer is all that a worker needs to send to another node and to judge what

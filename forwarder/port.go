@@ -8,15 +8,18 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/ring"
 	"github.com/penstock-net/penstock/table"
 )
 
-// The ways to attach a pod that the forwarder reads directly.
+// The ways to attach a pod.
 const (
-	AttachVeth = "veth" // AF_PACKET on the host end of the pod's veth
-	AttachTUN  = "tun"  // a TUN queue, whose device the caller moves into the pod
+	AttachVeth   = "veth"   // AF_PACKET on the host end of the pod's veth
+	AttachTUN    = "tun"    // a TUN queue, whose device the caller moves into the pod
+	AttachRouted = "routed" // the host's stack has the pod behind a device of its own: only routes, see routed.go
 )
 
 // GatewayMAC is the MAC of the gateway as every veth pod sees it, and of the
@@ -32,11 +35,19 @@ var (
 // PortSpec says what to attach. Container and Interface are its key.
 type PortSpec struct {
 	Container, Interface string
-	Attach               string       // AttachVeth or AttachTUN
-	Device               string       // veth: the host end, which exists; tun: the TUN to make
+	Attach               string       // AttachVeth, AttachTUN or AttachRouted
+	Device               string       // veth: the host end, which exists; tun: the TUN to make; routed: empty
 	MAC                  string       // veth: the pod's; empty: learned from its first frame
 	Addresses            []netip.Addr // the pod's own
 	MTU                  int          // 0: Settings.PodMTU
+	Bandwidth            Bandwidth
+}
+
+// Bandwidth limits what a pod receives (ingress) and sends (egress), as CNI's capability of that name has it: rates in bits a
+// second, bursts in bits. A rate of 0 is no limit.
+type Bandwidth struct {
+	IngressRate, IngressBurst uint64
+	EgressRate, EgressBurst   uint64
 }
 
 // PortInfo is an attached port.
@@ -107,17 +118,38 @@ const minPortBuffer = 512 << 10
 func (f *Forwarder) Attach(spec PortSpec) (PortInfo, error) {
 	f.control.Lock()
 	defer f.control.Unlock()
+	return f.attach(spec, f.openPort)
+}
+
+// Adopt is Attach for a TUN that exists already, in whatever network namespace, by a queue of it. The forwarder owns fd from
+// then on, also when this fails.
+func (f *Forwarder) Adopt(spec PortSpec, fd int) (PortInfo, error) {
+	f.control.Lock()
+	defer f.control.Unlock()
+	taken := false
+	i, err := f.attach(spec, func(p *port) error { taken = true; return f.adoptPort(p, fd) })
+	if !taken {
+		unix.Close(fd)
+	}
+	return i, err
+}
+
+// attach is Attach with a way to open the device; f.control is held.
+func (f *Forwarder) attach(spec PortSpec, open func(*port) error) (PortInfo, error) {
 	if old := f.findPort(spec.Container, spec.Interface); old != nil {
 		if sameSpec(old.spec, spec) {
 			return old.info(), nil
 		}
-		return PortInfo{}, fmt.Errorf("%s/%s is attached already with another device, address or MTU: detach it first", spec.Container, spec.Interface)
+		return PortInfo{}, fmt.Errorf("%s/%s is attached already with another device, address, MTU or bandwidth: detach it first", spec.Container, spec.Interface)
 	}
 	p, err := f.newPort(spec)
 	if err != nil {
 		return PortInfo{}, err
 	}
-	if err := f.openPort(p); err != nil {
+	if p.hop.kind == hopRouted {
+		return f.attachRouted(p)
+	}
+	if err := open(p); err != nil {
 		return PortInfo{}, err
 	}
 	p.index = f.portSlots.take()
@@ -131,14 +163,7 @@ func (f *Forwarder) Attach(spec PortSpec) (PortInfo, error) {
 		undo()
 		return PortInfo{}, fmt.Errorf("poll %s: %w", p.spec.Device, err)
 	}
-	err = f.table.Update(func(x *table.Txn[hop]) error {
-		n := x.Network(f.settings.VNI)
-		for _, a := range p.addresses {
-			n.SetRoute(netip.PrefixFrom(a, a.BitLen()), p.hop)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := f.routePort(p); err != nil {
 		f.onWorker(p.worker, func(w *worker) error { w.removePort(p); return nil })
 		undo()
 		return PortInfo{}, err
@@ -146,6 +171,17 @@ func (f *Forwarder) Attach(spec PortSpec) (PortInfo, error) {
 	f.ports = append(f.ports, p)
 	f.savePorts()
 	return p.info(), nil
+}
+
+// routePort leads packets for the port's addresses to it.
+func (f *Forwarder) routePort(p *port) error {
+	return f.table.Update(func(x *table.Txn[hop]) error {
+		n := x.Network(f.settings.VNI)
+		for _, a := range p.addresses {
+			n.SetRoute(netip.PrefixFrom(a, a.BitLen()), p.hop)
+		}
+		return nil
+	})
 }
 
 // Detach disconnects a pod; it is nil if there is none. A TUN that Attach made
@@ -166,6 +202,11 @@ func (f *Forwarder) Detach(container, iface string) error {
 	})
 	if err != nil {
 		return err
+	}
+	if p.hop.kind == hopRouted {
+		f.ports = slices.DeleteFunc(f.ports, func(q *port) bool { return q == p })
+		f.savePorts()
+		return nil
 	}
 	f.onWorker(p.worker, func(w *worker) error { w.removePort(p); return nil })
 	// After this no worker holds a View, an outbox or a merge that names the port.
@@ -200,7 +241,7 @@ func (f *Forwarder) findPort(container, iface string) *port {
 }
 
 func sameSpec(a, b PortSpec) bool {
-	return a.Attach == b.Attach && a.Device == b.Device && a.MTU == b.MTU && slices.Equal(a.Addresses, b.Addresses) && (b.MAC == "" || strings.EqualFold(a.MAC, b.MAC))
+	return a.Attach == b.Attach && a.Device == b.Device && a.MTU == b.MTU && a.Bandwidth == b.Bandwidth && slices.Equal(a.Addresses, b.Addresses) && (b.MAC == "" || strings.EqualFold(a.MAC, b.MAC))
 }
 
 // newPort checks the spec and fills a port, without opening anything.
@@ -209,11 +250,15 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 	p := &port{spec: spec, direction: Pod, mtu: spec.MTU}
 	p.hop = &hop{kind: hopPort, port: p}
 	what := spec.Container + "/" + spec.Interface
-	if spec.Container == "" || spec.Interface == "" || spec.Device == "" {
+	if spec.Container == "" || spec.Interface == "" || spec.Device == "" && spec.Attach != AttachRouted {
 		return nil, fmt.Errorf("attach needs a container, an interface and a device name")
 	}
-	if spec.Attach != AttachVeth && spec.Attach != AttachTUN {
-		return nil, fmt.Errorf("%s: attach is %q, it can be %q or %q", what, spec.Attach, AttachVeth, AttachTUN)
+	switch spec.Attach {
+	case AttachVeth, AttachTUN:
+	case AttachRouted:
+		p.hop.kind = hopRouted
+	default:
+		return nil, fmt.Errorf("%s: attach is %q, it can be %q, %q or %q", what, spec.Attach, AttachVeth, AttachTUN, AttachRouted)
 	}
 	if len(spec.Addresses) == 0 {
 		return nil, fmt.Errorf("%s has no address: give at least one of node.podCIDRs", what)
@@ -244,7 +289,7 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 		p.addresses = append(p.addresses, a)
 	}
 	for _, o := range f.ports {
-		if o.spec.Device == spec.Device {
+		if o.spec.Device == spec.Device && o.hop.kind != hopRouted && p.hop.kind != hopRouted {
 			return nil, fmt.Errorf("%s: device %s is attached already for %s/%s", what, spec.Device, o.spec.Container, o.spec.Interface)
 		}
 	}
@@ -257,7 +302,9 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 	}
 	load := make([]int, len(f.workers))
 	for _, o := range f.ports {
-		load[o.worker]++
+		if o.hop.kind != hopRouted {
+			load[o.worker]++
+		}
 	}
 	for w := range load {
 		if load[w] < load[p.worker] {
@@ -305,6 +352,21 @@ func (f *Forwarder) openPort(p *port) error {
 	return nil
 }
 
+// adoptPort takes over a queue of the port's TUN.
+func (f *Forwarder) adoptPort(p *port, fd int) error {
+	if p.spec.Attach != AttachTUN {
+		unix.Close(fd)
+		return fmt.Errorf("%s/%s is a %s: only a %s is adopted by a queue", p.spec.Container, p.spec.Interface, p.spec.Attach, AttachTUN)
+	}
+	io, offload, err := f.env.adoptTUN(fd, f.use.tunOffload)
+	if err != nil {
+		return err
+	}
+	p.io, p.gso, p.uso = io, offload&ring.OffloadTSO4 != 0, offload&ring.OffloadUSO4 != 0
+	f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
+	return nil
+}
+
 // ringBytes is what the default ring of a port takes out of its buffer: 128 slots of 2 KiB.
 const ringBytes = 128 * 2048
 
@@ -323,7 +385,7 @@ func (f *Forwarder) closePort(p *port, remove bool) error {
 func (f *Forwarder) ownPodAddress(a netip.Addr) bool {
 	n := f.table.Load().Network(f.vni)
 	h := n.Route(a)
-	return h != nil && (h.kind == hopPort || h.kind == hopNoPod)
+	return h != nil && (h.kind == hopPort || h.kind == hopNoPod) // never a routed pod: its answers pass the host anyway
 }
 
 // flagTranslated marks the port of a so that workers look into the flow memory.

@@ -1,0 +1,99 @@
+package forwarder
+
+import (
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// TestRoutedPod: whatever is for a routed pod goes to the host, whatever the host sends in its name is no translated flow, and
+// nothing goes round between the host and us.
+func TestRoutedPod(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindUDP))
+	r.f.TrackFlows()
+	routed := netip.MustParseAddr("10.244.1.77")
+	if _, err := r.f.Attach(PortSpec{Container: "r", Interface: "eth0", Attach: AttachRouted, Addresses: []netip.Addr{routed}}); err != nil {
+		t.Fatal(err)
+	}
+	pod := r.attach(AttachTUN, "a1", podA1)
+	host := r.hosts[0]
+
+	pod.Inject(ring.FakePacket{Data: udpPacket(podA1, routed, 1, 2, 10)})
+	r.turn()
+	if got := host.Sent(); len(got) != 1 {
+		t.Errorf("from a pod: %d packets to the host, want 1", len(got))
+	}
+	r.receive(encap.KindUDP, 0, udpPacket(podB, routed, 1, 2, 10))
+	r.turn()
+	if got := host.Sent(); len(got) != 1 {
+		t.Errorf("from the wire: %d packets to the host, want 1", len(got))
+	}
+	// What the routed pod sends: its answers go straight back, as no flow was remembered.
+	host.Inject(ring.FakePacket{Data: udpPacket(routed, podB, 2, 1, 10)})
+	r.turn()
+	if n := r.f.flows.size(); n != 0 {
+		t.Errorf("%d flows remembered", n)
+	}
+	r.check(nil)
+	host.Inject(ring.FakePacket{Data: udpPacket(outsideAddr, routed, 2, 1, 10)})
+	r.turn()
+	r.check(map[Reason]uint64{DropNoRoute: 1})
+	host.Sent()
+
+	// A reload of the table keeps it; detached, the address is nobody's.
+	r.peers()
+	pod.Inject(ring.FakePacket{Data: udpPacket(podA1, routed, 1, 2, 10)})
+	r.turn()
+	if got := host.Sent(); len(got) != 1 {
+		t.Errorf("after a reload: %d packets to the host, want 1", len(got))
+	}
+	if err := r.f.Detach("r", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	pod.Inject(ring.FakePacket{Data: udpPacket(podA1, routed, 1, 2, 10)})
+	r.turn()
+	r.check(map[Reason]uint64{DropNoRoute: 1, DropNoPod: 1})
+}
+
+// TestAdoptOwnsTheDescriptor: whatever comes of it, the descriptor is the forwarder's.
+func TestAdoptOwnsTheDescriptor(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindUDP))
+	r.f.env.adoptTUN = func(fd int, _ bool) (ring.Port, ring.Offload, error) {
+		unix.Close(fd)
+		return ring.NewFakeQueue(), ring.OffloadCSUM | ring.OffloadTSO4, nil
+	}
+	open := func() int {
+		fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	closed := func(fd int) bool { _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); return err == unix.EBADF }
+	spec := PortSpec{Container: "c", Interface: "eth0", Attach: AttachTUN, Device: "t", Addresses: []netip.Addr{podA1}}
+	fd := open()
+	if _, err := r.f.Adopt(spec, fd); err != nil || len(r.f.Ports()) != 1 {
+		t.Fatal(err)
+	}
+	if fd = open(); true {
+		if _, err := r.f.Adopt(spec, fd); err != nil || !closed(fd) {
+			t.Errorf("adopted twice: %v, closed %v", err, closed(fd))
+		}
+	}
+	bad := spec
+	bad.Container, bad.Addresses = "d", []netip.Addr{outsideAddr}
+	fd = open()
+	if _, err := r.f.Adopt(bad, fd); err == nil || !closed(fd) {
+		t.Errorf("a bad spec: %v, closed %v", err, closed(fd))
+	}
+	bad = spec
+	bad.Container, bad.Attach, bad.Device, bad.Addresses = "e", AttachVeth, "v", []netip.Addr{netip.MustParseAddr("10.244.1.99")}
+	fd = open()
+	if _, err := r.f.Adopt(bad, fd); err == nil || !closed(fd) {
+		t.Errorf("a veth: %v, closed %v", err, closed(fd))
+	}
+}
