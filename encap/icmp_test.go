@@ -128,6 +128,8 @@ func TestMayAnswer(t *testing.T) {
 	}{
 		{"udp", to(a4, "10.244.2.3"), true},
 		{"udp6", to(a6, "fd00::2"), true},
+		{"udp that looks like an ICMP error", flow{sport: 0x0304}.udp(t, nil), true},
+		{"udp6 that looks like an ICMP error", flow{v6: true, sport: 0x0104}.udp(t, nil), true},
 		{"first fragment", edit(to(a4, "10.244.2.3"), func(b []byte) { b[6] = 0x20 }), true},
 		{"later fragment", edit(to(a4, "10.244.2.3"), func(b []byte) { b[7] = 1 }), false},
 		{"to multicast", to(a4, "224.0.0.251"), false},
@@ -180,6 +182,7 @@ func TestQuotedFlow(t *testing.T) {
 		frag         Frag
 	}{
 		{"udp, 8 bytes of it", quote(false, 3, u4[:28]), true, 1, 2, 20, NotFrag},
+		{"nothing", quote(false, 3, nil), false, 0, 0, 0, 0},
 		{"udp, 4 bytes of it", quote(false, 11, u4[:24]), true, 1, 2, 20, NotFrag},
 		{"udp, 3 bytes of it", quote(false, 11, u4[:23]), true, 0, 0, 20, NotFrag},
 		{"header only", quote(false, 3, u4[:20]), true, 0, 0, 20, NotFrag},

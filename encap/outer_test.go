@@ -95,6 +95,7 @@ func TestDecap(t *testing.T) {
 		{"ipip bad length", KindIPIP, ipip(4, in4, func(b []byte) { b[3]++ }), 0, FaultBadOuter},
 		{"ipip version", KindIPIP, ipip(4, in4, func(b []byte) { b[0] = 0x65 }), 0, FaultBadOuter},
 		{"ipip cut", KindIPIP, ipip(4, in4, same)[:19], 0, FaultShort},
+		{"ipip, one byte", KindIPIP, ipip(4, in4[:1], same), 20, OK},
 		{"ipip without packet", KindIPIP, ipip(4, nil, same), 0, FaultShort},
 		{"ipip options", KindIPIP, append(append(ipip(4, in4, func(b []byte) { b[0] = 0x46; b[3] += 4 })[:20], 1, 1, 1, 0), in4...), 24, OK},
 	}

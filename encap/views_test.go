@@ -44,7 +44,7 @@ func TestViewsAgainstGopacket(t *testing.T) {
 		g.NextHeader() != uint8(ip6.NextHeader) || g.HopLimit() != ip6.HopLimit || g.Src() != addr(ip6.SrcIP) || g.Dst() != addr(ip6.DstIP) {
 		t.Errorf("IPv6: % x", b[:40])
 	}
-	again := make(IPv6, 40)
+	again := IPv6(bytes.Repeat([]byte{0xee}, 40))
 	again.Put(g.TOS(), g.PayloadLen(), g.NextHeader(), g.HopLimit(), g.Src(), g.Dst())
 	if again[1]&15 != 0 || again[2] != 0 || again[3] != 0 {
 		t.Errorf("Put wrote flow label %#x", again.FlowLabel())
