@@ -230,6 +230,8 @@ func TestDropsFromHost(t *testing.T) {
 		{"outside: it would come back for ever", udpPacket(hostAddr, outsideAddr, 1, 2, 9), DropNoRoute, true},
 		{"itself", udpPacket(podB, hostAddr, 1, 2, 9), DropNoRoute, true},
 		{"too big", udpPacket(hostAddr, podB, 1, 2, 1450-27), DropTooBig, true},
+		{"TTL 0 to a peer", udpPacket(hostAddr, podB, 1, 2, 9, func(ip *layers.IPv4) { ip.TTL = 0 }), DropTTLExpired, true},
+		{"TTL 0 to a pod", udpPacket(hostAddr, podA1, 1, 2, 9, func(ip *layers.IPv4) { ip.TTL = 0 }), DropTTLExpired, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, testSettings(encap.KindVXLAN))

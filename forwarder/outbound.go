@@ -237,9 +237,11 @@ func (w *worker) tunnelLoop(f *frame) bool {
 
 // forwarded applies a router's duties to a packet on its way from one pod on:
 // the TTL. The host has lowered it already for what it forwards, and is the
-// origin of the rest; our own packets start with a fresh one.
+// origin of the rest, where 0 is no TTL to send with (RFC 1122 3.2.1.7); our
+// own packets start with a fresh one.
 func (w *worker) forwarded(f *frame) bool {
-	if (f.in != nil && f.in.direction == Host) || (f.in == nil && f.by == nil) {
+	fresh := f.in != nil && f.in.direction == Host || f.in == nil && f.by == nil
+	if fresh && f.p.TTL > 0 {
 		return true
 	}
 	if f.p.TTL <= 1 {
