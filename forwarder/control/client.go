@@ -50,6 +50,33 @@ func (c *Client) Detach(ctx context.Context, r DetachRequest) error {
 	return c.do(ctx, http.MethodPost, "/v1/detach", r, nil)
 }
 
+// Allocate gets addresses for a pod. The same request again is answered with the same.
+func (c *Client) Allocate(ctx context.Context, r AllocateRequest) (a Allocation, err error) {
+	return a, c.do(ctx, http.MethodPost, "/v1/allocate", r, &a)
+}
+
+// Check says whether a pod is attached as it should be; a Conflict tells all that is not.
+func (c *Client) Check(ctx context.Context, r CheckRequest) (p Port, err error) {
+	return p, c.do(ctx, http.MethodPost, "/v1/check", r, &p)
+}
+
+// GC removes what a network has and should not have.
+func (c *Client) GC(ctx context.Context, r GCRequest) (g GCResult, err error) {
+	return g, c.do(ctx, http.MethodPost, "/v1/gc", r, &g)
+}
+
+// Pods lists what the daemon has on record, attached or not.
+func (c *Client) Pods(ctx context.Context) ([]Pod, error) {
+	var a struct{ Pods []Pod }
+	err := c.do(ctx, http.MethodGet, "/v1/pods", nil, &a)
+	return a.Pods, err
+}
+
+// IPAM lists the addresses that are not free, and counts the others.
+func (c *Client) IPAM(ctx context.Context) (i IPAM, err error) {
+	return i, c.do(ctx, http.MethodGet, "/v1/ipam", nil, &i)
+}
+
 // Ports lists the attached pods.
 func (c *Client) Ports(ctx context.Context) ([]Port, error) {
 	var a struct{ Ports []Port }

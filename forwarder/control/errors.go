@@ -18,6 +18,9 @@ const (
 	TooLarge        Code = "too_large"        // 413: the body is over MaxBody
 	InvalidConfig   Code = "invalid_config"   // 422: the file on disk is not a valid configuration; nothing changed
 	RestartRequired Code = "restart_required" // 422: the file changes a key that only a restart can change; nothing changed
+	Unsupported     Code = "unsupported"      // 422: understood, and it cannot work on this node as it is configured
+	Exhausted       Code = "exhausted"        // 409: the node's pod CIDRs have no address left
+	NoSpace         Code = "no_space"         // 507: the state directory cannot be written; nothing changed
 	Internal        Code = "internal"         // 500
 	NotReady        Code = "not_ready"        // 503: the daemon starts or stops
 )
@@ -30,6 +33,9 @@ var statusOf = map[Code]int{
 	TooLarge:        http.StatusRequestEntityTooLarge,
 	InvalidConfig:   http.StatusUnprocessableEntity,
 	RestartRequired: http.StatusUnprocessableEntity,
+	Unsupported:     http.StatusUnprocessableEntity,
+	Exhausted:       http.StatusConflict,
+	NoSpace:         http.StatusInsufficientStorage,
 	Internal:        http.StatusInternalServerError,
 	NotReady:        http.StatusServiceUnavailable,
 }

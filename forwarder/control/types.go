@@ -10,7 +10,7 @@ import (
 // DefaultSocket is where the daemon listens if its configuration names nothing else.
 const DefaultSocket = "/run/penstock/penstock.sock"
 
-// Ways to attach a pod. A routed pod needs no attachment: only routes point to the node's TUN.
+// Ways to attach a pod that the daemon reads; see AttachRouted.
 const (
 	AttachVeth = "veth" // an ordinary veth pair; the daemon reads and writes its host end
 	AttachTUN  = "tun"  // a TUN made by the daemon and moved into the pod by the caller
@@ -39,7 +39,8 @@ type Status struct {
 	ClusterCIDRs  []netip.Prefix `json:"clusterCIDRs"`
 	Peers         int            `json:"peers"`
 	Ports         int            `json:"ports"`
-	Config        string         `json:"config"` // path of the configuration file
+	Waiting       int            `json:"waiting,omitempty"` // tun pods whose queue `penstock adopt` must bring
+	Config        string         `json:"config"`            // path of the configuration file
 	LogLevel      string         `json:"logLevel"`
 }
 
@@ -61,12 +62,18 @@ type AttachRequest struct {
 	MAC       string       `json:"mac,omitempty"`    // veth: the pod end's; empty: learned
 	Addresses []netip.Addr `json:"addresses"`        // of the pod, all within the node's pod CIDRs
 	MTU       int          `json:"mtu,omitempty"`    // of the pod; 0: the node's
+	Network   string       `json:"network,omitempty"`
+	Owner     string       `json:"owner,omitempty"`   // "namespace/name", for people
+	Netns     string       `json:"netns,omitempty"`   // path
+	NetnsID   string       `json:"netnsID,omitempty"` // as NetnsID makes it
+	Bandwidth *Bandwidth   `json:"bandwidth,omitempty"`
 }
 
 // DetachRequest is the body of POST /v1/detach.
 type DetachRequest struct {
 	Container string `json:"container"`
 	Interface string `json:"interface"`
+	Network   string `json:"network,omitempty"` // for people: container and interface are the key
 }
 
 // Port is an attached pod, as POST /v1/attach and GET /v1/ports show it.
@@ -78,11 +85,15 @@ type Port struct {
 	MAC       string       `json:"mac,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
 	MTU       int          `json:"mtu"`
-	Worker    int          `json:"worker"`    // the one that reads the port
-	Received  Traffic      `json:"received"`  // from the pod
-	Sent      Traffic      `json:"sent"`      // to the pod
-	Dropped   uint64       `json:"dropped"`   // frames from or for the pod that ended in a drop
-	RingDrops uint64       `json:"ringDrops"` // frames from the pod that the kernel had no room for: they were never received
+	Network   string       `json:"network,omitempty"`
+	Owner     string       `json:"owner,omitempty"`
+	Bandwidth *Bandwidth   `json:"bandwidth,omitempty"`
+	Phase     string       `json:"phase,omitempty"` // PhaseAttached or PhaseWaiting
+	Worker    int          `json:"worker"`          // the one that reads the port
+	Received  Traffic      `json:"received"`        // from the pod
+	Sent      Traffic      `json:"sent"`            // to the pod
+	Dropped   uint64       `json:"dropped"`         // frames from or for the pod that ended in a drop
+	RingDrops uint64       `json:"ringDrops"`       // frames from the pod that the kernel had no room for: they were never received
 }
 
 // Traffic counts frames: a superframe is one.
