@@ -66,6 +66,43 @@ func ARPReply(dst, req []byte, gateway netip.Addr, mac MAC) int {
 	return ARPReplyLen
 }
 
+// ARPRequest writes to dst the question of the gateway, which is at mac, who has target: a whole frame of
+// ARPReplyLen bytes to all stations. It returns its length, or 0 if dst is too short.
+func ARPRequest(dst []byte, gateway netip.Addr, mac MAC, target netip.Addr) int {
+	if len(dst) < ARPReplyLen || !gateway.Is4() || !target.Is4() {
+		return 0
+	}
+	Ethernet(dst).Put(MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac, EtherTypeARP)
+	r := ARP(dst[EthernetLen:ARPReplyLen])
+	clear(r)
+	copy(r, []byte{0, 1, 0x08, 0x00, 6, 4, 0, arpRequest})
+	sender, asked := gateway.As4(), target.As4()
+	copy(r[8:14], mac[:])
+	copy(r[14:18], sender[:])
+	copy(r[24:28], asked[:])
+	return ARPReplyLen
+}
+
+// NeighbourSolicit writes to dst the same question for IPv6 (RFC 4861 section 4.3): a whole frame of
+// NeighbourAdvertLen bytes to the solicited-node group of target. It returns its length, or 0.
+func NeighbourSolicit(dst []byte, gateway netip.Addr, mac MAC, target netip.Addr) int {
+	if len(dst) < NeighbourAdvertLen || !gateway.Is6() || !target.Is6() {
+		return 0
+	}
+	asked := target.As16()
+	Ethernet(dst).Put(MAC{0x33, 0x33, 0xff, asked[13], asked[14], asked[15]}, mac, EtherTypeIPv6)
+	ip := IPv6(dst[EthernetLen:NeighbourAdvertLen])
+	ip.Put(icmpTOS, NeighbourAdvertLen-EthernetLen-IPv6Len, ProtoICMPv6, 255, gateway, solicitedNode(target))
+	sol := ICMP(ip[IPv6Len:])
+	clear(sol)
+	sol[0] = icmp6NeighSol
+	copy(sol[8:24], asked[:])
+	sol[24], sol[25] = ndOptSourceMAC, 1
+	copy(sol[26:32], mac[:])
+	sol.setChecksum(^Fold(Sum(sol, Sum(ip[8:40], uint32(ProtoICMPv6)+uint32(len(sol))))))
+	return NeighbourAdvertLen
+}
+
 const (
 	ndOptSourceMAC = 1
 	ndOptTargetMAC = 2

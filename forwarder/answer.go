@@ -12,6 +12,7 @@ const (
 	icmp4Redirect     = 5
 	icmp6RouterAdvert = 134
 	icmp6Solicit      = 135
+	icmp6Advert       = 136
 	icmp6Redirect     = 137
 )
 
@@ -109,7 +110,11 @@ func (w *worker) answerARP(in *port, eth []byte) {
 	w.makeRoom()
 	b := w.alloc(64)
 	n := encap.ARPReply(b, eth, Gateway4, GatewayMAC)
-	w.answerLink(in, b[:n], GeneratedARP, DropNotIP)
+	otherwise := DropNotIP
+	if len(eth) >= encap.EthernetLen+28 && encap.ARP(eth[encap.EthernetLen:]).Target() == Gateway4 {
+		otherwise = DropAnswered // the answer to our own question
+	}
+	w.answerLink(in, b[:n], GeneratedARP, otherwise)
 }
 
 // answerND answers a pod that solicits the gateway; false if f is something else.

@@ -49,6 +49,7 @@ type outbox struct {
 	oldest      int // which to close when all are in use
 	eth         [2][encap.EthernetLen]byte
 	mac         uint64 // that eth was made for
+	asked       int64  // when the pod was last asked for its MAC
 }
 
 // enqueue puts one write (head, then payload) on its way. The bytes are lent
@@ -215,6 +216,9 @@ func (w *worker) flushOutbox(b *outbox) {
 		}
 		return
 	}
+	if b.port.link != 0 && b.port.mac.Load() == 0 {
+		w.solicit(b)
+	}
 	b.makeEthernet()
 	for next := b.first; next >= 0; {
 		p.Reset()
@@ -226,6 +230,33 @@ func (w *worker) flushOutbox(b *outbox) {
 		}
 		w.write(b, w.loaded[:n])
 	}
+}
+
+// solicitEvery is how often a pod whose MAC is not known is asked for it.
+const solicitEvery = int64(200e6)
+
+// solicit asks a pod for its MAC, so that frames need not go to all stations,
+// where its TCP would not take them. It writes at once, outside the arena.
+func (w *worker) solicit(b *outbox) {
+	if b.asked != 0 && w.nanos-b.asked < solicitEvery {
+		return
+	}
+	b.asked = w.nanos
+	a, kind := b.port.addresses[0], GeneratedARP
+	n := encap.ARPRequest(w.question[:], Gateway4, GatewayMAC, a)
+	if a.Is6() {
+		n, kind = encap.NeighbourSolicit(w.question[:], Gateway6, GatewayMAC, a), GeneratedND
+	}
+	p := w.packets
+	p.Reset()
+	p.Begin(ring.Virtio{})
+	p.Append(w.question[:n])
+	w.tally.generated[kind]++
+	if _, err := b.port.io.Write(p, 0); err != nil {
+		w.drop(w.writeReason(b.port, err))
+		return
+	}
+	w.tally.forwarded[Pod][encapNone].packets++
 }
 
 // makeEthernet keeps the link headers for the pod's MAC, which may change.

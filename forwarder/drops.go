@@ -95,7 +95,7 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropInnerSource:   {"inner_source", "the inner source does not lie in that peer's prefixes", "compare the peer's podCIDRs on both nodes; a stranger may be forging"},
 	DropNotLocal:      {"not_local", "from the wire for an address that is neither a pod of this node nor its own", "the sender's routes are stale, or a pod has just gone"},
 
-	DropAnswered:     {"answered", "an ARP request or neighbour solicitation for the gateway, which was answered", "nothing"},
+	DropAnswered:     {"answered", "ARP or neighbour discovery between a pod and its gateway: the question was answered, or it was our own", "nothing"},
 	DropRouterAdvert: {"router_advert", "a pod sent a router advertisement or a redirect", "look at that pod: it tries to be a router"},
 	DropMulticast:    {"multicast", "multicast or broadcast, which has no members here", "nothing: IPv6 hosts send some by themselves"},
 	DropSpoofed:      {"spoofed", "a pod sent with a source that is not its address", "look at that pod; nested networks need masquerade inside it"},

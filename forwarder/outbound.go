@@ -94,6 +94,9 @@ func (w *worker) ethernet(in *port, f *frame, vlan bool) bool {
 		w.drop(DropNotIP)
 		return false
 	}
+	if src := encap.Ethernet(eth).Src(); in.mac.Load() == 0 && !src.IsMulticast() && !src.IsZero() {
+		in.mac.Store(packMAC(src)) // there is one station on a veth; later only its own packets may change it
+	}
 	if f.v.Flags&encap.NeedsCsum != 0 && f.v.CsumStart < encap.EthernetLen {
 		w.drop(DropBadVirtio)
 		return false
@@ -116,6 +119,12 @@ func (w *worker) fromPod(in *port, f *frame) bool {
 			switch l4[0] {
 			case icmp6Solicit:
 				if w.answerND(in, f) {
+					return false
+				}
+			case icmp6Advert:
+				if f.p.Dst == Gateway6 { // the answer to our own question
+					w.learnMAC(in, f)
+					w.drop(DropAnswered)
 					return false
 				}
 			case icmp6RouterAdvert, icmp6Redirect:

@@ -168,6 +168,14 @@ func (f *Forwarder) attach(spec PortSpec, open func(*port) error) (PortInfo, err
 		undo()
 		return PortInfo{}, err
 	}
+	if p.link != 0 && p.mac.Load() == 0 {
+		f.onWorker(p.worker, func(w *worker) error {
+			w.begin()
+			w.solicit(w.outboxes[p.index])
+			w.ledger.publish(&w.tally)
+			return nil
+		})
+	}
 	f.ports = append(f.ports, p)
 	f.savePorts()
 	return p.info(), nil

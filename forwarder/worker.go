@@ -47,8 +47,9 @@ type worker struct {
 	scratch  *ring.Slab // what is written besides; reset after each flush
 	inbox    *ring.Inbox
 	frames   [batchFrames]ring.Frame
-	frame    frame // the packet in hand
-	answer   frame // our answer to it
+	frame    frame                          // the packet in hand
+	question [encap.NeighbourAdvertLen]byte // that asks a pod for its MAC
+	answer   frame                          // our answer to it
 	onError  func(*ring.SocketError)
 	segments encap.Segments
 	whole    []byte // a datagram that fragment.go puts together; made when it is first needed
