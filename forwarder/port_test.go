@@ -108,6 +108,7 @@ func TestMACLearning(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod := r.pods["a1"]
+	pod.Sent() // the question for its MAC, see TestUnknownMAC
 	to := func() encap.MAC {
 		t.Helper()
 		r.receive(encap.KindUDP, 0, udpPacket(podB, podA1, 1, 2, 3), udpPacket(podBv6, podA1v6, 1, 2, 3))

@@ -26,7 +26,7 @@ func (f *fakeTunnel) FD() int      { return -1 }
 func (f *fakeTunnel) Close() error { return nil }
 
 // superframe is n bytes of TCP payload from a pod, to be cut into mss, as the kernel hands it over.
-func superframe(n, mss int) ring.FakePacket {
+func tcpSuperframe(n, mss int) ring.FakePacket {
 	ip := tcpPacket(podA1, podB, 1, n)
 	p := fromPod(ip)
 	var q encap.Packet
@@ -51,7 +51,7 @@ func newWholeRig(t *testing.T, kind encap.Kind) (*rig, *fakeTunnel, *ring.FakeQu
 // small packets of its flow, and the inner packet unchanged but for its TTL.
 func TestSuperframeLeavesWhole(t *testing.T) {
 	r, tap, pod := newWholeRig(t, encap.KindVXLAN)
-	pod.Inject(superframe(40000, 1400))
+	pod.Inject(tcpSuperframe(40000, 1400))
 	r.turn()
 	if len(tap.sent) != 1 {
 		t.Fatalf("%d writes to the TAP", len(tap.sent))
@@ -82,10 +82,10 @@ func TestRefusedSuperframeIsCut(t *testing.T) {
 		t.Run(refused.Error(), func(t *testing.T) {
 			r, tap, pod := newWholeRig(t, encap.KindVXLAN)
 			tap.err = refused
-			pod.Inject(superframe(40000, 1400))
+			pod.Inject(tcpSuperframe(40000, 1400))
 			r.turn()
 			tap.err = nil
-			pod.Inject(superframe(40000, 1400))
+			pod.Inject(tcpSuperframe(40000, 1400))
 			r.turn()
 			if again := len(tap.sent) == 1; again == (refused == syscall.EINVAL) {
 				t.Errorf("tried again: %v", again)
@@ -134,7 +134,7 @@ func TestNotWhole(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r, tap, pod := newWholeRig(t, c.kind)
 			r.f.SetUplinkPath(nodeB, c.path)
-			pod.Inject(superframe(c.size, 1400))
+			pod.Inject(tcpSuperframe(c.size, 1400))
 			r.turn()
 			if len(tap.sent) != 0 {
 				t.Error("went to the TAP")
