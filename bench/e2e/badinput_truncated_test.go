@@ -1,0 +1,94 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/penstock-net/penstock/bench/lab"
+)
+
+// TestTruncatedSuperframe: superframes that find a pod's buffer full, because nobody reads, are cut by the kernel or
+// not kept at all. What was cut is dropped as truncated, what was not kept is counted as never read, and whatever is
+// delivered is whole: each superframe that the pod sent is exactly one of the three.
+func TestTruncatedSuperframe(t *testing.T) {
+	lab.Require(t)
+	for _, ring := range []string{"auto", "v3", "off"} {
+		t.Run("packetRing "+ring, func(t *testing.T) {
+			l := lab.New(t, lab.Config{Nodes: 1, YAML: []string{"offload: {packetRing: " + ring + "}"}})
+			l.Start(t)
+			a := l.Nodes[0]
+			from, to := a.AddPod(t, lab.Veth), a.AddPod(t, lab.Veth)
+			for _, v6 := range []bool{false, true} {
+				if err := from.Ping(to.Addr(v6)); err != nil {
+					t.Fatal(err)
+				}
+				sink, err := to.ReceiveStream(0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				// What the daemon finds when it goes on must not be more than the receiver's queues hold.
+				const burst, size, superframes = 48, 1300, 200
+				before := a.Daemon.AtRest(t)
+				pause(t, a.Daemon, syscall.SIGSTOP)
+				n, err := from.SendStream(within(t), netip.AddrPortFrom(to.Addr(v6), sink.Port()), lab.Stream{Segment: size, Burst: burst, Count: burst * superframes})
+				pause(t, a.Daemon, syscall.SIGCONT)
+				if err != nil || n != burst*superframes {
+					t.Fatalf("sent %d messages: %v", n, err)
+				}
+				m := a.Daemon.AssertConserved(t).Sub(before)
+				truncated := int(m.Dropped()["truncated"])
+				unread := int(m.Sum("penstock_port_unread_packets_total"))
+				whole := superframes - truncated - unread
+				c := sink.WaitFor(burst*whole, 5*time.Second)
+				t.Logf("%s: of %d superframes %d truncated, %d unread, %d whole", family(v6), superframes, truncated, unread, whole)
+				if unread == 0 || whole <= 0 || ring == "auto" && truncated == 0 {
+					t.Errorf("%s: the buffer was not full, or took nothing at all", family(v6))
+				}
+				if c.Received != burst*whole || c.Corrupt+c.BadBorder+c.Strangers+c.Duplicated+c.Reordered > 0 {
+					t.Errorf("%s: %d superframes of %d messages were delivered, and received was %+v", family(v6), whole, burst, c)
+				}
+				a.Daemon.AssertDrops(t, before, nonZero(map[string]uint64{"truncated": uint64(truncated)}), badNoise...)
+				sink.Close()
+
+				// And then it works as before.
+				messages(t, &from.Host, &to.Host, v6, lab.Stream{Segment: size, Count: 10 * burst})
+			}
+			conserved(t, l)
+		})
+	}
+}
+
+func nonZero(m map[string]uint64) map[string]uint64 {
+	for k, v := range m {
+		if v == 0 {
+			delete(m, k)
+		}
+	}
+	return m
+}
+
+// pause stops the daemon or lets it go on, and waits until that is so.
+func pause(t *testing.T, d *lab.Daemon, how syscall.Signal) {
+	t.Helper()
+	if err := d.Process.Signal(how); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.Process.Pid()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest := string(b[bytes.LastIndex(b, []byte(") "))+2:]) // the process's name may hold anything
+		if (rest[0] == 'T') == (how == syscall.SIGSTOP) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the daemon does not obey %v: %.40s", how, rest)
+		}
+	}
+}
