@@ -109,11 +109,11 @@ func (t *tunnelPorts) store(endpoints map[endpointKey]*endpoint) {
 // forwards nothing before Start. On an error nothing stays open.
 func New(s Settings) (*Forwarder, error) { return newForwarder(s, kernel()) }
 
-func newForwarder(s Settings, env environment) (f *Forwarder, err error) {
+func newForwarder(s Settings, env environment) (_ *Forwarder, err error) {
 	if err := s.fill(); err != nil {
 		return nil, err
 	}
-	f = &Forwarder{env: env, log: s.Log, started: time.Now(), address: s.Address, vni: s.VNI, settings: s,
+	f := &Forwarder{env: env, log: s.Log, started: time.Now(), address: s.Address, vni: s.VNI, settings: s,
 		flows: newFlowMemory(s.Workers), endpoints: map[endpointKey]*endpoint{}}
 	f.complaints.last = map[string]int64{}
 	f.hops.self, f.hops.host = &hop{kind: hopSelf}, &hop{kind: hopHost}
