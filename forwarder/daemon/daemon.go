@@ -94,6 +94,10 @@ func Run(ctx context.Context, o Options) error {
 
 func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	if err := d.start(ctx); err != nil {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) && !errors.Is(err, errUndo) {
+			d.log.Info("stopped before the start was complete; what it had done is undone")
+			return nil
+		}
 		return err
 	}
 	defer d.listener.Release() // last of all: a successor may start now

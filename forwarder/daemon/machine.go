@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -59,7 +60,8 @@ type machine interface {
 	FindUnderlay(netip.Addr) (hostnet.Underlay, error)
 	WatchUnderlay(context.Context, netip.Addr, func(hostnet.Underlay, error)) error
 	WatchRoutes(context.Context, func()) error
-	// PrepareTUN sees to it that the forwarder can open the node's TUN; fresh: there is none of a predecessor to take over.
+	// PrepareTUN sees to it that the forwarder can open the node's TUN, and the TAP beside it; fresh: there is no TUN of a
+	// predecessor to take over.
 	PrepareTUN(name string, queues int) (fresh bool, err error)
 	NewForwarder(forwarder.Settings) (plane, error)
 	NewHost(hostnet.Config) (host, error)
@@ -149,23 +151,33 @@ func (linux) Link(name string) (link, error) {
 // is, unless it was made for another number of workers: the kernel attaches no multi-queue descriptor to a single-queue
 // device and vice versa (tun_set_iff in drivers/net/tun.c), so that one is made anew.
 func (linux) PrepareTUN(name string, queues int) (fresh bool, err error) {
+	if fresh, err = prepareTUN(name, netlink.TUNTAP_MODE_TUN, queues); err != nil {
+		return false, fmt.Errorf("host.device: %w, or set host.device to another name", err)
+	}
+	if _, err := prepareTUN(hostnet.GSODevice, netlink.TUNTAP_MODE_TAP, queues); err != nil {
+		return false, fmt.Errorf("%w, or set offload.tunnelGSO to off", err)
+	}
+	return fresh, nil
+}
+
+func prepareTUN(name string, mode netlink.TuntapMode, queues int) (fresh bool, err error) {
 	l, err := netlink.LinkByName(name)
 	var none netlink.LinkNotFoundError
 	if errors.As(err, &none) {
 		return true, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("host.device %s cannot be looked up: %w", name, err)
+		return false, fmt.Errorf("device %s cannot be looked up: %w: try again", name, err)
 	}
 	t, ok := l.(*netlink.Tuntap)
-	if !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
-		return false, fmt.Errorf("host.device: there is a device %s already and it is a %s, not a TUN: remove it, or set host.device to another name", name, l.Type())
+	if !ok || t.Mode != mode {
+		return false, fmt.Errorf("there is a device %s already and it is a %s, not a %s: remove it", name, l.Type(), strings.ToUpper(mode.String()))
 	}
 	if multi := t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0; multi == (queues > 1) {
 		return false, nil
 	}
 	if err := netlink.LinkDel(l); err != nil {
-		return false, fmt.Errorf("host.device %s of a daemon with another number of workers cannot be removed: %w", name, err)
+		return false, fmt.Errorf("device %s of a daemon with another number of workers is in the way: %w: remove it", name, err)
 	}
 	return true, nil
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -193,13 +194,15 @@ func (d *Daemon) swap(ctx context.Context, next *state) (err error) {
 // undoList takes back what was done, last first.
 type undoList []func() error
 
+var errUndo = errors.New("taking back what was done failed too")
+
 func (u *undoList) add(f func() error) { *u = append(*u, f) }
 
 // because takes everything back because of err, and returns it with what went wrong meanwhile.
 func (u *undoList) because(err error) error {
 	for _, f := range slices.Backward(*u) {
 		if e := f(); e != nil {
-			err = fmt.Errorf("%w; taking back what was done failed too: %w", err, e)
+			err = fmt.Errorf("%w; %w: %w", err, errUndo, e)
 		}
 	}
 	*u = nil
