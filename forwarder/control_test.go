@@ -58,10 +58,10 @@ func TestAttachErrors(t *testing.T) {
 		"no MAC":            func(s *PortSpec, _ *rig) { s.MAC = "hello" },
 		"no buffer left":    func(s *PortSpec, r *rig) { s.Attach = AttachVeth; r.f.settings.TotalBuffer = 2<<20 + 100 },
 		"device refused": func(s *PortSpec, r *rig) {
-			r.f.env.createTUN = func(string, int, bool) (ring.Port, ring.Offload, error) { return nil, 0, errors.New("no device") }
+			r.f.env.createTUN = func(ring.TUNConfig, bool) (ring.Port, ring.Offload, error) { return nil, 0, errors.New("no device") }
 		},
 		"cannot be polled": func(s *PortSpec, r *rig) {
-			r.f.env.createTUN = func(string, int, bool) (ring.Port, ring.Offload, error) {
+			r.f.env.createTUN = func(ring.TUNConfig, bool) (ring.Port, ring.Offload, error) {
 				q := ring.NewFakeQueue()
 				q.Close()
 				return q, 0, nil

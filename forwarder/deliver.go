@@ -220,6 +220,10 @@ func (w *worker) flushOutbox(b *outbox) {
 		w.solicit(b)
 	}
 	b.makeEthernet()
+	if b.port.queue != nil {
+		w.flushShaped(b)
+		return
+	}
 	for next := b.first; next >= 0; {
 		p.Reset()
 		n := 0
@@ -277,30 +281,30 @@ func (b *outbox) makeEthernet() {
 	}
 }
 
+// head is what stands in front of a delivery: the link header, empty if there
+// is none, and the virtio header, whose offsets count from there.
+func (b *outbox) head(d *delivery) (link []byte, v ring.Virtio) {
+	if b.port.link != 0 && d.version != 0 {
+		link = b.eth[0][:]
+		if d.version == 6 {
+			link = b.eth[1][:]
+		}
+	}
+	if d.v.Flags != 0 || d.v.GSOType != 0 {
+		v = ring.Virtio(d.v)
+		v.CsumStart += uint16(len(link))
+		v.HdrLen += uint16(len(link))
+	}
+	return link, v
+}
+
 // load makes a delivery one message of p; false: p is full.
 func (b *outbox) load(p *ring.Packets, a *arena, d *delivery) bool {
-	v := ring.Virtio(d.v)
-	link := uint16(0)
-	if d.version != 0 {
-		link = uint16(b.port.link)
-	}
-	if v.Flags != 0 || v.GSOType != 0 {
-		v.CsumStart += link
-		v.HdrLen += link
-	} else {
-		v = ring.Virtio{}
-	}
+	link, v := b.head(d)
 	if !p.Begin(v) {
 		return false
 	}
-	ok := true
-	if link != 0 {
-		eth := &b.eth[0]
-		if d.version == 6 {
-			eth = &b.eth[1]
-		}
-		ok = p.Append(eth[:])
-	}
+	ok := p.Append(link)
 	for i := d.first; ok && i >= 0; i = a.pieces[i].next {
 		ok = p.Append(a.pieces[i].b)
 	}
@@ -345,12 +349,17 @@ func (w *worker) written(b *outbox, d *delivery) {
 		w.drop(DropPortFull)
 	}
 	w.tally.writes++
-	c := &w.tally.forwarded[d.to][encapNone]
+	w.delivered(b.port, d.to, frames, uint64(d.bytes))
+}
+
+// delivered counts frames that have left by p.
+func (w *worker) delivered(p *port, to Direction, frames, bytes uint64) {
+	c := &w.tally.forwarded[to][encapNone]
 	c.packets += frames
-	c.bytes += uint64(d.bytes)
-	if d.to == Pod {
-		b.port.got.packets.Add(frames)
-		b.port.got.bytes.Add(uint64(d.bytes))
+	c.bytes += bytes
+	if to == Pod {
+		p.got.packets.Add(frames)
+		p.got.bytes.Add(bytes)
 	}
 }
 

@@ -59,6 +59,7 @@ const (
 	DropSendFailed
 
 	// On the way out to a pod or the host.
+	DropShaped
 	DropPortFull
 	DropPortDown
 	DropPortFailed
@@ -114,6 +115,7 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropUnderlayUnreachable: {"underlay_unreachable", "no route to the peer's underlay address, or its node refuses", "ping the peer's node; penstockctl peers names it"},
 	DropSendFailed:          {"send_failed", "the kernel refused the datagram for another reason", "the log names the error once a minute"},
 
+	DropShaped:     {"shaped", "more for the pod than its ingress bandwidth lets pass, and 25 ms of it waited already", "nothing: senders slow down by it; else raise the pod's ingress rate"},
 	DropPortFull:   {"port_full", "the pod's or the host's queue was full", "the receiver is too slow: give it CPU, or raise txqueuelen"},
 	DropPortDown:   {"port_down", "the pod's or the host's device is down or gone", "is the pod going away? else bring the device up"},
 	DropPortFailed: {"port_failed", "the kernel refused to deliver the frame", "the log names the error once a minute"},

@@ -71,11 +71,12 @@ type use struct {
 
 // environment is how the forwarder gets its descriptors; tests put fakes here.
 type environment struct {
+	now        func() time.Time // the clock of the workers' batches
 	probe      func() []ring.Capability
 	openUDP    func(ring.UDPConfig) (ring.Socket, error)
 	openIPIP   func(ring.RawConfig) (ring.Socket, error)
 	openPacket func(ring.PacketConfig) (ring.Port, func() (ring.Stats, error), error)
-	createTUN  func(name string, mtu int, offload bool) (ring.Port, ring.Offload, error)
+	createTUN  func(c ring.TUNConfig, offload bool) (ring.Port, ring.Offload, error)
 	adoptTUN   func(fd int, offload bool) (ring.Port, ring.Offload, error)
 	openHost   func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error)
 	openTunnel func(name string, queues int) ([]tunnel, error)
@@ -113,7 +114,10 @@ func newForwarder(s Settings, env environment) (_ *Forwarder, err error) {
 	if err := s.fill(); err != nil {
 		return nil, err
 	}
-	f := &Forwarder{env: env, log: s.Log, started: time.Now(), address: s.Address, vni: s.VNI, settings: s,
+	if env.now == nil {
+		env.now = time.Now
+	}
+	f := &Forwarder{env: env, log: s.Log, started: env.now(), address: s.Address, vni: s.VNI, settings: s,
 		flows: newFlowMemory(s.Workers), endpoints: map[endpointKey]*endpoint{}}
 	f.complaints.last = map[string]int64{}
 	f.hops.self, f.hops.host = &hop{kind: hopSelf}, &hop{kind: hopHost}

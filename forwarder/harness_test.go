@@ -70,9 +70,9 @@ func newRig(t testing.TB, s Settings) *rig {
 			r.pods[c.Device] = q
 			return q, nil, nil
 		},
-		createTUN: func(name string, _ int, offload bool) (ring.Port, ring.Offload, error) {
+		createTUN: func(c ring.TUNConfig, offload bool) (ring.Port, ring.Offload, error) {
 			q := ring.NewFakeQueue()
-			r.pods[name] = q
+			r.pods[c.Name] = q
 			if !offload {
 				return q, 0, nil
 			}
@@ -129,12 +129,13 @@ func (r *rig) turn() {
 	for range 4 {
 		for _, w := range r.f.workers {
 			for _, p := range append([]*port{w.host}, w.ports...) {
-				if p != nil {
+				if p != nil && (p.throttle == nil || !p.throttle.paused) {
 					w.begin()
 					w.servePort(p, false)
 					w.ledger.publish(&w.tally)
 				}
 			}
+			w.serveAlarms(0)
 			for _, l := range w.lanes {
 				for i := 0; l != nil && i < l.receiving; i++ {
 					w.begin()

@@ -19,8 +19,8 @@ func kernel() environment {
 			}
 			return s, s.Stats, nil
 		},
-		createTUN: func(name string, mtu int, offload bool) (ring.Port, ring.Offload, error) {
-			ports, o, err := openTUN(ring.TUNConfig{Name: name, Queues: 1, Persistent: true, MTU: mtu}, offload)
+		createTUN: func(c ring.TUNConfig, offload bool) (ring.Port, ring.Offload, error) {
+			ports, o, err := openTUN(c, offload)
 			if err != nil {
 				return nil, 0, err
 			}

@@ -44,7 +44,7 @@ type PortSpec struct {
 }
 
 // Bandwidth limits what a pod receives (ingress) and sends (egress), as CNI's capability of that name has it: rates in bits a
-// second, bursts in bits. A rate of 0 is no limit.
+// second, bursts in bits. A rate of 0 is no limit; a burst is at least leastBurst of its rate. See throttle.go and queue.go.
 type Bandwidth struct {
 	IngressRate, IngressBurst uint64
 	EgressRate, EgressBurst   uint64
@@ -70,8 +70,10 @@ type port struct {
 	link      int                        // bytes of link header: 14 or 0
 	worker    int
 	mtu       int
-	gso, uso  bool // takes TCP superframes; takes UDP ones
-	buffer    int64
+	gso, uso  bool      // takes TCP superframes; takes UDP ones
+	buffer    int64     // of limits.totalBuffer
+	throttle  *throttle // bounds what the pod sends; nil: nothing does. The reading worker's
+	queue     *queue    // bounds what the pod receives; nil: nothing does. All workers'
 	hop       *hop
 
 	mac        atomic.Uint64 // the pod's, in the low 48 bits; 0: not known yet
@@ -149,11 +151,16 @@ func (f *Forwarder) attach(spec PortSpec, open func(*port) error) (PortInfo, err
 	if p.hop.kind == hopRouted {
 		return f.attachRouted(p)
 	}
+	f.shapePort(p)
 	if err := open(p); err != nil {
 		return PortInfo{}, err
 	}
 	p.index = f.portSlots.take()
-	f.onAll(func(w *worker) { w.growOutboxes(f.portSlots.size()); *w.outboxes[p.index] = outbox{port: p} })
+	f.onAll(func(w *worker) {
+		w.growOutboxes(f.portSlots.size())
+		*w.outboxes[p.index] = outbox{port: p}
+		w.alarms.reserve(f.portSlots.size())
+	})
 	undo := func() {
 		f.onAll(func(w *worker) { w.outboxes[p.index].port = nil })
 		f.portSlots.give(p.index)
@@ -217,8 +224,8 @@ func (f *Forwarder) Detach(container, iface string) error {
 		return nil
 	}
 	f.onWorker(p.worker, func(w *worker) error { w.removePort(p); return nil })
-	// After this no worker holds a View, an outbox or a merge that names the port.
-	f.onAll(func(w *worker) { w.outboxes[p.index].port = nil })
+	// After this no worker holds a View, an outbox, an alarm or a merge that names the port.
+	f.onAll(func(w *worker) { w.outboxes[p.index].port = nil; w.alarms.forget(p) })
 	f.ports = slices.DeleteFunc(f.ports, func(q *port) bool { return q == p })
 	f.savePorts()
 	f.portSlots.give(p.index)
@@ -258,6 +265,9 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 	p := &port{spec: spec, direction: Pod, mtu: spec.MTU}
 	p.hop = &hop{kind: hopPort, port: p}
 	what := spec.Container + "/" + spec.Interface
+	if err := spec.Bandwidth.check(); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
 	if spec.Container == "" || spec.Interface == "" || spec.Device == "" && spec.Attach != AttachRouted {
 		return nil, fmt.Errorf("attach needs a container, an interface and a device name")
 	}
@@ -326,24 +336,29 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 
 // openPort opens the port's device.
 func (f *Forwarder) openPort(p *port) error {
-	s := &f.settings
+	socket, err := f.reserve(p)
+	if err != nil {
+		return err
+	}
 	if p.spec.Attach == AttachTUN {
-		io, offload, err := f.env.createTUN(p.spec.Device, p.mtu, f.use.tunOffload)
+		cfg := ring.TUNConfig{Name: p.spec.Device, Queues: 1, Persistent: true, MTU: p.mtu}
+		if p.throttle != nil {
+			cfg.QueueLen = p.throttle.tunQueue(p.mtu)
+		}
+		io, offload, err := f.env.createTUN(cfg, f.use.tunOffload)
 		if err != nil {
 			return err
 		}
 		p.io, p.gso, p.uso = io, offload&ring.OffloadTSO4 != 0, offload&ring.OffloadUSO4 != 0
+		if err := p.throttle.refuseSuperframes(io, offload); err != nil {
+			f.closePort(p, true)
+			return err
+		}
 	} else {
-		used := int64(0)
-		for _, o := range f.ports {
-			used += o.buffer
+		cfg := ring.PacketConfig{Device: p.spec.Device, Ring: f.use.packetRing, RecvBuffer: int(socket), SendBuffer: sendBuffer}
+		if p.throttle != nil {
+			cfg.Ring = ring.RecvMMsg // its queue is bounded in bytes, and what it does not hold is dropped whole
 		}
-		p.buffer = min(s.PodBuffer, s.TotalBuffer-used)
-		if p.buffer < minPortBuffer {
-			return fmt.Errorf("%s/%s: no packet buffer left, limits.totalBuffer %d bytes are taken by %d pods: raise it or lower limits.podBuffer",
-				p.spec.Container, p.spec.Interface, s.TotalBuffer, len(f.ports))
-		}
-		cfg := ring.PacketConfig{Device: p.spec.Device, Ring: f.use.packetRing, RecvBuffer: int(p.buffer), SendBuffer: sendBuffer}
 		if cfg.Ring != ring.RecvMMsg {
 			cfg.RecvBuffer -= ringBytes
 		}
@@ -360,17 +375,52 @@ func (f *Forwarder) openPort(p *port) error {
 	return nil
 }
 
+// reserve takes the port's share of limits.totalBuffer and returns how much of
+// it is for the socket: none of a TUN's.
+func (f *Forwarder) reserve(p *port) (socket int64, err error) {
+	s := &f.settings
+	left := s.TotalBuffer
+	for _, o := range f.ports {
+		left -= o.buffer
+	}
+	if p.queue != nil {
+		p.buffer = p.queue.size()
+	}
+	if p.spec.Attach == AttachVeth {
+		socket = s.PodBuffer
+		if p.throttle != nil {
+			socket = min(socket, p.throttle.socketBuffer())
+		}
+	}
+	least := min(socket, minPortBuffer)
+	socket = min(socket, left-p.buffer)
+	if socket < least {
+		return 0, fmt.Errorf("%s/%s: no packet buffer left, limits.totalBuffer %d bytes are taken by %d pods: raise it or lower limits.podBuffer",
+			p.spec.Container, p.spec.Interface, s.TotalBuffer, len(f.ports))
+	}
+	p.buffer += socket
+	return socket, nil
+}
+
 // adoptPort takes over a queue of the port's TUN.
 func (f *Forwarder) adoptPort(p *port, fd int) error {
 	if p.spec.Attach != AttachTUN {
 		unix.Close(fd)
 		return fmt.Errorf("%s/%s is a %s: only a %s is adopted by a queue", p.spec.Container, p.spec.Interface, p.spec.Attach, AttachTUN)
 	}
+	if _, err := f.reserve(p); err != nil {
+		unix.Close(fd)
+		return err
+	}
 	io, offload, err := f.env.adoptTUN(fd, f.use.tunOffload)
 	if err != nil {
 		return err
 	}
 	p.io, p.gso, p.uso = io, offload&ring.OffloadTSO4 != 0, offload&ring.OffloadUSO4 != 0
+	if err := p.throttle.refuseSuperframes(io, offload); err != nil {
+		io.Close()
+		return err
+	}
 	f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
 	return nil
 }
@@ -380,6 +430,7 @@ const ringBytes = 128 * 2048
 
 // closePort closes the descriptor; with remove, a TUN's device goes too.
 func (f *Forwarder) closePort(p *port, remove bool) error {
+	f.onWorker(p.worker, func(w *worker) error { w.abandon(p); return nil })
 	f.fds.remove(p.io.FD())
 	if q, ok := p.io.(interface{ SetPersist(bool) error }); ok && remove {
 		if err := q.SetPersist(false); err != nil {

@@ -235,7 +235,7 @@ func TestLostDevice(t *testing.T) {
 		t.Run(c.err.Error(), func(t *testing.T) {
 			r := newRig(t, testSettings(encap.KindUDP))
 			gone := &goneQueue{FakeQueue: ring.NewFakeQueue(), err: c.err}
-			r.f.env.createTUN = func(string, int, bool) (ring.Port, ring.Offload, error) { return gone, 0, nil }
+			r.f.env.createTUN = func(ring.TUNConfig, bool) (ring.Port, ring.Offload, error) { return gone, 0, nil }
 			if _, err := r.f.Attach(PortSpec{Container: "a1", Interface: "eth0", Attach: AttachTUN, Device: "a1", Addresses: addrs(podA1)}); err != nil {
 				t.Fatal(err)
 			}

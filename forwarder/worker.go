@@ -66,6 +66,7 @@ type worker struct {
 	spare     []byte             // headers of segments that are sent outside the arena
 	packets   *ring.Packets
 
+	alarms  alarms // of ports whose pods have a bound
 	limiter answerLimiter
 	tally   tally
 	ledger  ledger
@@ -155,6 +156,9 @@ func (w *worker) run() {
 			w.serve(&events[i])
 		}
 		w.unblock()
+		if len(w.alarms) > 0 {
+			timeout = w.serveAlarms(timeout)
+		}
 	}
 }
 
@@ -202,7 +206,7 @@ func (w *worker) begin() {
 	w.view = w.f.table.Load()
 	w.network = w.view.Network(w.f.vni)
 	w.live = w.f.live.Load()
-	now := time.Now()
+	now := w.f.env.now()
 	w.now, w.nanos = now.Unix(), now.Sub(w.f.started).Nanoseconds()
 }
 
@@ -216,7 +220,13 @@ func (w *worker) servePort(p *port, failed bool) {
 		}
 	}
 	w.slab.Reset()
-	n, err := p.io.Read(w.slab, w.frames[:])
+	var n int
+	var err error
+	if p.throttle == nil {
+		n, err = p.io.Read(w.slab, w.frames[:])
+	} else {
+		n, err = w.readThrottled(p)
+	}
 	if err != nil {
 		w.lost(p, err)
 		return
@@ -329,6 +339,7 @@ func (w *worker) addPort(p *port) error {
 }
 
 func (w *worker) removePort(p *port) {
+	w.alarms.forget(p)
 	w.poller.Delete(p.io.FD())
 	if w.ports[p.index] = nil; p.unblock != nil {
 		w.blockable--

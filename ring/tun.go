@@ -53,6 +53,7 @@ type TUNConfig struct {
 	Queues     int    // 0 is 1; with more than one the device is made multi-queue
 	Persistent bool   // stays when the last queue is closed
 	MTU        int    // 0: as it is
+	QueueLen   int    // packets that wait for a read, in each queue; 0: as it is, which is 500 at first
 }
 
 const (
@@ -114,6 +115,11 @@ func CreateTUN(cfg TUNConfig) ([]*Queue, error) {
 	if cfg.MTU > 0 {
 		if err := setMTU(name, cfg.MTU); err != nil {
 			return undo(setup(err, "check that the MTU is between 68 and 65535", "set the MTU of %s to %d", name, cfg.MTU))
+		}
+	}
+	if cfg.QueueLen > 0 {
+		if err := setQueueLen(name, cfg.QueueLen); err != nil {
+			return undo(setup(err, "", "let %d packets wait in %s", cfg.QueueLen, name))
 		}
 	}
 	if !cfg.Persistent {
@@ -347,6 +353,14 @@ func setMTU(name string, mtu int) error {
 	return withIfreq(name, func(fd int, req *unix.Ifreq) error {
 		req.SetUint32(uint32(mtu))
 		return unix.IoctlIfreq(fd, unix.SIOCSIFMTU, req)
+	})
+}
+
+// setQueueLen resizes the rings of all queues (tun_queue_resize, drivers/net/tun.c).
+func setQueueLen(name string, packets int) error {
+	return withIfreq(name, func(fd int, req *unix.Ifreq) error {
+		req.SetUint32(uint32(packets))
+		return unix.IoctlIfreq(fd, unix.SIOCSIFTXQLEN, req)
 	})
 }
 
