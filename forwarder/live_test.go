@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -57,10 +58,11 @@ func TestLive(t *testing.T) {
 					if d.Addr.Addr() != nodeB || encap.Parse(b[at:], &p) != encap.OK || p.Proto != encap.ProtoUDP || p.SrcPort > 4 {
 						continue
 					}
-					if p.DstPort <= seen[p.SrcPort] {
-						t.Errorf("flow %d: number %d behind %d", p.SrcPort, p.DstPort, seen[p.SrcPort])
+					number := binary.BigEndian.Uint16(b[at+4:])
+					if number <= seen[p.SrcPort] {
+						t.Errorf("flow %d: number %d behind %d", p.SrcPort, number, seen[p.SrcPort])
 					}
-					seen[p.SrcPort] = p.DstPort
+					seen[p.SrcPort] = number
 				}
 			}
 			opened := append([]*ring.FakeSocket{}, r.udp...)
@@ -92,7 +94,7 @@ func TestLive(t *testing.T) {
 				}
 				number++
 				for flow := range uint16(4) {
-					stays.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1+flow, number, int(number)%3*50)})
+					stays.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1+flow, 9, int(number)%3*50, identified(number))})
 				}
 				if number%32 == 0 {
 					ip := tcpPacket(podA1, podB, 1, 20000)

@@ -323,3 +323,7 @@ var writeErrors = []struct {
 	{syscall.EIO, DropPortDown}, {syscall.ENETDOWN, DropPortDown}, {syscall.ENXIO, DropPortDown}, {syscall.ENODEV, DropPortDown}, {syscall.EBADFD, DropPortDown},
 	{syscall.EINVAL, DropPortFailed}, {syscall.EMSGSIZE, DropPortFailed},
 }
+
+// identified gives a packet an IP ID by which a test knows it again: a number in
+// the ports would make it another flow.
+func identified(id uint16) func(*layers.IPv4) { return func(ip *layers.IPv4) { ip.Id = id } }

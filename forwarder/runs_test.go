@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"syscall"
 	"testing"
@@ -38,7 +39,7 @@ func TestRuns(t *testing.T) {
 		{"one", []int{72}, []string{"1×100=100"}},
 		{"equal", []int{72, 72, 72}, []string{"3×100=300"}},
 		{"a shorter one ends it", []int{72, 72, 22, 72}, []string{"3×100=250", "1×100=100"}},
-		{"two shorter ones", []int{72, 22, 22}, []string{"2×100=150", "1×50=50"}},
+		{"two shorter ones", []int{72, 22, 22}, []string{"1×100=100", "2×50=100"}},
 		{"a longer one begins anew", []int{22, 72, 72}, []string{"1×50=50", "2×100=200"}},
 		{"alternating", []int{72, 22, 72, 22}, []string{"2×100=150", "2×100=150"}},
 	} {
@@ -47,7 +48,7 @@ func TestRuns(t *testing.T) {
 			pod := r.veth("a1", podA1)
 			var want [][]byte
 			for i, n := range c.sizes {
-				ip := udpPacket(podA1, podB, 1000, uint16(i), n)
+				ip := udpPacket(podA1, podB, 1000, 2, n, identified(uint16(i)))
 				pod.Inject(fromPod(ip))
 				want = append(want, ip[28:])
 			}
@@ -61,8 +62,8 @@ func TestRuns(t *testing.T) {
 				t.Fatalf("%d datagrams, want %d", len(ds), len(want))
 			}
 			for i, d := range ds {
-				if o := decode(t, d); int(o.udp.DstPort) != i || !bytes.Equal(o.payload, want[i]) || o.ip4.TTL != 63 {
-					t.Errorf("datagram %d: port %d, TTL %d", i, o.udp.DstPort, o.ip4.TTL)
+				if o := decode(t, d); int(o.ip4.Id) != i || !bytes.Equal(o.payload, want[i]) || o.ip4.TTL != 63 {
+					t.Errorf("datagram %d: ID %d, TTL %d", i, o.ip4.Id, o.ip4.TTL)
 				}
 			}
 			r.check(nil)
@@ -154,6 +155,36 @@ func TestCopyDSCP(t *testing.T) {
 	}
 }
 
+// TestMixedRuns: flows that mix sizes share runs of each size, and each flow
+// keeps its order.
+func TestMixedRuns(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindUDP))
+	pod := r.veth("a1", podA1)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	const flows, each = 16, 4
+	for n := range uint16(each) {
+		for flow := range uint16(flows) {
+			size := []int{64, 64, 64, 64, 64, 64, 64, 570, 570, 570, 570, 1400}[rnd.IntN(12)]
+			pod.Inject(fromPod(udpPacket(podA1, podB, 1000+flow, 2, size, identified(n))))
+		}
+	}
+	r.turn()
+	sends := r.sends()
+	if len(sends) > 16 {
+		t.Errorf("%d sends for %d datagrams: %s", len(sends), flows*each, shapes(sends))
+	}
+	next := map[layers.UDPPort]uint16{}
+	for _, d := range datagrams(t, sends) {
+		o := decode(t, d)
+		if o.ip4.Id != next[o.udp.SrcPort] {
+			t.Errorf("flow %d: number %d, want %d", o.udp.SrcPort, o.ip4.Id, next[o.udp.SrcPort])
+		}
+		next[o.udp.SrcPort]++
+	}
+	r.check(nil)
+	r.expect(flows*each, 0, 0)
+}
+
 // TestNoRuns: without UDP_SEGMENT, and in ipip, each datagram is a send.
 func TestNoRuns(t *testing.T) {
 	for _, kind := range kinds {
@@ -207,7 +238,7 @@ func TestSendErrors(t *testing.T) {
 			r := newRig(t, testSettings(encap.KindUDP))
 			pod := r.veth("a1", podA1)
 			for i, n := range []int{72, 72, 22, 72, 72, 72, 22, 72} { // runs of 3, 4, 1
-				pod.Inject(fromPod(udpPacket(podA1, podB, 1, uint16(i), n)))
+				pod.Inject(fromPod(udpPacket(podA1, podB, 1, 2, n, identified(uint16(i)))))
 			}
 			r.udp[0].Fail(1, c.err)
 			r.turn()
@@ -220,7 +251,7 @@ func TestSendErrors(t *testing.T) {
 				t.Fatalf("%d datagrams left, want %d", len(ds), len(want))
 			}
 			for i, d := range ds {
-				if got := uint16(decode(t, d).udp.DstPort); got != want[i] {
+				if got := decode(t, d).ip4.Id; got != want[i] {
 					t.Errorf("datagram %d where %d should be", got, want[i])
 				}
 			}
@@ -241,7 +272,7 @@ func TestReplay(t *testing.T) {
 			pod := r.veth("a1", podA1)
 			feed := func() {
 				for i, n := range []int{72, 72, 22, 72, 72} {
-					pod.Inject(fromPod(udpPacket(podA1, podB, 1, uint16(i), n)))
+					pod.Inject(fromPod(udpPacket(podA1, podB, 1, 2, n, identified(uint16(i)))))
 				}
 				seg := tcpPacket(podA1, podB, 1, 5000)
 				pod.Inject(fromVeth(seg, partial(seg, 1000)))
@@ -256,7 +287,7 @@ func TestReplay(t *testing.T) {
 			}
 			for i, ip := range ips {
 				o := decode(t, ip)
-				if i < 5 && int(o.udp.DstPort) != i || i >= 5 && int(o.tcp.Seq) != 1+(i-5)*1000 {
+				if i < 5 && int(o.ip4.Id) != i || i >= 5 && int(o.tcp.Seq) != 1+(i-5)*1000 {
 					t.Errorf("datagram %d out of order", i)
 				}
 			}

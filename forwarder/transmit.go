@@ -14,9 +14,9 @@ import (
 //	frame ─▶ append ─▶ run (open) ─┬─▶ egress (a socket's runs, in order) ─▶ sendmmsg
 //	                   run (closed)┘
 //
-// Order: datagrams of a flow have one socket, and a socket's runs leave in the
-// order in which they were begun. A run that a shorter datagram has ended, or
-// that another size follows, never takes another datagram.
+// Order: datagrams of a flow have one socket, a socket's runs leave in the order
+// in which they were begun, and a flow's datagram joins no run in front of the
+// one with the flow's last.
 
 const (
 	maxRunSegments = 128
@@ -105,13 +105,42 @@ func newEgress(s ring.Socket, index int) *egress {
 	return &egress{sock: s, index: index, first: -1, last: -1}
 }
 
-// transmit is one worker's way to one peer: which run is open on each of the
-// lane's sockets.
+// transmit is one worker's way to one peer.
 type transmit struct {
-	open       [maxSourcePorts]int32
-	generation [maxSourcePorts]uint32 // of the arena; another one: none is open
-	unfinished bool                   // the last datagram did not end its frame
-	whole      [maxSourcePorts]wholeHeader
+	sources    []source // one a socket of the lane
+	unfinished bool     // the last datagram did not end its frame, which goes on in
+	current    int32    // this run
+}
+
+// source is what leaves for a peer by one socket. Several runs are open side by
+// side, one for each size, as flows that mix sizes would else end each other's
+// runs. A flow's datagram never joins a run that leaves before the flow's last
+// one; flows that share a bucket only wait for each other.
+type source struct {
+	generation uint32 // of the arena; another one: nothing below is of this batch
+	n          int
+	open       [openRuns]int32
+	last       [flowBuckets]int32 // the latest run with a datagram of the flow, plus 1
+	whole      wholeHeader
+}
+
+const (
+	openRuns    = 8
+	flowBuckets = 64
+)
+
+// newTransmit has room for the sockets of any lane.
+func newTransmit(sourcePorts int) *transmit {
+	return &transmit{sources: make([]source, max(sourcePorts, laneInner6+1))}
+}
+
+// at is the state of a socket for this batch.
+func (t *transmit) at(e *egress, a *arena) *source {
+	s := &t.sources[e.index]
+	if s.generation != a.generation {
+		s.generation, s.n, s.last = a.generation, 0, [flowBuckets]int32{}
+	}
+	return s
 }
 
 // egressOf is the socket by which a flow leaves for p: always the same one.
@@ -161,15 +190,9 @@ func (w *worker) append(p *peer, e *egress, f *frame, head, payload []byte, ends
 	a, t := &w.arena, w.transmits[p.state.index]
 	tos := encap.ECNEncap(f.p.TOS, w.live.copyDSCP)
 	size := int32(len(head) + len(payload))
-	var r *run
-	if t.generation[e.index] == a.generation {
-		r = &a.runs[t.open[e.index]]
-		if r.closed || r.peer != p || r.tos != tos || size > r.segment || r.bytes+size > maxRunBytes || r.count >= w.f.use.maxSegments {
-			r = nil
-		}
-	}
+	r := w.findRun(t, t.at(e, a), f.p.Hash, size, tos)
 	if r == nil {
-		r = w.beginRun(p, e, tos)
+		r = w.beginRun(p, e, f.p.Hash, tos)
 		r.segment = size
 		r.closed = !w.f.use.udpSegment || p.kind == encap.KindIPIP || p.state.noSegment.Load()
 		r.continues = t.unfinished
@@ -193,12 +216,42 @@ func (w *worker) append(p *peer, e *egress, f *frame, head, payload []byte, ends
 	}
 }
 
+// findRun is the earliest open run that a datagram may join, or nil. The last,
+// shorter segment of a superframe ends the run of the others; a short packet of
+// its own would only spoil the run for those that fit.
+func (w *worker) findRun(t *transmit, s *source, flow uint32, size int32, tos uint8) *run {
+	a := &w.arena
+	fits := func(r *run) bool {
+		return !r.closed && r.tos == tos && r.bytes+size <= maxRunBytes && r.count < w.f.use.maxSegments
+	}
+	if t.unfinished && s.n > 0 {
+		if r := &a.runs[t.current]; size <= r.segment && fits(r) {
+			return r
+		}
+		return nil
+	}
+	last := &s.last[flow%flowBuckets]
+	for _, i := range s.open[:s.n] {
+		if r := &a.runs[i]; i+1 >= *last && size == r.segment && fits(r) {
+			*last, t.current = i+1, i
+			return r
+		}
+	}
+	return nil
+}
+
 // beginRun begins a run behind all that waits for a socket.
-func (w *worker) beginRun(p *peer, e *egress, tos uint8) *run {
+func (w *worker) beginRun(p *peer, e *egress, flow uint32, tos uint8) *run {
 	a, t := &w.arena, w.transmits[p.state.index]
+	s := t.at(e, a)
 	i := int32(len(a.runs))
 	a.runs = append(a.runs, run{peer: p, first: -1, last: -1, next: -1, tos: tos})
-	t.open[e.index], t.generation[e.index] = i, a.generation
+	if s.n == openRuns {
+		s.n = copy(s.open[:], s.open[1:])
+	}
+	s.open[s.n] = i
+	s.n++
+	s.last[flow%flowBuckets], t.current = i+1, i
 	if !e.queued {
 		e.queued, e.first = true, i
 		w.egresses = append(w.egresses, e)
@@ -209,9 +262,33 @@ func (w *worker) beginRun(p *peer, e *egress, tos uint8) *run {
 	return &a.runs[i]
 }
 
+// join lets single shorter datagrams ride at the end of the run in front of
+// them: nothing else can follow there any more.
+func (w *worker) join(e *egress) {
+	a := &w.arena
+	for i := e.first; i >= 0; i = a.runs[i].next {
+		r := &a.runs[i]
+		if r.closed || r.whole != nil || r.next < 0 {
+			continue
+		}
+		n := &a.runs[r.next]
+		if n.whole != nil || n.count != 1 || n.continues || n.unfinished || n.peer != r.peer || n.tos != r.tos || n.segment >= r.segment ||
+			r.bytes+n.bytes > maxRunBytes || r.count >= w.f.use.maxSegments {
+			continue
+		}
+		a.pieces[r.last].next, r.last = n.first, n.last
+		r.count++
+		r.bytes += n.bytes
+		r.frames += n.frames
+		r.inner += n.inner
+		r.closed, r.next = true, n.next
+	}
+}
+
 // flushEgress sends all that waits for a socket.
 func (w *worker) flushEgress(e *egress) {
 	d, a := w.datagrams, &w.arena
+	w.join(e)
 	for next := e.first; next >= 0; {
 		if r := &a.runs[next]; r.whole != nil {
 			w.sendWhole(e, r)

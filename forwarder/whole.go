@@ -61,7 +61,7 @@ func (w *worker) transmitWhole(f *frame, p *peer) bool {
 	}
 	w.makeRoom()
 	e, t := w.egressOf(p, &f.p), w.transmits[p.state.index]
-	h := &t.whole[e.index]
+	h := &t.sources[e.index].whole
 	if h.peer != p || h.path != path {
 		*h = wholeHeader{encap.NewWhole(e.sock.Local(), p.to.AddrPort(), p.header), p, path}
 		h.SetLink(path.Source, path.NextHop)
@@ -77,7 +77,7 @@ func (w *worker) transmitWhole(f *frame, p *peer) bool {
 	v.HdrLen = uint16(n + encap.HeaderLen(f.ip(), &f.p))
 	at := f.at - n - ring.TunnelHeaderLen
 	v.Put(f.mem[at:])
-	r := w.beginRun(p, e, tos)
+	r := w.beginRun(p, e, f.p.Hash, tos)
 	r.closed, r.whole, r.at, r.v = true, f.mem[at:], int32(f.at-at), f.v
 	r.frames, r.inner, r.count = 1, int32(f.p.Len), 1
 	return true
