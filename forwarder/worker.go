@@ -361,7 +361,7 @@ func (w *worker) addLane(index int, l *lane) error {
 
 func (w *worker) growTransmits(n int) {
 	for len(w.transmits) < n {
-		w.transmits = append(w.transmits, &transmit{})
+		w.transmits = append(w.transmits, newTransmit(w.f.settings.SourcePorts))
 	}
 }
 
