@@ -267,6 +267,14 @@ func (f *Forwarder) fillTable(peers []*peer) error {
 		}
 		for _, p := range peers {
 			for _, c := range p.spec.PodCIDRs {
+				for _, own := range s.PodCIDRs {
+					if own.Overlaps(c) {
+						return fmt.Errorf("peer %s: %s overlaps this node's own pods %s", p.spec.Name, c, own)
+					}
+				}
+				if !slices.ContainsFunc(s.Cluster, func(n netip.Prefix) bool { return n.Bits() <= c.Bits() && n.Contains(c.Addr()) }) {
+					return fmt.Errorf("peer %s: %s is not in the pods' network %s", p.spec.Name, c, s.Cluster)
+				}
 				if err := add(c, p.hop, "peer "+p.spec.Name); err != nil {
 					return err
 				}

@@ -115,6 +115,9 @@ func (f *Forwarder) Reconfigure(next Settings) error {
 	}
 	for _, p := range f.ports {
 		for _, a := range p.addresses {
+			if slices.Contains(next.hostAddresses(), a) {
+				return fmt.Errorf("node.podCIDRs would make %s the host's own, which %s/%s has: detach the pod first", a, p.spec.Container, p.spec.Interface)
+			}
 			if !slices.ContainsFunc(next.PodCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
 				return fmt.Errorf("node.podCIDRs would no longer contain %s of %s/%s: detach the pod first", a, p.spec.Container, p.spec.Interface)
 			}
