@@ -83,11 +83,21 @@ func TestStoppedWhileStarting(t *testing.T) {
 	d, _ := newDaemon(f, Options{Config: file(t, ""), Log: io.Discard})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := d.run(ctx, nil); !errors.Is(err, context.Canceled) {
+	if err := d.run(ctx, nil); err != nil { // it did what it was asked to
 		t.Errorf("got %v", err)
 	}
 	if did := f.deeds(); slices.Contains(did, "start") {
 		t.Errorf("workers ran: %q", did)
+	}
+
+	// But not if something stays behind, or if the start had failed by itself.
+	for _, what := range []string{"cleanup", "forwarder"} {
+		f := newFake()
+		f.failing(what, errors.New("no"))
+		d, _ := newDaemon(f, Options{Config: file(t, ""), Log: io.Discard})
+		if err := d.run(ctx, nil); err == nil {
+			t.Errorf("%s fails: no error", what)
+		}
 	}
 }
 
