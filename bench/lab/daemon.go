@@ -44,6 +44,10 @@ func (n *Node) Start(t TB, yaml ...string) *Daemon {
 		t.Fatalf("%v", err)
 	}
 	t.Cleanup(func() {
+		// With LAB_RACE=1 the daemon goes on after a race, and most labs end by killing it: nothing else would tell.
+		if race := strings.Index(d.Process.Output(), "WARNING: DATA RACE"); race >= 0 {
+			t.Errorf("penstockd on %s:\n%.4000s", n.Name, d.Process.Output()[race:])
+		}
 		if t.Failed() {
 			t.Logf("penstockd on %s printed:\n%s", n.Name, lastLines(d.Process.Output(), 80))
 		}

@@ -1,0 +1,200 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/penstock-net/penstock/bench/lab"
+)
+
+// coreCase is one combination of everything that must make no difference to what pods see.
+type coreCase struct {
+	name   string
+	config lab.Config
+	yaml   []string
+	unused []string // capabilities that status must not call used
+	used   []string // and those that it must, where the kernel has them
+	still  []string // metrics that must stay 0
+	moves  []string // and that must not
+}
+
+// core is the scenario that every combination must pass: pods on a veth and on a TUN on each of two nodes ping each
+// other and are pinged by the nodes, move bytes both ways by TCP, datagrams of many sizes and UDP_SEGMENT messages,
+// and reach a Service whose backends are elsewhere; and every frame is accounted for.
+//
+//	node-a                      node-b
+//	veth ──┬─ penstockd ═══ penstockd ─┬── veth
+//	tun  ──┘                           └── tun
+func core(t *testing.T, c coreCase) {
+	l := lab.New(t, c.config)
+	l.Start(t, c.yaml...)
+	a, b := l.Nodes[0], l.Nodes[1]
+	av, at := a.AddPod(t, lab.Veth), a.AddPod(t, lab.TUN)
+	bv, bt := b.AddPod(t, lab.Veth), b.AddPod(t, lab.TUN)
+	for _, n := range l.Nodes {
+		chosen(t, n.Daemon, c)
+	}
+	pods := []*lab.Pod{av, at, bv, bt}
+	for _, v6 := range []bool{false, true} {
+		for _, to := range pods {
+			for _, from := range []*lab.Host{&av.Host, &at.Host, &bv.Host, &bt.Host, &a.Host, &b.Host} {
+				if from == &to.Host {
+					continue
+				}
+				if err := from.Ping(to.Addr(v6)); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+	if t.Failed() {
+		return
+	}
+	mtu := min(av.MTU, bv.MTU)
+	// Across the nodes each way of attachment meets each, half of them in each family (all, if everything is wanted);
+	// and within a node.
+	for i, pair := range [][2]*lab.Pod{{av, bv}, {at, bt}, {av, bt}, {at, bv}, {av, at}, {bv, bt}} {
+		for _, v6 := range []bool{i%2 == 1, i%2 == 0}[:1+btoi(matrix())] {
+			coreTraffic(t, pair[0], pair[1], v6, mtu)
+		}
+	}
+	coreServices(t, a, []*lab.Pod{av, at}, []*lab.Pod{bv, bt, at})
+	var all lab.Metrics
+	for _, n := range l.Nodes {
+		all = append(all, n.Daemon.AssertConserved(t)...)
+		n.Daemon.Stop(t)
+	}
+	for _, name := range append(slices.Clone(c.still), c.moves...) {
+		if !slices.ContainsFunc(all, func(s lab.Sample) bool { return s.Name == name }) {
+			t.Errorf("there is no metric %s", name)
+		} else if v := all.Sum(name); (v == 0) != slices.Contains(c.still, name) {
+			t.Errorf("%s is %.0f in the case %q", name, v, c.name)
+		}
+	}
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// chosen checks that a switch is heard, or the case proves nothing.
+func chosen(t *testing.T, d *lab.Daemon, c coreCase) {
+	t.Helper()
+	capability := map[string]struct{ found, used bool }{}
+	for _, k := range d.Status(t).Capabilities {
+		capability[k.Name] = struct{ found, used bool }{k.Found, k.Used}
+	}
+	for _, name := range c.unused {
+		if k, known := capability[name]; !known || k.used {
+			t.Errorf("%s: status says of %s: %+v, and it is switched off", d.Node.Name, name, k)
+		}
+	}
+	for _, name := range c.used {
+		if k, known := capability[name]; !known || k.found && !k.used {
+			t.Errorf("%s: status says of %s: %+v, and it is switched on", d.Node.Name, name, k)
+		}
+	}
+}
+
+func coreTraffic(t *testing.T, a, b *lab.Pod, v6 bool, mtu int) {
+	t.Helper()
+	what := fmt.Sprintf("%s (%s) ↔ %s (%s) %s", a.Name, a.Attach, b.Name, b.Attach, family(v6))
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if _, err := lab.TransferTCP(ctx, &a.Host, &b.Host, v6, 4<<20, 4<<20); err != nil {
+		t.Errorf("%s: %v", what, err)
+		return
+	}
+	server, err := b.ServeUDP(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	client, err := a.DialUDP(netip.AddrPortFrom(b.Addr(v6), server.Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	limit := 4 * mtu
+	if matrix() {
+		limit = 20000
+	}
+	sizes := append([]int{0, 1, 2, 3, 7, 33, 100, 1000}, lab.FragmentBorders(mtu, v6, limit)...)
+	if e, err := client.EchoSizes(ctx, sizes, 4); err != nil || !e.OK() {
+		t.Errorf("%s: echoes: %+v %v", what, e, err)
+	}
+	for _, pair := range [][2]*lab.Pod{{a, b}, {b, a}} {
+		sink, err := pair[1].ReceiveStream(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		to, total := netip.AddrPortFrom(pair[1].Addr(v6), sink.Port()), 0
+		for _, s := range []lab.Stream{
+			{Segment: 500, Burst: 40, Count: 400},
+			{Segment: 1200, Burst: 50, Count: 400},
+			{Sizes: []int{64, 64, 64, 64, 64, 64, 64, 570, 570, 570, 570, 1290}, Burst: 16, Flows: 4, Count: 400},
+		} {
+			// A veth port's ring has 128 slots, and those of a batch of 64 come back only after it has left.
+			s.Sink, s.Ahead = sink, 60
+			n, err := pair[0].SendStream(ctx, to, s)
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+			total += n
+		}
+		if c := sink.WaitFor(total, 5*time.Second); !c.Perfect(total) {
+			t.Errorf("%s: %s sent %d messages, %s received %+v", what, pair[0].Name, total, pair[1].Name, c)
+			for _, n := range []*lab.Node{a.Node, b.Node} {
+				m := n.Daemon.Metrics(t)
+				t.Logf("%s: drops %v, unread %.0f", n.Name, m.Dropped(), m.Sum("penstock_port_unread_packets_total"))
+			}
+		}
+		sink.Close()
+	}
+}
+
+// coreServices: clients reach a Service by TCP and UDP, the backends in turn; the answer comes from its address.
+func coreServices(t *testing.T, n *lab.Node, clients, backends []*lab.Pod) {
+	t.Helper()
+	servers(t, 8080, backends...)
+	var services []lab.Service
+	for _, v6 := range []bool{false, true} {
+		for _, proto := range []string{"tcp", "udp"} {
+			s := lab.Service{Address: serviceAddress(1, v6), Port: servicePort, Proto: proto}
+			for _, p := range backends {
+				s.Backends = append(s.Backends, netip.AddrPortFrom(p.Addr(v6), 8080))
+			}
+			services = append(services, s)
+		}
+	}
+	n.SetServices(t, services...)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	for _, v6 := range []bool{false, true} {
+		to := netip.AddrPortFrom(serviceAddress(1, v6), servicePort)
+		for _, client := range clients {
+			seen := map[string]bool{}
+			for range backends {
+				r, err := client.TCP(ctx, to, 256<<10, 256<<10)
+				if err != nil {
+					t.Errorf("%s → Service %s: %v", client.Name, to, err)
+					break
+				}
+				seen[r.Server] = true
+				if err := udpService(ctx, &client.Host, to); err != nil {
+					t.Errorf("%s → Service %s: %v", client.Name, to, err)
+				}
+			}
+			if len(seen) != len(backends) {
+				t.Errorf("%s → Service %s: answered by %v, want each of %d", client.Name, to, seen, len(backends))
+			}
+		}
+	}
+}
