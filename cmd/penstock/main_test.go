@@ -22,8 +22,8 @@ func TestMain(m *testing.M) {
 func plugin(t *testing.T, verb string) ([]byte, error) {
 	t.Helper()
 	c := exec.CommandContext(t.Context(), os.Args[0])
-	c.Env = []string{"PLUGIN=1", "CNI_COMMAND=" + verb, "CNI_CONTAINERID=c1", "CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1", "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin"}
-	c.Stdin = strings.NewReader(`{"cniVersion":"1.1.0","name":"penstock","type":"penstock"}`)
+	c.Env = []string{"PLUGIN=1", "CNI_COMMAND=" + verb, "CNI_CONTAINERID=c1", "CNI_NETNS=/proc/self/ns/net", "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin"}
+	c.Stdin = strings.NewReader(`{"cniVersion":"1.1.0","name":"penstock","type":"penstock","socket":"/nonexistent/penstock.sock"}`)
 	return c.Output()
 }
 
@@ -35,12 +35,27 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-func TestVerbsEndWithACNIError(t *testing.T) {
-	for _, verb := range []string{"ADD", "DEL", "CHECK", "STATUS", "GC"} {
+// TestVerbsAreWired: each verb ends in its own error where nothing can be done; package cni has the tests of what they do.
+func TestVerbsAreWired(t *testing.T) {
+	for verb, code := range map[string]uint{
+		"ADD": types.ErrInvalidEnvironmentVariables, "CHECK": types.ErrInvalidNetworkConfig, "STATUS": types.ErrPluginNotAvailable, "GC": types.ErrTryAgainLater,
+	} {
 		out, err := plugin(t, verb)
 		var e types.Error
-		if err == nil || json.Unmarshal(out, &e) != nil || e.Code != types.ErrPluginNotAvailable || e.Msg == "" {
+		if err == nil || json.Unmarshal(out, &e) != nil || e.Code != code || e.Msg == "" {
 			t.Errorf("%s: %q, %v", verb, out, err)
 		}
+	}
+}
+
+func TestAbout(t *testing.T) {
+	out, err := exec.Command(os.Args[0], "-test.run=^$").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	c := exec.CommandContext(t.Context(), os.Args[0])
+	c.Env = []string{"PLUGIN=1"}
+	if out, err = c.CombinedOutput(); err != nil || !strings.Contains(string(out), "CNI plugin of penstockd") {
+		t.Errorf("called without a verb: %s, %v", out, err)
 	}
 }

@@ -1,0 +1,157 @@
+package cni
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+const checkTimeout = 5 * time.Second
+
+// check is CHECK: does the pod still have what prevResult says, and does the daemon agree? It collects what is wrong, and says
+// all of it.
+func check(args *skel.CmdArgs) error {
+	c, err := readConf(args)
+	if err != nil {
+		return err
+	}
+	previous, err := c.previousResult()
+	if err != nil {
+		return err
+	}
+	if previous == nil {
+		return invalid("CHECK needs the prevResult of ADD")
+	}
+	attach := c.Attach
+	if attach == "" {
+		attach = guessAttach(previous, args)
+	}
+	pod, err := openNetns(args.Netns)
+	if err != nil {
+		return fail(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %s cannot be opened: %v", args.Netns, err)
+	}
+	defer pod.close()
+	host, err := hostNetns()
+	if err != nil {
+		return fail(types.ErrInternal, "the plugin's own network namespace cannot be opened: %v", err)
+	}
+	defer host.close()
+
+	var wrong []string
+	mine, addresses := interfaceOf(previous, args)
+	if attach != control.AttachRouted {
+		wrong = append(wrong, checkPod(pod, mine, addresses, previous)...)
+	}
+	q := control.CheckRequest{Container: args.ContainerID, Interface: args.IfName, Network: c.Name, Attach: attach, Addresses: addresses}
+	if attach == control.AttachVeth {
+		q.Device = control.DeviceName(args.ContainerID, args.IfName)
+		wrong = append(wrong, checkHostEnd(host, q.Device)...)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
+	defer cancel()
+	_, err = control.New(c.Socket).Check(ctx, q)
+	if err != nil && !answered(err) {
+		return fromDaemon(err)
+	}
+	if err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	if len(wrong) > 0 {
+		return fail(types.ErrInternal, "%s of container %s is not as ADD left it: %s", args.IfName, args.ContainerID, strings.Join(wrong, "; "))
+	}
+	if ipam := c.delegated(); ipam != "" && attach != control.AttachRouted {
+		if err := invoke.DelegateCheck(ctx, ipam, args.StdinData, nil); err != nil {
+			return delegateError(ipam, err)
+		}
+	}
+	return nil
+}
+
+// guessAttach: CHECK has our own result in prevResult, so that there is one does not say "routed" as it does in ADD.
+func guessAttach(r *current.Result, args *skel.CmdArgs) string {
+	device := control.DeviceName(args.ContainerID, args.IfName)
+	if slices.ContainsFunc(r.Interfaces, func(i *current.Interface) bool { return i.Sandbox == "" && i.Name == device }) {
+		return control.AttachVeth
+	}
+	return control.AttachRouted
+}
+
+// interfaceOf finds the pod's interface and its addresses in a result.
+func interfaceOf(r *current.Result, args *skel.CmdArgs) (*current.Interface, []netip.Addr) {
+	index := slices.IndexFunc(r.Interfaces, func(i *current.Interface) bool { return i.Sandbox != "" && i.Name == args.IfName })
+	var addresses []netip.Addr
+	for _, ip := range r.IPs {
+		if ip.Interface != nil && *ip.Interface != index {
+			continue
+		}
+		if a, ok := netip.AddrFromSlice(ip.Address.IP); ok && (a.Unmap().Is4() || hasIPv6()) {
+			addresses = append(addresses, a.Unmap())
+		}
+	}
+	if index < 0 {
+		return &current.Interface{Name: args.IfName}, addresses
+	}
+	return r.Interfaces[index], addresses
+}
+
+func checkPod(pod *netns, want *current.Interface, addresses []netip.Addr, result *current.Result) (wrong []string) {
+	link, err := pod.route.LinkByName(want.Name)
+	if err != nil {
+		return []string{"the pod has no " + want.Name}
+	}
+	at := link.Attrs()
+	if at.Flags&1 == 0 { // IFF_UP
+		wrong = append(wrong, want.Name+" is down")
+	}
+	if want.Mac != "" && at.HardwareAddr.String() != want.Mac {
+		wrong = append(wrong, want.Name+" has the MAC "+at.HardwareAddr.String()+" and not "+want.Mac)
+	}
+	have, _ := pod.route.AddrList(link, netlink.FAMILY_ALL)
+	for _, a := range addresses {
+		if !slices.ContainsFunc(have, func(h netlink.Addr) bool { return h.IP.Equal(a.AsSlice()) }) {
+			wrong = append(wrong, want.Name+" has lost the address "+a.String())
+		}
+	}
+	routes, _ := pod.route.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: at.Index}, netlink.RT_FILTER_OIF)
+	for _, r := range result.Routes {
+		gw, _ := netip.AddrFromSlice(r.GW)
+		if gw = gw.Unmap(); gw != gateway4 && gw != gateway6 {
+			continue // another plugin's
+		}
+		if r.Table != nil && *r.Table != 254 {
+			continue // RouteListFiltered is about the main table
+		}
+		if !slices.ContainsFunc(routes, func(h netlink.Route) bool { return sameDst(h, r) }) {
+			wrong = append(wrong, "the pod has lost the route to "+prefixOf(r.Dst).String())
+		}
+	}
+	return wrong
+}
+
+func sameDst(have netlink.Route, want *types.Route) bool {
+	if have.Dst == nil {
+		return isDefault(&want.Dst)
+	}
+	return prefixOf(*have.Dst) == prefixOf(want.Dst)
+}
+
+func checkHostEnd(host *netns, device string) []string {
+	link, err := host.route.LinkByName(device)
+	switch {
+	case err != nil:
+		return []string{"the host end " + device + " is not there"}
+	case link.Attrs().OperState != netlink.OperUp:
+		return []string{"the host end " + device + " is " + link.Attrs().OperState.String()}
+	}
+	return nil
+}

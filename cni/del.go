@@ -1,0 +1,92 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// detachTimeout is for a daemon that hangs; what it does not do now is queued for it. Tests shorten it.
+var detachTimeout = 5 * time.Second
+
+// del is DEL. It needs nothing but container, interface and the socket, and it goes on to the end whatever fails on the way. Only
+// what would leak for good is an error, for the runtime to come again: a request that could not even be queued, a device that
+// cannot be removed, an ipam plugin that fails.
+func del(args *skel.CmdArgs) error {
+	args.NetnsOverride = "1" // skel would end in an error where CNI_NETNS has become the host's own
+	conf, err := readConf(args)
+	if err != nil { // whatever ADD made of it, it is not what it was called with
+		fmt.Fprintln(os.Stderr, "penstock: DEL goes on with the default socket:", err)
+		conf.Socket = control.DefaultSocket
+	}
+	var errs []error
+	if err := detach(control.New(conf.Socket), conf, args); err != nil {
+		errs = append(errs, err)
+	}
+	if err := removeDevices(args); err != nil {
+		errs = append(errs, err)
+	}
+	if ipam := conf.delegated(); ipam != "" && conf.Attach != control.AttachRouted {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*detachTimeout)
+		defer cancel()
+		if err := invoke.DelegateDel(ctx, ipam, args.StdinData, nil); err != nil {
+			errs = append(errs, fmt.Errorf("ipam %s: %w", ipam, err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fail(types.ErrInternal, "the pod is not wholly taken off the network: %v", err)
+	}
+	return nil
+}
+
+// detach tells the daemon, or queues it.
+func detach(daemon *control.Client, conf *netConf, args *skel.CmdArgs) error {
+	ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
+	defer cancel()
+	q := control.DetachRequest{Container: args.ContainerID, Interface: args.IfName, Network: conf.Name}
+	err := daemon.Detach(ctx, q)
+	if err == nil {
+		return nil
+	}
+	if e := control.WritePending(conf.Socket, q); e != nil {
+		return fmt.Errorf("%w; and it could not be queued: %w", err, e)
+	}
+	fmt.Fprintln(os.Stderr, "penstock: DEL is queued for penstockd:", err)
+	return nil
+}
+
+// removeDevices removes what ADD may have made, as far as it is there: the veth's host end (its peer goes with it), a TUN that has
+// not been moved yet, a TUN in the pod, the pod's rules. A routed pod has none of them.
+func removeDevices(args *skel.CmdArgs) error {
+	device := control.DeviceName(args.ContainerID, args.IfName)
+	host, err := hostNetns()
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	var errs []error
+	if _, err := removeVeth(host, device); err != nil {
+		errs = append(errs, err)
+	}
+	if err := removeTUN(host, device, device); err != nil {
+		errs = append(errs, err)
+	}
+	pod, err := openNetns(args.Netns)
+	if err != nil { // gone, and everything in it
+		return errors.Join(errs...)
+	}
+	defer pod.close()
+	if !pod.same(host) {
+		errs = append(errs, removeTUN(pod, device, args.IfName))
+	}
+	errs = append(errs, pod.removeRules(args.IfName))
+	return errors.Join(errs...)
+}

@@ -1,0 +1,479 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/hostnet/nstest"
+)
+
+// TestMain lets the test binary be the plugin, and an ipam plugin.
+func TestMain(m *testing.M) {
+	switch filepath.Base(os.Args[0]) {
+	case "penstock":
+		if d, err := time.ParseDuration(os.Getenv("TEST_PATIENCE")); err == nil {
+			waitForDaemon, detachTimeout = d, d
+		}
+		skel.PluginMainFuncs(Funcs, Versions, "test")
+		os.Exit(0)
+	case "fakeipam", "dhcp":
+		fakeIPAM()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// fakeIPAM answers what FAKE_IPAM holds, and writes down what it was called with.
+func fakeIPAM() {
+	f, err := os.OpenFile(os.Getenv("FAKE_IPAM_LOG"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		fmt.Fprintln(f, os.Getenv("CNI_COMMAND"), os.Getenv("CNI_CONTAINERID"), os.Getenv("CNI_IFNAME"))
+		f.Close()
+	}
+	if answer := os.Getenv("FAKE_IPAM"); os.Getenv("CNI_COMMAND") == "ADD" || strings.Contains(answer, `"code"`) {
+		fmt.Print(answer)
+		if strings.Contains(answer, `"code"`) {
+			os.Exit(1)
+		}
+	}
+}
+
+// world is a node with a pretended daemon, and its pods.
+type world struct {
+	*fake
+	t     *testing.T
+	node  *nstest.NS
+	bin   string
+	env   []string
+	lives map[string]bool // devices of pods that are to stay
+}
+
+// fake is a daemon with a memory and without packets.
+type fake struct {
+	mu       sync.Mutex
+	socket   string
+	node     *nstest.NS
+	calls    []string
+	pods     map[control.PodKey]*control.Pod
+	requests map[string]json.RawMessage // the last of each path
+	errs     map[string]*control.Error  // answered by path
+	hang     map[string]bool            // by path: never answered
+	notReady string
+	mtu      int
+	families []int
+	server   *httptest.Server
+	quit     chan struct{}
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, node: nstest.New(t), bin: t.TempDir()}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"penstock", "fakeipam", "dhcp"} {
+		if err := os.Symlink(self, filepath.Join(w.bin, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.env = []string{"PATH=" + os.Getenv("PATH"), "TEST_PATIENCE=1s", "FAKE_IPAM_LOG=" + filepath.Join(w.bin, "ipam.log")}
+	w.fake = &fake{socket: filepath.Join(t.TempDir(), "p.sock"), node: w.node, mtu: 1450, families: []int{4, 6}}
+	w.fake.pods = map[control.PodKey]*control.Pod{}
+	w.start()
+	t.Cleanup(w.stop)
+	return w
+}
+
+func (f *fake) start() {
+	f.errs, f.hang, f.requests, f.quit = map[string]*control.Error{}, map[string]bool{}, map[string]json.RawMessage{}, make(chan struct{})
+	l, err := net.Listen("unix", f.socket)
+	if err != nil {
+		panic(err)
+	}
+	f.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: f}}
+	f.server.Start()
+}
+
+func (f *fake) stop() {
+	if f.server != nil {
+		close(f.quit)
+		f.server.Close()
+		f.server = nil
+	}
+}
+
+func (f *fake) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	body := new(bytes.Buffer)
+	body.ReadFrom(r.Body)
+	f.mu.Lock()
+	f.calls = append(f.calls, r.URL.Path)
+	f.requests[r.URL.Path] = body.Bytes()
+	hang, e := f.hang[r.URL.Path], f.errs[r.URL.Path]
+	f.mu.Unlock()
+	if hang {
+		select {
+		case <-f.quit:
+		case <-r.Context().Done():
+		}
+		return
+	}
+	var answer any = struct{}{}
+	err := error(nil)
+	if e != nil {
+		err = e
+	} else {
+		answer, err = f.answer(r.URL.Path, body.Bytes())
+	}
+	rw.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		var e *control.Error
+		if !errors.As(err, &e) {
+			e = control.Errorf(control.Internal, "%v", err)
+		}
+		rw.WriteHeader(http.StatusConflict)
+		answer = map[string]any{"error": e}
+	}
+	json.NewEncoder(rw).Encode(answer)
+}
+
+var (
+	fakeCIDR4 = netip.MustParsePrefix("10.244.1.0/24")
+	fakeCIDR6 = netip.MustParsePrefix("fd00:10:244:1::/64")
+)
+
+func (f *fake) answer(path string, body []byte) (any, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	strict := func(v any) error {
+		d := json.NewDecoder(bytes.NewReader(body))
+		d.DisallowUnknownFields()
+		return d.Decode(v)
+	}
+	switch path {
+	case "/v1/status":
+		return control.Status{Node: "node-a", Ready: f.notReady == "", Reason: f.notReady, MTU: f.mtu, Device: "penstock0"}, nil
+	case "/v1/allocate":
+		var q control.AllocateRequest
+		if err := strict(&q); err != nil {
+			return nil, err
+		}
+		return f.allocate(q)
+	case "/v1/attach":
+		var q control.AttachRequest
+		if err := strict(&q); err != nil {
+			return nil, err
+		}
+		p := f.pods[control.PodKey{Container: q.Container, Interface: q.Interface}]
+		if p == nil || !slices.Equal(p.Addresses, q.Addresses) {
+			return nil, control.Errorf(control.Conflict, "not what was reserved")
+		}
+		if err := f.device(q); err != nil {
+			return nil, err
+		}
+		p.Phase, p.MAC, p.Bandwidth = control.PhaseAttached, q.MAC, q.Bandwidth
+		return control.Port{Container: q.Container, Interface: q.Interface, Addresses: q.Addresses, MTU: q.MTU}, nil
+	case "/v1/detach":
+		var q control.DetachRequest
+		if err := strict(&q); err != nil {
+			return nil, err
+		}
+		delete(f.pods, control.PodKey{Container: q.Container, Interface: q.Interface})
+		return struct{}{}, nil
+	case "/v1/check":
+		var q control.CheckRequest
+		if err := strict(&q); err != nil {
+			return nil, err
+		}
+		p := f.pods[control.PodKey{Container: q.Container, Interface: q.Interface}]
+		switch {
+		case p == nil:
+			return nil, control.Errorf(control.NotFound, "%s/%s is not known", q.Container, q.Interface)
+		case p.Phase != control.PhaseAttached || p.Attach != q.Attach || !slices.Equal(p.Addresses, q.Addresses):
+			return nil, control.Errorf(control.Conflict, "%+v is not %+v", q, p)
+		}
+		return control.Port{}, nil
+	case "/v1/gc":
+		var q control.GCRequest
+		if err := strict(&q); err != nil {
+			return nil, err
+		}
+		r := control.GCResult{}
+		for k, p := range f.pods {
+			if p.Network == q.Network && !slices.Contains(q.Valid, k) {
+				delete(f.pods, k)
+				r.Removed = append(r.Removed, k)
+			}
+		}
+		return r, nil
+	}
+	return nil, control.Errorf(control.NotFound, "no %s", path)
+}
+
+func (f *fake) allocate(q control.AllocateRequest) (any, error) {
+	key := control.PodKey{Container: q.Container, Interface: q.Interface}
+	a := control.Allocation{GatewayMAC: "ee:ee:ee:ee:ee:ee", MTU: f.mtu, Device: control.DeviceName(q.Container, q.Interface), Phase: control.PhaseReserved}
+	if q.MTU != 0 {
+		a.MTU = q.MTU
+	}
+	if p := f.pods[key]; p != nil {
+		a.Addresses, a.Phase = p.Addresses, p.Phase
+		return a, nil
+	}
+	want := append(slices.Clone(q.Requested), q.Addresses...)
+	for _, x := range want {
+		if !fakeCIDR4.Contains(x) && !fakeCIDR6.Contains(x) {
+			return nil, control.Errorf(control.Unsupported, "address %s lies in none of this node's podCIDRs", x)
+		}
+		for k, p := range f.pods {
+			if slices.Contains(p.Addresses, x) {
+				return nil, control.Errorf(control.Conflict, "address %s is in use by %s", x, k)
+			}
+		}
+	}
+	for _, family := range f.families {
+		has := slices.ContainsFunc(want, func(x netip.Addr) bool { return x.Is4() == (family == 4) })
+		if has || len(q.Addresses) > 0 || len(q.Families) > 0 && !slices.Contains(q.Families, family) {
+			continue
+		}
+		x := fakeCIDR4.Addr()
+		if family == 6 {
+			x = fakeCIDR6.Addr()
+		}
+		for range len(f.pods) + 2 {
+			x = x.Next()
+		}
+		want = append(want, x)
+	}
+	slices.SortFunc(want, netip.Addr.Compare)
+	a.Addresses = want
+	f.pods[key] = &control.Pod{Container: q.Container, Interface: q.Interface, Network: q.Network, Owner: q.Owner, Attach: q.Attach, Addresses: want, Phase: control.PhaseReserved, NetnsID: q.NetnsID}
+	return a, nil
+}
+
+// device looks for the veth or makes the TUN, in the node's namespace.
+func (f *fake) device(q control.AttachRequest) (err error) {
+	f.node.Do(func() {
+		switch q.Attach {
+		case control.AttachVeth:
+			_, err = netlink.LinkByName(q.Device)
+		case control.AttachTUN:
+			t := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: q.Device, MTU: q.MTU}, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR}
+			err = netlink.LinkAdd(t)
+		}
+	})
+	return err
+}
+
+func (f *fake) called(path string) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.calls {
+		if c == path {
+			n++
+		}
+	}
+	return n
+}
+
+func (f *fake) last(path string, v any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := json.Unmarshal(f.requests[path], v); err != nil {
+		panic(err)
+	}
+}
+
+func (f *fake) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// pod is a namespace as a runtime makes one.
+type pod struct {
+	*nstest.NS
+	path string
+	id   string
+}
+
+var pods int
+
+func (w *world) newPod() *pod {
+	w.t.Helper()
+	ns := nstest.New(w.t)
+	pods++
+	return &pod{NS: ns, path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()), id: fmt.Sprintf("c%d", pods)}
+}
+
+// call is one call of the plugin.
+type call struct {
+	verb, id, netns, ifname, args string
+	version                       string
+	conf                          map[string]any
+}
+
+func (w *world) conf(keys map[string]any) map[string]any {
+	c := map[string]any{"name": "penstock", "type": "penstock", "socket": w.socket}
+	for k, v := range keys {
+		c[k] = v
+	}
+	return c
+}
+
+// answer is what the plugin printed.
+type answer struct {
+	code   uint // of the error, 0 for none
+	msg    string
+	out    []byte
+	stderr string
+	took   time.Duration
+}
+
+func (w *world) run(c call) answer {
+	w.t.Helper()
+	cmd, finish := w.command(context.Background(), c)
+	begin := time.Now()
+	err := cmd.start()
+	if err == nil {
+		err = cmd.Wait()
+	}
+	a := answer{took: time.Since(begin)}
+	finish(&a)
+	var e types.Error
+	if err != nil {
+		if json.Unmarshal(a.out, &e) != nil || e.Code == 0 || e.Msg == "" {
+			w.t.Fatalf("%s failed without a CNI error: %v\n%s\n%s", c.verb, err, a.out, a.stderr)
+		}
+		a.code, a.msg = e.Code, e.Error()
+	}
+	return a
+}
+
+type command struct {
+	*exec.Cmd
+	node *nstest.NS
+}
+
+// start runs the plugin in the node's namespace: a child is in that of the thread that made it.
+func (c command) start() error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(c.node.FD(), unix.CLONE_NEWNET); err != nil {
+			result <- err
+			return
+		}
+		result <- c.Cmd.Start() // and the thread ends
+	}()
+	return <-result
+}
+
+func (w *world) command(ctx context.Context, c call) (command, func(*answer)) {
+	w.t.Helper()
+	if c.version == "" {
+		c.version = "1.1.0"
+	}
+	if c.ifname == "" {
+		c.ifname = "eth0"
+	}
+	conf := map[string]any{}
+	for k, v := range c.conf {
+		conf[k] = v
+	}
+	if conf["name"] == nil {
+		conf = w.conf(c.conf)
+	}
+	conf["cniVersion"] = c.version
+	stdin, err := json.Marshal(conf)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, "penstock"))
+	cmd.Env = append(slices.Clone(w.env), "CNI_COMMAND="+c.verb, "CNI_CONTAINERID="+c.id, "CNI_NETNS="+c.netns, "CNI_IFNAME="+c.ifname, "CNI_ARGS="+c.args, "CNI_PATH="+w.bin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
+	return command{cmd, w.node}, func(a *answer) { a.out, a.stderr = stdout.Bytes(), stderr.String() }
+}
+
+func (w *world) add(p *pod, version string, conf map[string]any, args ...string) answer {
+	w.t.Helper()
+	return w.run(call{verb: "ADD", id: p.id, netns: p.path, version: version, conf: conf, args: strings.Join(args, ";")})
+}
+
+// mustAdd returns the result.
+func (w *world) mustAdd(p *pod, version string, conf map[string]any, args ...string) map[string]any {
+	w.t.Helper()
+	a := w.add(p, version, conf, args...)
+	if a.code != 0 {
+		w.t.Fatalf("ADD: %d %s\n%s", a.code, a.msg, a.stderr)
+	}
+	return parseResult(w.t, a.out)
+}
+
+func parseResult(t *testing.T, b []byte) map[string]any {
+	t.Helper()
+	var r map[string]any
+	if err := json.Unmarshal(b, &r); err != nil {
+		t.Fatalf("result %s: %v", b, err)
+	}
+	return r
+}
+
+// clean fails the test if a trace of a pod is left.
+func (w *world) clean(p *pod) {
+	w.t.Helper()
+	w.mu.Lock()
+	for k, v := range w.pods {
+		if k.Container == p.id {
+			w.t.Errorf("the daemon still has %+v", v)
+		}
+	}
+	w.mu.Unlock()
+	for name, ns := range map[string]*nstest.NS{"node": w.node, "pod": p.NS} {
+		ns.Do(func() {
+			links, err := netlink.LinkList()
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			for _, l := range links {
+				if n := l.Attrs().Name; n != "lo" && !w.lives[n] && !strings.HasPrefix(n, "sit") && !strings.HasPrefix(n, "tunl") && !strings.HasPrefix(n, "ip6") {
+					w.t.Errorf("%s: device %s (%s) is left", name, n, l.Type())
+				}
+			}
+			for _, f := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+				rules, err := netlink.RuleList(f)
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				for _, r := range rules {
+					if r.Priority != 0 && r.Priority != 32766 && r.Priority != 32767 {
+						w.t.Errorf("%s: rule %v is left", name, r)
+					}
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,124 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// netns is a network namespace that is held open: the pod's or the host's.
+type netns struct {
+	path  string
+	file  *os.File
+	route *netlink.Handle // bound to the namespace, usable on every thread
+}
+
+// errNotNetns is about a path that leads to something else.
+var errNotNetns = errors.New("it is not a network namespace")
+
+// openNetns opens a namespace by its path. That it is one is asked of the kernel, as the file systems of namespaces hold other
+// kinds too.
+func openNetns(path string) (*netns, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0) // a FIFO must not hold us up
+	if err != nil {
+		return nil, err
+	}
+	var on unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &on); err != nil || on.Type != unix.NSFS_MAGIC { // an ioctl may mean anything elsewhere
+		f.Close()
+		return nil, errNotNetns
+	}
+	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+		f.Close()
+		return nil, errNotNetns
+	}
+	n := &netns{path: path, file: f}
+	err = n.do(func() error {
+		n.route, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("no netlink socket: %w", err)
+	}
+	return n, nil
+}
+
+// hostNetns is the namespace of the plugin itself, in which the daemon lives.
+func hostNetns() (*netns, error) { return openNetns("/proc/self/ns/net") }
+
+func (n *netns) fd() int { return int(n.file.Fd()) }
+
+func (n *netns) close() {
+	n.route.Close()
+	n.file.Close()
+}
+
+func (n *netns) same(o *netns) bool {
+	a, err := n.file.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := o.file.Stat()
+	return err == nil && os.SameFile(a, b)
+}
+
+// do runs fn inside the namespace, on a thread that afterwards goes back or ends.
+func (n *netns) do(fn func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		back, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			result <- err
+			return
+		}
+		defer back.Close()
+		if err := unix.Setns(n.fd(), unix.CLONE_NEWNET); err != nil {
+			result <- fmt.Errorf("the namespace %s cannot be entered: %w", n.path, err)
+			return
+		}
+		err = fn()
+		if unix.Setns(int(back.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread() // else the thread ends with this goroutine
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// sysctl sets a key below /proc/sys/net if it has another value.
+func (n *netns) sysctl(key, value string) error {
+	return n.do(func() error { return writeSysctl(key, value) })
+}
+
+// writeSysctl works in the namespace of the calling thread. What the kernel does not have is no error: it is then off.
+func writeSysctl(key, value string) error {
+	path := filepath.Join("/proc/sys/net", key)
+	old, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(old)) == value {
+		return nil
+	}
+	if err = os.WriteFile(path, []byte(value), 0); err != nil {
+		return fmt.Errorf("sysctl net/%s cannot be set to %s: %w", key, value, err)
+	}
+	return nil
+}
+
+func readSysctl(key string) string {
+	b, _ := os.ReadFile(filepath.Join("/proc/sys/net", key))
+	return strings.TrimSpace(string(b))
+}
+
+// hasIPv6 is whether the kernel speaks IPv6 at all (it does not when booted with ipv6.disable=1).
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
