@@ -42,7 +42,8 @@ type outbox struct {
 	port        *port
 	first, last int32 // deliveries
 	queued      bool
-	broken      bool // the frame that is being written in pieces has lost one
+	broken      Reason // why the frame that is being written in pieces has lost one; dropNone: it has not
+	midway      bool   // the last delivery to a queue did not end its frame
 	generation  uint32
 	merges      [mergeSlots]merge
 	open        int // merges in use
@@ -343,10 +344,10 @@ func (w *worker) writeReason(p *port, err error) Reason {
 
 func (w *worker) written(b *outbox, d *delivery) {
 	frames := uint64(d.frames)
-	if b.broken && frames > 0 {
-		b.broken = false
+	if b.broken != dropNone && frames > 0 {
 		frames--
-		w.drop(DropPortFull)
+		w.drop(b.broken)
+		b.broken = dropNone
 	}
 	w.tally.writes++
 	w.delivered(b.port, d.to, frames, uint64(d.bytes))
@@ -364,7 +365,9 @@ func (w *worker) delivered(p *port, to Direction, frames, bytes uint64) {
 }
 
 func (w *worker) unwritten(b *outbox, d *delivery, r Reason) {
-	b.broken = d.unfinished
+	if b.broken = dropNone; d.unfinished {
+		b.broken = r
+	}
 	w.dropN(r, int(d.frames))
 	b.port.dropped.Add(uint64(d.frames))
 }

@@ -31,11 +31,11 @@ type queue struct {
 	limit   int // bytes that may wait and still take one more frame
 	waits   int // bytes that wait, as the bucket counts them
 	slots   []waiting
-	head, n int    // slots[head], and n-1 after it, circularly
-	mem     []byte // of the frames, circularly; none is split
-	tail    int    // where the next frame goes, if it fits
-	alarmed bool   // a worker has an alarm for it
-	broken  []bool // by worker: see waiting.unfinished
+	head, n int      // slots[head], and n-1 after it, circularly
+	mem     []byte   // of the frames, circularly; none is split
+	tail    int      // where the next frame goes, if it fits
+	alarmed bool     // a worker has an alarm for it
+	broken  []Reason // by worker: why the frame that it writes in pieces has lost one that waited
 }
 
 // waiting is one write.
@@ -46,7 +46,8 @@ type waiting struct {
 	frames     int32 // frames that end in it
 	bytes      int32 // of these frames' IP packets
 	worker     int32 // that queued it
-	unfinished bool  // a piece of a frame that ends in a later write of this worker
+	begins     bool  // its first byte is a frame's
+	unfinished bool  // it is a piece of a frame that ends in a later write of this worker
 	to         Direction
 }
 
@@ -58,7 +59,7 @@ func newQueue(rate, burst uint64, workers int, now int64) *queue {
 	slots := limit/128 + 64
 	const longest = longestPacket + encap.EthernetLen
 	return &queue{bucket: newBucket(rate, burst, now), limit: limit, slots: make([]waiting, slots),
-		mem: make([]byte, limit+slots*encap.EthernetLen+2*longest), broken: make([]bool, workers)}
+		mem: make([]byte, limit+slots*encap.EthernetLen+2*longest), broken: make([]Reason, workers)}
 }
 
 // maxQueue bounds a queue's memory, which is 25 ms of 10 Gbit/s; faster ports
@@ -117,6 +118,7 @@ func (w *worker) flushShaped(b *outbox) {
 		n := 0
 		for next >= 0 && n < len(w.loaded) && q.n == 0 && q.open() && b.load(p, a, &a.deliveries[next]) {
 			q.take(w.deliveryCost(&a.deliveries[next]))
+			b.midway = a.deliveries[next].unfinished
 			w.loaded[n] = next
 			n++
 			next = a.deliveries[next].next
@@ -145,6 +147,8 @@ func (w *worker) deliveryCost(d *delivery) int {
 
 // queue copies a write to the end of q, which is locked, or drops it.
 func (w *worker) queue(q *queue, b *outbox, d *delivery) {
+	begins := !b.midway
+	b.midway = d.unfinished
 	link, v := b.head(d)
 	size := len(link)
 	for i := d.first; i >= 0; i = w.arena.pieces[i].next {
@@ -155,14 +159,15 @@ func (w *worker) queue(q *queue, b *outbox, d *delivery) {
 		return
 	}
 	frames, bytes := d.frames, d.bytes
-	if b.broken && frames > 0 { // the frame that ends here first has lost a piece
-		b.broken = false
-		w.drop(DropShaped)
-		b.port.dropped.Add(1)
+	if b.broken != dropNone && frames > 0 { // the frame that ends here has lost a piece
 		frames--
+		w.drop(b.broken)
+		b.port.dropped.Add(1)
+		b.broken = dropNone
 	}
 	e := q.slot(q.n)
-	*e = waiting{at: q.tail, size: size, cost: w.deliveryCost(d), v: v, frames: frames, bytes: bytes, worker: int32(w.index), unfinished: d.unfinished, to: d.to}
+	*e = waiting{at: q.tail, size: size, cost: w.deliveryCost(d), v: v, frames: frames, bytes: bytes, worker: int32(w.index),
+		begins: begins, unfinished: d.unfinished, to: d.to}
 	mem := q.mem[q.tail : q.tail+size : q.tail+size]
 	n := copy(mem, link)
 	for i := d.first; i >= 0; i = w.arena.pieces[i].next {
@@ -215,19 +220,19 @@ func (w *worker) drain(p *port) {
 // end counts a write that has waited: written, or dropped for a reason.
 func (w *worker) end(p *port, e *waiting, r Reason) {
 	frames, broken := e.frames, &p.queue.broken[e.worker]
+	if e.begins {
+		*broken = dropNone
+	}
 	if r != dropNone {
-		*broken = e.unfinished
+		*broken = r
 		w.dropN(r, int(frames))
 		p.dropped.Add(uint64(frames))
 		return
 	}
-	if !e.unfinished {
-		if *broken && frames > 0 {
-			frames--
-			w.drop(DropPortFull)
-			p.dropped.Add(1)
-		}
-		*broken = false
+	if *broken != dropNone && frames > 0 {
+		frames--
+		w.drop(*broken)
+		p.dropped.Add(1)
 	}
 	w.tally.writes++
 	w.delivered(p, e.to, uint64(frames), uint64(e.bytes))

@@ -1,0 +1,625 @@
+package forwarder
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// shapedRig is a rig whose time stands still until wait moves it.
+type shapedRig struct {
+	*rig
+	now time.Time
+}
+
+func newShapedRig(t testing.TB, s Settings) *shapedRig {
+	r := &shapedRig{rig: newRig(t, s)}
+	r.now = r.f.started
+	r.f.env.now = func() time.Time { return r.now }
+	return r
+}
+
+func (r *shapedRig) wait(d time.Duration) {
+	r.now = r.now.Add(d)
+	r.turn()
+}
+
+func (r *rig) bounded(kind, name string, b Bandwidth, addrs ...netip.Addr) *ring.FakeQueue {
+	r.t.Helper()
+	spec := PortSpec{Container: name, Interface: "eth0", Attach: kind, Device: name, Addresses: addrs, Bandwidth: b}
+	if kind == AttachVeth {
+		spec.MAC = macA1.String()
+	}
+	if _, err := r.f.Attach(spec); err != nil {
+		r.t.Fatal(err)
+	}
+	return r.pods[name]
+}
+
+// counted is a datagram of n bytes with its IP header, which carries its number.
+func counted(src, dst netip.Addr, number, n int) []byte {
+	return udpPacket(src, dst, 7, uint16(number), n-28)
+}
+
+func numbersOf(t testing.TB, ips ...[]byte) (ns []int) {
+	for _, ip := range ips {
+		ns = append(ns, int(parse(t, ip).DstPort))
+		for i, b := range ip[28:] {
+			if b != byte(i) {
+				t.Fatalf("byte %d of number %d is %d", i, ns[len(ns)-1], b)
+			}
+		}
+	}
+	return ns
+}
+
+func upTo(from, to int) (ns []int) {
+	for i := from; i < to; i++ {
+		ns = append(ns, i)
+	}
+	return ns
+}
+
+// TestShapedFromPod: a pod is read at its rate, in order, nothing lost; while
+// its bucket is shut its port is not waited for.
+func TestShapedFromPod(t *testing.T) {
+	for _, kind := range []string{AttachVeth, AttachTUN} {
+		t.Run(kind, func(t *testing.T) {
+			r := newShapedRig(t, testSettings(encap.KindUDP))
+			pod := r.bounded(kind, "a1", Bandwidth{EgressRate: 8e6}, podA1) // 1000 bytes a ms; 10,000 at once
+			for i := range 100 {
+				p := fromPod(counted(podA1, podB, i, 1000))
+				if kind == AttachTUN {
+					p.Data = p.Data[14:]
+				}
+				pod.Inject(p)
+			}
+			sent := 0
+			expect := func(n int) {
+				t.Helper()
+				if got := numbersOf(t, inner(t, encap.KindUDP, datagrams(t, r.sends()))...); !slices.Equal(got, upTo(sent, sent+n)) {
+					t.Fatalf("sent %v, want %d from %d on", got, n, sent)
+				}
+				sent += n
+			}
+			waited := func() bool {
+				var e [4]ring.Event
+				n, _ := r.f.workers[0].poller.Wait(e[:], 0)
+				return n > 0
+			}
+			if !waited() {
+				t.Error("the port is not waited for")
+			}
+			r.turn()
+			expect(10)
+			if waited() {
+				t.Error("the port is waited for although its bucket is shut")
+			}
+			r.wait(time.Microsecond)
+			expect(1) // in debt
+			r.wait(900 * time.Microsecond)
+			expect(0)
+			for range 3 {
+				r.wait(5 * time.Millisecond)
+				expect(5)
+			}
+			r.wait(time.Minute)
+			expect(10)
+			for sent < 100 {
+				r.wait(time.Millisecond)
+				expect(1)
+			}
+			r.wait(time.Second)
+			expect(0)
+			if pod.Inject(ring.FakePacket{Data: []byte{1}}); !waited() {
+				t.Error("the port is not waited for any more")
+			}
+			r.turn()
+			r.check(map[Reason]uint64{DropShort: 1})
+		})
+	}
+}
+
+// TestShapedFromPodSuperframe: a superframe passes whole whatever the burst, and
+// is paid for afterwards with the headers of its segments.
+func TestShapedFromPodSuperframe(t *testing.T) {
+	r := newShapedRig(t, testSettings(encap.KindUDP))
+	pod := r.bounded(AttachVeth, "a1", Bandwidth{EgressRate: 8e6}, podA1)
+	ip := tcpPacket(podA1, podB, 1, 50_000)
+	for range 2 {
+		pod.Inject(fromVeth(ip, partial(ip, 1000)))
+	}
+	r.turn()
+	bytes := 0
+	for _, d := range datagrams(t, r.sends()) {
+		bytes += len(d)
+	}
+	if bytes != 50*1040 {
+		t.Fatalf("sent %d bytes", bytes)
+	}
+	r.wait(41_999 * time.Microsecond) // 52,000 less 10,000 that the bucket held, and one bit
+	if n := len(r.sends()); n != 0 {
+		t.Error("too early")
+	}
+	r.wait(2 * time.Microsecond)
+	if n := len(r.sends()); n == 0 {
+		t.Error("too late")
+	}
+	r.check(nil)
+}
+
+// TestShapedToPod: what a pod receives comes at its rate, in order and as it was
+// sent; 25 ms of it wait, the rest is drop shaped.
+func TestShapedToPod(t *testing.T) {
+	for _, kind := range []string{AttachVeth, AttachTUN} {
+		t.Run(kind, func(t *testing.T) {
+			s := testSettings(encap.KindUDP)
+			s.Offload.MergeWrites = false
+			r := newShapedRig(t, s)
+			pod := r.bounded(kind, "a1", Bandwidth{IngressRate: 8e6}, podA1)
+			link := 0
+			if kind == AttachVeth {
+				link = 14
+			}
+			got := func(want []int) {
+				t.Helper()
+				var ips [][]byte
+				for _, p := range pod.Sent() {
+					ips = append(ips, p.Data[link:])
+				}
+				if ns := numbersOf(t, ips...); !slices.Equal(ns, want) {
+					t.Fatalf("got %v, want %v", ns, want)
+				}
+			}
+			for i := range 50 {
+				r.receive(encap.KindUDP, 0, counted(podB, podA1, i, 1000))
+			}
+			r.turn()
+			got(upTo(0, 10)) // then 25 wait, 15 are too many
+			r.check2(25, map[Reason]uint64{DropShaped: 15})
+			r.wait(time.Millisecond + time.Microsecond)
+			got([]int{10, 11})
+			r.receive(encap.KindUDP, 0, counted(podB, podA1, 99, 1000)) // does not overtake
+			r.turn()
+			got(nil)
+			r.wait(10 * time.Millisecond)
+			got(upTo(12, 22))
+			r.wait(10 * time.Millisecond)
+			got(upTo(22, 32))
+			r.wait(10 * time.Millisecond)
+			got([]int{32, 33, 34, 99})
+			r.check(map[Reason]uint64{DropShaped: 15})
+			// Straight through again, and a hole in time is worth no more than the burst.
+			r.wait(time.Hour)
+			for i := range 12 {
+				r.receive(encap.KindUDP, 0, counted(podB, podA1, i, 1000))
+			}
+			r.turn()
+			got(upTo(0, 10))
+			r.wait(time.Second)
+			got([]int{10, 11})
+			r.check(map[Reason]uint64{DropShaped: 15})
+			if c := r.f.Counters().Ports[0]; c.Got.Packets != 35+12+1 || c.Dropped != 15 {
+				t.Errorf("%+v", c)
+			}
+			if len(r.f.workers[0].alarms) != 0 {
+				t.Error("an alarm is left")
+			}
+		})
+	}
+}
+
+// check2 is check while frames wait in queues.
+func (r *rig) check2(waiting uint64, drops map[Reason]uint64) {
+	r.t.Helper()
+	c := r.f.Counters()
+	n := int64(0)
+	for _, v := range c.Received {
+		n += int64(v)
+	}
+	for _, v := range c.Generated {
+		n += int64(v)
+	}
+	for _, v := range c.Forwarded {
+		n -= int64(v.Packets)
+	}
+	for reason, v := range c.Dropped {
+		n -= int64(v)
+		for want, k := range drops {
+			if want.String() == reason && k != v {
+				r.t.Errorf("dropped as %s: %d, want %d", reason, v, k)
+			}
+		}
+	}
+	if n != int64(waiting) {
+		r.t.Errorf("%d frames are nowhere, want %d in the queue", n, waiting)
+	}
+}
+
+// TestShapedSuperframe: a superframe waits whole, with its metadata; an empty
+// queue takes one however slow the port.
+func TestShapedSuperframe(t *testing.T) {
+	r := newShapedRig(t, testSettings(encap.KindUDP))
+	from, pod := r.veth("a2", podA2), r.bounded(AttachVeth, "a1", Bandwidth{IngressRate: 1e6}, podA1)
+	ip := tcpPacket(podA2, podA1, 1, 50_000)
+	for range 3 {
+		from.Inject(fromVeth(ip, partial(ip, 1000)))
+	}
+	r.turn() // one passes, one waits, the third finds more than 25 ms
+	first := pod.Sent()
+	r.check2(1, map[Reason]uint64{DropShaped: 1})
+	r.wait(400 * time.Millisecond)
+	if n := len(pod.Sent()); n != 0 || len(first) != 1 {
+		t.Fatalf("%d, then %d too early", len(first), n)
+	}
+	r.wait(20 * time.Millisecond)
+	second := pod.Sent()
+	if len(second) != 1 || first[0].Virtio != second[0].Virtio || !bytes.Equal(first[0].Data, second[0].Data) || second[0].Virtio.GSOSize != 1000 {
+		t.Errorf("the one that waited differs: %+v", second)
+	}
+	r.check(map[Reason]uint64{DropShaped: 1})
+}
+
+// TestShapedDetach: what waits for a pod that goes is dropped, and counted once,
+// on whichever worker; the slot serves the next pod, which has no alarm of the old.
+func TestShapedDetach(t *testing.T) {
+	s := testSettings(encap.KindUDP)
+	s.Workers = 3
+	s.Offload.MergeWrites = false
+	r := newShapedRig(t, s)
+	r.bounded(AttachTUN, "a1", Bandwidth{IngressRate: 8e6, EgressRate: 8e3}, podA1)
+	pod := r.pods["a1"]
+	for w := range 3 {
+		for i := range 12 {
+			r.udp[w].Inject(ring.FakeDatagram{Data: counted(podB, podA1, i, 1000), Addr: netip.AddrPortFrom(nodeB, 8285)})
+		}
+	}
+	pod.Inject(ring.FakePacket{Data: counted(podA1, podB, 0, 1000)}, ring.FakePacket{Data: counted(podA1, podB, 1, 1000)})
+	r.turn()
+	r.check2(25, map[Reason]uint64{DropShaped: 1})
+	if err := r.f.Detach("a1", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	r.check(map[Reason]uint64{DropShaped: 1, DropPortDown: 25})
+	for _, w := range r.f.workers {
+		if len(w.alarms) != 0 {
+			t.Errorf("worker %d has %d alarms", w.index, len(w.alarms))
+		}
+	}
+	next := r.attach(AttachTUN, "a3", podA1)
+	r.wait(time.Minute)
+	r.receive(encap.KindUDP, 0, counted(podB, podA1, 1, 1000))
+	r.turn()
+	if n := len(next.Sent()); n != 1 {
+		t.Errorf("the next pod got %d", n)
+	}
+	r.check(map[Reason]uint64{DropShaped: 1, DropPortDown: 25})
+}
+
+// TestShapedStop: the law holds to the end.
+func TestShapedStop(t *testing.T) {
+	r := newShapedRig(t, testSettings(encap.KindUDP))
+	r.bounded(AttachTUN, "a1", Bandwidth{IngressRate: 8}, podA1)
+	for i := range 3 {
+		r.receive(encap.KindUDP, 0, counted(podB, podA1, i, 1000))
+	}
+	r.turn()
+	r.f.Start()
+	if err := r.f.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.check(map[Reason]uint64{DropPortDown: 1, DropShaped: 1})
+}
+
+// TestShapedPieces: a superframe that is cut for the pod ends once, whichever of
+// its pieces is lost, in the queue or on the way out of it.
+func TestShapedPieces(t *testing.T) {
+	for name, c := range map[string]struct {
+		rate  uint64
+		fail  int // which write fails; -1: none
+		after time.Duration
+		drops map[Reason]uint64
+	}{
+		"none lost":          {8e6, -1, time.Second, nil},
+		"one fails at once":  {8e6, 3, time.Second, map[Reason]uint64{DropPortFull: 1}},
+		"one fails later":    {8e6, 15, time.Second, map[Reason]uint64{DropPortFull: 1}},
+		"the last fails":     {8e6, 19, time.Second, map[Reason]uint64{DropPortFull: 1}},
+		"no room for some":   {2e6, -1, time.Second, map[Reason]uint64{DropShaped: 1}},
+		"no room, one fails": {2e6, 4, time.Second, map[Reason]uint64{DropShaped: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := testSettings(encap.KindUDP)
+			s.Offload.TUNOffload = false
+			r := newShapedRig(t, s)
+			from, pod := r.veth("a2", podA2), r.bounded(AttachTUN, "a1", Bandwidth{IngressRate: c.rate}, podA1)
+			ip := tcpPacket(podA2, podA1, 1, 20_000)
+			if c.fail >= 0 {
+				pod.Fail(c.fail, syscall.ENOBUFS)
+			}
+			from.Inject(fromVeth(ip, partial(ip, 1000)))
+			r.turn()
+			r.wait(c.after)
+			r.check(c.drops)
+			from.Inject(fromVeth(udpPacket(podA2, podA1, 1, 2, 3), ring.Virtio{}))
+			for range 10 {
+				r.wait(c.after)
+			}
+			r.check(c.drops) // the next is whole
+		})
+	}
+}
+
+// TestShapedSpec: a bandwidth belongs to the spec, and a burst without a rate is refused.
+func TestShapedSpec(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindUDP))
+	spec := PortSpec{Container: "a1", Interface: "eth0", Attach: AttachTUN, Device: "a1", Addresses: addrs(podA1), Bandwidth: Bandwidth{IngressBurst: 1}}
+	if _, err := r.f.Attach(spec); err == nil {
+		t.Error("a burst without a rate")
+	}
+	spec.Bandwidth.IngressRate = 1e6
+	for range 2 {
+		if i, err := r.f.Attach(spec); err != nil || i.Bandwidth != spec.Bandwidth {
+			t.Fatalf("%+v %v", i, err)
+		}
+	}
+	spec.Bandwidth.IngressRate++
+	if _, err := r.f.Attach(spec); err == nil {
+		t.Error("another rate")
+	}
+	for name, b := range map[string]Bandwidth{"as good as none": {IngressRate: 1e15, EgressRate: 1e15}, "none": {}} {
+		p := &port{spec: PortSpec{Bandwidth: b}}
+		if r.f.shapePort(p); p.throttle != nil || p.queue != nil {
+			t.Error(name)
+		}
+	}
+}
+
+// TestShapedMemory: queues count against limits.totalBuffer, small sockets for
+// what they are.
+func TestShapedMemory(t *testing.T) {
+	s := testSettings(encap.KindUDP)
+	s.TotalBuffer = 8 << 20
+	r := newRig(t, s)
+	attach := func(i int, kind string, b Bandwidth) error {
+		name := fmt.Sprint(kind, i)
+		_, err := r.f.Attach(PortSpec{Container: name, Interface: "eth0", Attach: kind, Device: name,
+			Addresses: addrs(netip.AddrFrom4([4]byte{10, 244, 1, byte(10 + i)})), Bandwidth: b})
+		return err
+	}
+	for i := range 20 {
+		if err := attach(i, AttachVeth, Bandwidth{EgressRate: 10e6}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := attach(20, AttachTUN, Bandwidth{IngressRate: 10e9}); err == nil {
+		t.Error("a queue that there is no memory for")
+	}
+	if err := attach(20, AttachTUN, Bandwidth{IngressRate: 1e8}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTUNQueue: how many packets wait in a TUN, and when it may hand over superframes.
+func TestTUNQueue(t *testing.T) {
+	for _, c := range []struct {
+		rate    uint64
+		want    int
+		offload ring.Offload // that it is told; 0: nothing
+	}{{1e6, 47, ring.OffloadCSUM}, {10e6, 66, ring.OffloadCSUM}, {1e9, 2200, ring.OffloadCSUM}, {4e9, 500, 0}, {100e9, 4768, 0}} {
+		th := &throttle{bucket: newBucket(c.rate, 0, 0)}
+		q := &offloadQueue{FakeQueue: ring.NewFakeQueue()}
+		if err := th.refuseSuperframes(q, ring.OffloadCSUM|ring.OffloadTSO4); err != nil || q.told != c.offload || th.tunQueue(1450) != c.want {
+			t.Errorf("%d bit/s: %d packets, %v", c.rate, th.tunQueue(1450), q.told)
+		}
+	}
+}
+
+type offloadQueue struct {
+	*ring.FakeQueue
+	told ring.Offload
+}
+
+func (q *offloadQueue) SetOffload(o ring.Offload) error { q.told = o; return nil }
+
+// TestAlarms: the earliest comes first, whatever was set, taken and forgotten.
+func TestAlarms(t *testing.T) {
+	ports := []*port{{}, {}, {}, {}}
+	rapid.Check(t, func(t *rapid.T) {
+		var a alarms
+		var model []alarm
+		for range rapid.IntRange(0, 200).Draw(t, "steps") {
+			switch rapid.IntRange(0, 5).Draw(t, "step") {
+			default:
+				x := alarm{due: rapid.Int64Range(0, 50).Draw(t, "due"), port: rapid.SampledFrom(ports).Draw(t, "port")}
+				a.set(x)
+				model = append(model, x)
+			case 1, 2:
+				if len(model) == 0 {
+					continue
+				}
+				x := a.take()
+				i := slices.Index(model, x)
+				for _, m := range model {
+					if i < 0 || m.due < x.due {
+						t.Fatalf("%d came before %d", x.due, m.due)
+					}
+				}
+				model = slices.Delete(model, i, i+1)
+			case 0:
+				p := rapid.SampledFrom(ports).Draw(t, "port")
+				a.forget(p)
+				model = slices.DeleteFunc(model, func(x alarm) bool { return x.port == p })
+			}
+			if len(a) != len(model) {
+				t.Fatalf("%d alarms, want %d", len(a), len(model))
+			}
+		}
+	})
+}
+
+// TestQueueMemory: frames in a queue keep their bytes until they are released,
+// whatever their sizes, and the limit alone says how many fit.
+func TestQueueMemory(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		q := newQueue(rapid.Uint64Range(1, 200e6).Draw(t, "rate"), 0, 1, 0)
+		rnd := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		var want [][]byte
+		number := uint64(0)
+		for range 300 {
+			if rnd.IntN(3) > 0 {
+				size := []int{54, 200, 1464, 20_000, longestPacket + 14}[rnd.IntN(5)]
+				if q.waits >= q.limit && q.n > 0 || q.n == len(q.slots) {
+					continue
+				}
+				if !q.room(size) {
+					t.Fatalf("no room for %d although %d of %d bytes wait", size, q.waits, q.limit)
+				}
+				b := bytes.Repeat(binary.BigEndian.AppendUint64(nil, number), size/8)
+				number++
+				*q.slot(q.n) = waiting{at: q.tail, size: len(b), cost: size - 14}
+				copy(q.mem[q.tail:q.tail+len(b)], b)
+				q.tail += size
+				q.waits += size - 14
+				q.n++
+				want = append(want, b)
+			} else if n := min(rnd.IntN(4), q.n); n > 0 {
+				for i := range n {
+					if e := q.slot(i); !bytes.Equal(q.mem[e.at:e.at+e.size], want[i]) {
+						t.Fatal("bytes were overwritten")
+					}
+				}
+				q.release(n)
+				want = want[n:]
+			}
+		}
+		for q.n > 0 {
+			q.release(1)
+		}
+		if q.waits != 0 {
+			t.Fatalf("an empty queue holds %d bytes", q.waits)
+		}
+	})
+}
+
+// TestShapedLive: real workers, several of which write to one bounded pod, while
+// it comes and goes. Each sender's datagrams arrive in order, at about the rate,
+// and at rest the law holds. Run it with -race.
+func TestShapedLive(t *testing.T) {
+	s := testSettings(encap.KindUDP)
+	s.Workers = 3
+	r := newRig(t, s)
+	const rate = 40e6
+	band := Bandwidth{IngressRate: rate, EgressRate: rate}
+	var senders []*ring.FakeQueue
+	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 244, 1, byte(20 + i)}) }
+	for i := range 4 {
+		senders = append(senders, r.attach(AttachTUN, fmt.Sprint("s", i), addr(i)))
+	}
+	r.f.Start()
+	var stop atomic.Bool
+	var running sync.WaitGroup
+	for i, q := range senders {
+		running.Go(func() {
+			for n := 0; !stop.Load(); n++ {
+				q.Inject(ring.FakePacket{Data: udpPacket(addr(i), podA1, uint16(i), uint16(n), 972)})
+				time.Sleep(50 * time.Microsecond)
+			}
+		})
+	}
+	for range 3 {
+		begin := time.Now()
+		pod := r.bounded(AttachTUN, "a1", band, podA1)
+		for i := range 2000 {
+			pod.Inject(ring.FakePacket{Data: counted(podA1, podB, i, 1000)})
+		}
+		time.Sleep(200 * time.Millisecond)
+		got, took := pod.Sent(), time.Since(begin)
+		last, bits := map[uint16]uint16{}, 0
+		for _, p := range got {
+			h := parse(t, p.Data)
+			if before, ok := last[h.SrcPort]; ok && int16(h.DstPort-before) <= 0 {
+				t.Errorf("sender %d: %d behind %d", h.SrcPort, h.DstPort, before)
+			}
+			last[h.SrcPort] = h.DstPort
+			bits += len(p.Data) * 8
+		}
+		most := rate*(took.Seconds()+leastBurst.Seconds()) + 1000*8
+		if float64(bits) > most || len(got) == 0 {
+			t.Errorf("%d bits in %v, at most %.0f", bits, took, most)
+		}
+		bits = 0
+		for _, d := range datagrams(t, r.sends()) {
+			bits += len(d) * 8
+		}
+		if float64(bits) > rate*(time.Since(begin).Seconds()+leastBurst.Seconds())+1000*8 || bits == 0 {
+			t.Errorf("from the pod: %d bits", bits)
+		}
+		if err := r.f.Detach("a1", "eth0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop.Store(true)
+	running.Wait()
+	r.settleDown()
+	c := r.f.Counters()
+	if c.Dropped[DropShaped.String()] == 0 {
+		t.Error("nothing was too much")
+	}
+	r.check2(0, nil)
+}
+
+// TestShapedAllocs: a bounded port allocates nothing either.
+func TestShapedAllocs(t *testing.T) {
+	r := newShapedRig(t, testSettings(encap.KindUDP))
+	pod := r.bounded(AttachTUN, "a1", Bandwidth{IngressRate: 8e6}, podA1)
+	w := r.f.workers[0]
+	ip := counted(podB, podA1, 1, 1000)
+	mem := append(make([]byte, ring.Headroom), ip...)
+	sink := &nullPort{FakeQueue: pod}
+	w.outboxes[0].port.io = sink
+	n := testing.AllocsPerRun(1000, func() {
+		r.now = r.now.Add(time.Millisecond)
+		w.begin()
+		for range 2 {
+			f := &w.frame
+			*f = frame{mem: mem, at: ring.Headroom}
+			encap.Parse(f.ip(), &f.p)
+			w.tally.received[Wire]++
+			w.deliver(f, w.outboxes[0], Pod)
+		}
+		w.flush()
+		w.serveAlarms(0)
+	})
+	if n != 0 || r.f.Counters().Dropped["shaped"] == 0 {
+		t.Errorf("%v allocations, %d dropped", n, r.f.Counters().Dropped["shaped"])
+	}
+	if bits := sink.bytes * 8 / (int(r.now.Sub(r.f.started).Milliseconds())); bits < 7900 || bits > 8200 {
+		t.Errorf("%d bits a ms", bits)
+	}
+}
+
+// nullPort counts what is written.
+type nullPort struct {
+	*ring.FakeQueue
+	bytes int
+}
+
+func (p *nullPort) Write(m *ring.Packets, from int) (int, error) {
+	for i := from; i < m.Len(); i++ {
+		p.bytes += m.Bytes(i)
+	}
+	return m.Len() - from, nil
+}
