@@ -44,6 +44,7 @@ type Daemon struct {
 
 	workers  int
 	listener *control.Listener
+	disclaim func() error // gives the network namespace up
 	server   *control.Server
 	debug    []*debugListener
 	plane    plane
@@ -101,6 +102,7 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 		return err
 	}
 	defer d.listener.Release() // last of all: a successor may start now
+	defer d.disclaim()
 
 	// Everything that goes on in the background ends with ctx or with the first failure.
 	background, cancel := context.WithCancel(ctx)
@@ -200,6 +202,11 @@ func cleanup(ctx context.Context, m machine, o Options) error {
 		return err
 	}
 	defer l.Release()
+	release, err := m.Claim() // a daemon with another socket would lose its devices
+	if err != nil {
+		return err
+	}
+	defer release()
 	report, err := m.Cleanup(ctx, cfg.Host.Device)
 	for _, what := range report.Removed {
 		d.log.Info("removed", "what", what)

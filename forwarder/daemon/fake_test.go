@@ -75,6 +75,7 @@ func (f *fake) failing(what string, err error) {
 	f.fail[what] = err
 }
 
+func (f *fake) Claim() (func() error, error)        { return func() error { return nil }, f.fail["claim"] }
 func (f *fake) Privileged() error                   { return f.do("privileged") }
 func (f *fake) DefaultAddress() (netip.Addr, error) { return f.underlay.Address, f.do("address") }
 func (f *fake) FindUnderlay(a netip.Addr) (hostnet.Underlay, error) {

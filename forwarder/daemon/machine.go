@@ -55,7 +55,8 @@ type flows interface {
 
 // machine is the node as the daemon finds it. All its methods act in the network namespace of the process.
 type machine interface {
-	Privileged() error // nil, or what is missing
+	Privileged() error                          // nil, or what is missing
+	Claim() (release func() error, err error) // only one daemon works in a network namespace
 	DefaultAddress() (netip.Addr, error)
 	FindUnderlay(netip.Addr) (hostnet.Underlay, error)
 	WatchUnderlay(context.Context, netip.Addr, func(hostnet.Underlay, error)) error

@@ -40,6 +40,10 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 		return err
 	}
 	undo.add(d.listener.Release)
+	if d.disclaim, err = d.machine.Claim(); err != nil {
+		return err
+	}
+	undo.add(d.disclaim)
 
 	fresh, err := d.machine.PrepareTUN(cfg.Host.Device, d.workers)
 	if err != nil {
