@@ -55,7 +55,7 @@ type flows interface {
 
 // machine is the node as the daemon finds it. All its methods act in the network namespace of the process.
 type machine interface {
-	Privileged() error                          // nil, or what is missing
+	Privileged() error                        // nil, or what is missing
 	Claim() (release func() error, err error) // only one daemon works in a network namespace
 	DefaultAddress() (netip.Addr, error)
 	FindUnderlay(netip.Addr) (hostnet.Underlay, error)
@@ -172,7 +172,11 @@ func prepareTUN(name string, mode netlink.TuntapMode, queues int) (fresh bool, e
 	}
 	t, ok := l.(*netlink.Tuntap)
 	if !ok || t.Mode != mode {
-		return false, fmt.Errorf("there is a device %s already and it is a %s, not a %s: remove it", name, l.Type(), strings.ToUpper(mode.String()))
+		is := l.Type()
+		if ok {
+			is = strings.ToUpper(t.Mode.String())
+		}
+		return false, fmt.Errorf("there is a device %s already and it is a %s, not a %s: remove it", name, is, strings.ToUpper(mode.String()))
 	}
 	if multi := t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0; multi == (queues > 1) {
 		return false, nil
