@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -31,6 +32,8 @@ type fake struct {
 	level string
 	err   error // answered to everything, if set
 	block chan struct{}
+
+	adopted []string
 }
 
 func newFake() *fake { return &fake{ports: map[string]Port{}, level: "info"} }
@@ -94,6 +97,33 @@ func (f *fake) SetLogLevel(l string) error {
 		return Errorf(BadRequest, "%q is not a log level", l)
 	}
 	f.level = l
+	return nil
+}
+
+func (f *fake) Allocate(_ context.Context, r AllocateRequest) (Allocation, error) {
+	return Allocation{Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2")}, Gateway4: netip.MustParseAddr("169.254.1.1"), MTU: 1450,
+		Device: DeviceName(r.Container, r.Interface), Phase: PhaseReserved}, f.err
+}
+func (f *fake) Check(context.Context, CheckRequest) (Port, error) { return Port{}, f.err }
+func (f *fake) GC(_ context.Context, r GCRequest) (GCResult, error) {
+	return GCResult{Removed: r.Valid, Failed: []GCFailure{}}, f.err
+}
+func (f *fake) Pods(context.Context) ([]Pod, error) {
+	return []Pod{{Container: "c1", Phase: PhaseWaiting}}, f.err
+}
+func (f *fake) IPAM(context.Context) (IPAM, error) {
+	return IPAM{CIDRs: []IPAMCIDR{{Free: 1<<64 - 1}}}, f.err
+}
+func (f *fake) Adopt(_ context.Context, k PodKey, fd int) error {
+	defer unix.Close(fd)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return f.err
+	}
+	b := make([]byte, 16)
+	n, err := unix.Pread(fd, b, 0)
+	f.adopted = append(f.adopted, fmt.Sprintf("%s %s %v", k, b[:n], err))
 	return nil
 }
 

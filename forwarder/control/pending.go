@@ -147,3 +147,9 @@ func NetnsID(path string) (string, error) {
 	}
 	return fmt.Sprintf("%d:%d", s.Dev, s.Ino), nil
 }
+
+// IsPending is whether a delete of a pod waits.
+func IsPending(socket, container, iface string) bool {
+	_, err := os.Lstat(PendingPath(socket, container, iface))
+	return err == nil
+}

@@ -27,6 +27,12 @@ type Backend interface {
 	Status(context.Context) (Status, error)
 	Attach(context.Context, AttachRequest) (Port, error)
 	Detach(context.Context, DetachRequest) error // of what is not attached: nil
+	Allocate(context.Context, AllocateRequest) (Allocation, error)
+	Check(context.Context, CheckRequest) (Port, error)
+	GC(context.Context, GCRequest) (GCResult, error)
+	Pods(context.Context) ([]Pod, error)
+	IPAM(context.Context) (IPAM, error)
+	Adopt(context.Context, PodKey, int) error // owns the descriptor, also when it fails
 	Ports(context.Context) ([]Port, error)
 	Peers(context.Context) ([]Peer, error)
 	Routes(context.Context) ([]Route, error)
@@ -86,7 +92,12 @@ func Handler(b Backend, log *slog.Logger) http.Handler {
 		"/v1/detach": {http.MethodPost: post(func(ctx context.Context, r DetachRequest) (struct{}, error) {
 			return struct{}{}, b.Detach(ctx, r)
 		})},
-		"/v1/reload": {http.MethodPost: get(b.Reload)},
+		"/v1/allocate": {http.MethodPost: post(b.Allocate)},
+		"/v1/check":    {http.MethodPost: post(b.Check)},
+		"/v1/gc":       {http.MethodPost: post(b.GC)},
+		"/v1/pods":     {http.MethodGet: list("pods", b.Pods)},
+		"/v1/ipam":     {http.MethodGet: get(b.IPAM)},
+		"/v1/reload":   {http.MethodPost: get(b.Reload)},
 		"/v1/loglevel": {
 			http.MethodGet: get(func(context.Context) (LogLevel, error) { return LogLevel{b.LogLevel()}, nil }),
 			http.MethodPut: post(func(_ context.Context, l LogLevel) (LogLevel, error) {
@@ -98,6 +109,10 @@ func Handler(b Backend, log *slog.Logger) http.Handler {
 		},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == adoptPath {
+			serveAdopt(w, r, b, log)
+			return
+		}
 		methods, ok := routes[r.URL.Path]
 		if !ok {
 			fail(w, Errorf(NotFound, "there is no %s in the control API of this daemon", r.URL.Path))

@@ -4,32 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/ipam"
+	"github.com/penstock-net/penstock/forwarder/podstate"
 )
-
-// portKey is what a pod is known by.
-type portKey struct{ container, iface string }
-
-func (k portKey) String() string { return k.container + "/" + k.iface }
-
-// port is what the daemon remembers of an attached pod besides what the forwarder knows.
-type port struct {
-	spec  forwarder.PortSpec
-	index int // of the device: it tells a device made anew under the same name
-}
 
 // sameSpec is whether a request asks for what is there already. A MAC that was left open says nothing.
 func sameSpec(a, b forwarder.PortSpec) bool {
-	return a.Attach == b.Attach && a.Device == b.Device && a.MTU == b.MTU && (a.MAC == b.MAC || b.MAC == "") && slices.Equal(a.Addresses, b.Addresses)
+	return a.Attach == b.Attach && a.Device == b.Device && a.MTU == b.MTU && (a.MAC == b.MAC || b.MAC == "") && a.Bandwidth == b.Bandwidth && sameAddresses(a.Addresses, b.Addresses)
 }
 
 // The CNI specification's alphabets (section "Parameters").
@@ -44,110 +35,221 @@ func validDevice(name string) bool {
 	return name != "" && len(name) <= maxDevice && name != "." && name != ".." && strings.IndexFunc(name, badInterface) < 0
 }
 
-// Attach makes a pod a port. Asking for the same again is answered with what is there; on an error nothing has changed.
-func (d *Daemon) Attach(ctx context.Context, r control.AttachRequest) (control.Port, error) {
-	d.change.Lock()
-	defer d.change.Unlock()
-	if ok, why := d.health.running(); !ok {
-		return control.Port{}, control.Errorf(control.NotReady, "%s", why)
+func checkKey(container, iface string) error {
+	switch {
+	case !containerName.MatchString(container):
+		return control.Errorf(control.BadRequest, "container %q is not a container id: letters, digits, dot, dash and underscore, at most 253", container)
+	case !validDevice(iface):
+		return control.Errorf(control.BadRequest, "interface %q is not a device name: at most %d characters without slash, colon or space", iface, maxDevice)
 	}
+	return nil
+}
+
+func badAttach(attach string) error {
+	return control.Errorf(control.BadRequest, "attach %q is none of %s, %s and %s", attach, control.AttachVeth, control.AttachTUN, control.AttachRouted)
+}
+
+// Attach makes a pod a port. Asking for the same again is answered with what is there; on an error nothing has changed.
+//
+// A pod without a reservation is attached by hand: its addresses are whatever was asked for and nobody else has.
+func (d *Daemon) Attach(ctx context.Context, r control.AttachRequest) (control.Port, error) {
+	if err := checkKey(r.Container, r.Interface); err != nil {
+		return control.Port{}, err
+	}
+	k := control.PodKey{Container: r.Container, Interface: r.Interface}
+	done, err := d.begin(ctx, k)
+	if err != nil {
+		return control.Port{}, err
+	}
+	defer done()
 	s := d.state.Load()
+	old := d.pods.get(k)
+	if old != nil && old.rec.Phase == control.PhaseDetaching {
+		return control.Port{}, control.Errorf(control.Conflict, "a delete of %s has begun and was not finished: delete it again first", k)
+	}
+	if old != nil {
+		if err := fromReservation(&r, old.rec); err != nil {
+			return control.Port{}, err
+		}
+	}
 	spec, err := s.portSpec(r)
 	if err != nil {
 		return control.Port{}, err
 	}
-	key := portKey{spec.Container, spec.Interface}
-	for _, a := range spec.Addresses {
-		if other, taken := d.inUse[a]; taken && other != key {
-			return control.Port{}, control.Errorf(control.Conflict, "address %s is in use by %s", a, other)
-		}
+	if other, taken := d.pods.deviceOwner(spec.Device, k); taken {
+		return control.Port{}, control.Errorf(control.Conflict, "device %s is in use by %s", spec.Device, other)
 	}
-	for other, p := range d.ports {
-		if p.spec.Device == spec.Device && other != key {
-			return control.Port{}, control.Errorf(control.Conflict, "device %s is in use by %s", spec.Device, other)
+	attached := old != nil && old.rec.Phase == control.PhaseAttached
+	if attached && !sameSpec(specOf(old.rec), spec) {
+		if old.open || old.rec.Source != control.SourceManual {
+			return control.Port{}, control.Errorf(control.Conflict, "%s is attached already with another device, address, MAC, MTU or bandwidth: detach it first", k)
 		}
+		// By hand, and a restart has lost the port: the new wish counts.
+		if err := d.remove(old, false); err != nil {
+			return control.Port{}, err
+		}
+		old, attached = nil, false
 	}
-	index, err := d.deviceFor(s, spec, d.ports[key].spec.Device == spec.Device)
+	index, err := d.deviceFor(spec, attached && old.open)
 	if err != nil {
 		return control.Port{}, err
 	}
-	if old, ok := d.ports[key]; ok {
-		if !sameSpec(old.spec, spec) {
-			return control.Port{}, control.Errorf(control.Conflict, "%s is attached already with another device, address, MAC or MTU: detach it first", key)
-		}
-		if old.spec.Attach != control.AttachVeth || old.index == index {
-			return d.port(key)
+	if attached && old.open {
+		if spec.Attach != control.AttachVeth || old.index == index {
+			return d.port(k)
 		}
 		// The same pod with a new device of the old name: what we had open belongs to a device that has gone.
-		if err := d.detach(key); err != nil {
+		if err := d.closePort(old); err != nil {
 			return control.Port{}, err
 		}
 	}
-	if err := d.attach(key, port{spec, index}); err != nil {
+	if err := d.routesFit(spec); err != nil {
 		return control.Port{}, err
 	}
-	d.log.Info("attached", "pod", key.container, "interface", key.iface, "attach", spec.Attach, "device", spec.Device, "addresses", spec.Addresses)
-	return d.port(key)
+	return d.attach(s, k, old, r, spec, index)
 }
 
-// attach does what Attach has found to be right, or nothing.
-func (d *Daemon) attach(key portKey, p port) (err error) {
+// attach does what Attach has found to be right, or nothing: file, drop, port.
+func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRequest, spec forwarder.PortSpec, index int) (_ control.Port, err error) {
 	var undo undoList
 	defer func() {
 		if err != nil {
-			err = undo.because(fmt.Errorf("%s cannot be attached: %w", key, err))
+			code := control.CodeOf(err)
+			err = undo.because(fmt.Errorf("%s cannot be attached: %w", k, err))
+			if code != control.Internal {
+				err = control.Errorf(code, "%v", err)
+			}
 		}
 	}()
-	if p.spec.Attach == control.AttachVeth {
+	rec := &podstate.Record{Version: 1, BootID: d.pods.store.Boot(), Container: k.Container, Interface: k.Interface, Source: control.SourceManual, Created: time.Now().UTC()}
+	if old != nil {
+		c := *old.rec
+		rec = &c
+	} else {
+		if dm, ok := d.pods.damagedFile(rec.Name()); ok {
+			return control.Port{}, control.Errorf(control.Conflict, "its state file is damaged and lies in %s: detach it first", dm.Path)
+		}
+		if err := d.pods.alloc.Take(k.String(), spec.Addresses); err != nil {
+			return control.Port{}, control.Errorf(control.Conflict, "%v", err)
+		}
+		undo.add(func() error { d.pods.alloc.Cancel(k.String()); return nil })
+	}
+	rec.Network, rec.Owner, rec.Netns, rec.NetnsID = r.Network, r.Owner, r.Netns, r.NetnsID
+	rec.Attach, rec.Device, rec.MAC, rec.MTU, rec.Addresses, rec.Phase = spec.Attach, spec.Device, spec.MAC, spec.MTU, spec.Addresses, control.PhaseAttached
+	rec.Bandwidth = nil
+	if r.Bandwidth != nil && *r.Bandwidth != (control.Bandwidth{}) {
+		rec.Bandwidth = r.Bandwidth
+	}
+	if err := d.pods.store.Save(rec); err != nil {
+		return control.Port{}, err
+	}
+	undo.add(func() error {
+		if old != nil {
+			return d.pods.store.Save(old.rec)
+		}
+		return d.pods.store.Remove(rec.Name())
+	})
+	p := &pod{rec: rec, index: index}
+	d.pods.put(p)
+	undo.add(func() error {
+		if old != nil {
+			c := *old
+			c.open = false
+			d.pods.put(&c)
+		} else {
+			d.pods.drop(k)
+		}
+		return nil
+	})
+	if err := d.openPort(p, func() error { _, err := d.plane.Attach(spec); return err }); err != nil {
+		return control.Port{}, err
+	}
+	d.log.Info("attached", "pod", k.Container, "interface", k.Interface, "attach", spec.Attach, "device", spec.Device, "addresses", spec.Addresses, "owner", rec.Owner)
+	return d.port(k)
+}
+
+// openPort puts the drop on a veth and lets open make the port.
+func (d *Daemon) openPort(p *pod, open func() error) error {
+	if p.rec.Attach == control.AttachVeth {
 		// The drop comes first: a packet that comes before the socket is bound is lost, it never reaches the host's stack.
-		undo.add(func() error { return d.host.UnblockIngress(p.spec.Device) })
-		if err := d.host.BlockIngress(p.spec.Device); err != nil {
-			return err
+		if err := d.host.BlockIngress(p.rec.Device); err != nil {
+			return errors.Join(err, d.host.UnblockIngress(p.rec.Device))
 		}
 	}
-	if _, err := d.plane.Attach(p.spec); err != nil {
+	if err := open(); err != nil {
+		if p.rec.Attach == control.AttachVeth {
+			err = errors.Join(err, d.host.UnblockIngress(p.rec.Device))
+		}
 		return err
 	}
-	d.ports[key] = p
-	for _, a := range p.spec.Addresses {
-		d.inUse[a] = key
+	p.open, p.problem = true, ""
+	d.pods.put(p)
+	if p.rec.Attach == control.AttachTUN {
+		d.storeQueue(p.rec)
+		d.countWaiting()
 	}
 	return nil
 }
 
-// Detach undoes Attach. What is not attached is detached.
-func (d *Daemon) Detach(_ context.Context, r control.DetachRequest) error {
-	key := portKey{r.Container, r.Interface}
-	if key.container == "" || key.iface == "" {
-		return control.Errorf(control.BadRequest, "container and interface say which pod to detach, and one is empty")
+// closePort undoes openPort.
+func (d *Daemon) closePort(p *pod) error {
+	k := p.rec.Key()
+	if err := d.plane.Detach(k.Container, k.Interface); err != nil {
+		return fmt.Errorf("%s cannot be detached: %w", k, err)
 	}
-	d.change.Lock()
-	defer d.change.Unlock()
-	if _, ok := d.ports[key]; !ok {
-		return nil
+	p.open = false
+	d.pods.put(p)
+	switch p.rec.Attach {
+	case control.AttachTUN:
+		d.forgetQueue(p.rec)
+	case control.AttachVeth:
+		// The pod is not ours any more, whatever happens to its chain; with the chain left its packets are dropped, which is safe.
+		if err := d.host.UnblockIngress(p.rec.Device); err != nil {
+			return fmt.Errorf("%s is detached, but the drop on its device stays: %w", k, err)
+		}
 	}
-	if err := d.detach(key); err != nil {
-		return err
-	}
-	d.log.Info("detached", "pod", key.container, "interface", key.iface)
 	return nil
 }
 
-func (d *Daemon) detach(key portKey) error {
-	p := d.ports[key]
-	if err := d.plane.Detach(key.container, key.iface); err != nil {
-		return fmt.Errorf("%s cannot be detached: %w", key, err)
+// fromReservation fills in what a request leaves to the pod's record.
+func fromReservation(r *control.AttachRequest, rec *podstate.Record) error {
+	fill := func(a *string, b string) {
+		if *a == "" {
+			*a = b
+		}
 	}
-	delete(d.ports, key)
-	maps.DeleteFunc(d.inUse, func(_ netip.Addr, k portKey) bool { return k == key })
-	if p.spec.Attach != control.AttachVeth {
+	fill(&r.Attach, rec.Attach)
+	fill(&r.Network, rec.Network)
+	fill(&r.Owner, rec.Owner)
+	fill(&r.Netns, rec.Netns)
+	fill(&r.NetnsID, rec.NetnsID)
+	if r.MTU == 0 {
+		r.MTU = rec.MTU
+	}
+	if len(r.Addresses) == 0 {
+		r.Addresses = rec.Addresses
+	}
+	if rec.Source == control.SourceManual {
 		return nil
 	}
-	// The pod is not ours any more, whatever happens to its chain; with the chain left its packets are dropped, which is safe.
-	if err := d.host.UnblockIngress(p.spec.Device); err != nil {
-		return fmt.Errorf("%s is detached, but the drop on its device stays: %w", key, err)
+	switch {
+	case r.Network != rec.Network:
+		return control.Errorf(control.Conflict, "%s belongs to network %s, not %s", rec.Key(), rec.Network, r.Network)
+	case r.Attach != rec.Attach:
+		return control.Errorf(control.Conflict, "the addresses of %s are reserved for attach %s, not %s", rec.Key(), rec.Attach, r.Attach)
+	case !sameAddresses(r.Addresses, rec.Addresses):
+		return control.Errorf(control.Conflict, "%s has %v reserved and asks for %v", rec.Key(), rec.Addresses, r.Addresses)
 	}
 	return nil
+}
+
+// specOf is the forwarder's view of a record.
+func specOf(rec *podstate.Record) forwarder.PortSpec {
+	s := forwarder.PortSpec{Container: rec.Container, Interface: rec.Interface, Attach: rec.Attach, Device: rec.Device, MAC: rec.MAC, Addresses: rec.Addresses, MTU: rec.MTU}
+	if rec.Bandwidth != nil {
+		s.Bandwidth = forwarder.Bandwidth(*rec.Bandwidth)
+	}
+	return s
 }
 
 // portSpec checks a request against what this node may have, and fills in what it leaves open.
@@ -159,27 +261,23 @@ func (s *state) portSpec(r control.AttachRequest) (forwarder.PortSpec, error) {
 	if spec.Attach == "" {
 		spec.Attach = control.AttachVeth
 	}
-	if spec.Device == "" {
+	switch {
+	case spec.Attach == control.AttachRouted:
+		spec.Device, r.MAC = "", "" // both are another plugin's
+	case spec.Device == "":
 		spec.Device = control.DeviceName(r.Container, r.Interface)
 	}
 	if spec.MTU == 0 {
 		spec.MTU = s.podMTU
 	}
 	switch {
-	case !containerName.MatchString(r.Container):
-		return bad("container %q is not a container id: letters, digits, dot, dash and underscore, at most 253", r.Container)
-	case !validDevice(r.Interface):
-		return bad("interface %q is not a device name: at most %d characters without slash, colon or space", r.Interface, maxDevice)
-	case spec.Attach == "routed":
-		return bad("a routed pod is not attached: the routes to %s are all it needs", s.cfg.Host.Device)
-	case spec.Attach != control.AttachVeth && spec.Attach != control.AttachTUN:
-		return bad("attach %q is neither %s nor %s", spec.Attach, control.AttachVeth, control.AttachTUN)
+	case !slices.Contains([]string{control.AttachVeth, control.AttachTUN, control.AttachRouted}, spec.Attach):
+		return forwarder.PortSpec{}, badAttach(spec.Attach)
+	case spec.Attach == control.AttachRouted:
 	case !validDevice(spec.Device):
 		return bad("device %q is not a device name: at most %d characters without slash, colon or space", spec.Device, maxDevice)
 	case slices.Contains([]string{"lo", s.cfg.Host.Device, s.underlay.Device, hostnet.GSODevice}, spec.Device):
 		return bad("device %s belongs to the node and is not a pod's", spec.Device)
-	case len(spec.Addresses) == 0:
-		return bad("addresses is empty: a pod needs at least one")
 	case r.MAC != "" && spec.Attach == control.AttachTUN:
 		return bad("mac: a tun has none")
 	}
@@ -190,21 +288,21 @@ func (s *state) portSpec(r control.AttachRequest) (forwarder.PortSpec, error) {
 		}
 		spec.MAC = m.String()
 	}
+	if b := r.Bandwidth; b != nil {
+		if (b.IngressRate == 0) != (b.IngressBurst == 0) || (b.EgressRate == 0) != (b.EgressBurst == 0) {
+			return bad("bandwidth: a rate needs its burst, and a burst its rate")
+		}
+		spec.Bandwidth = forwarder.Bandwidth(*b)
+	}
+	if len(spec.Addresses) == 0 {
+		return bad("addresses is empty: a pod needs at least one")
+	}
+	if err := s.checkAddresses(spec.Addresses, control.BadRequest); err != nil {
+		return forwarder.PortSpec{}, err
+	}
 	least := minMTU4
-	for i, a := range spec.Addresses {
-		switch {
-		case !a.IsValid() || a.Zone() != "" || a.Is4In6():
-			return bad("address %q is not a plain IPv4 or IPv6 address", a)
-		case slices.Contains(spec.Addresses[:i], a):
-			return bad("address %s is given twice", a)
-		case !slices.ContainsFunc(s.cfg.Node.PodCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }):
-			return bad("address %s lies in none of this node's podCIDRs %v", a, s.cfg.Node.PodCIDRs)
-		case firstAddress(s.cfg.Node.PodCIDRs, a):
-			return bad("address %s is the first of its pod CIDR, which is the host's own on %s", a, s.cfg.Host.Device)
-		}
-		if a.Is6() {
-			least = minMTU6
-		}
+	if slices.ContainsFunc(spec.Addresses, netip.Addr.Is6) {
+		least = minMTU6
 	}
 	if spec.MTU < least || spec.MTU > 65535 {
 		return bad("mtu %d is not between %d and 65535", spec.MTU, least)
@@ -212,8 +310,64 @@ func (s *state) portSpec(r control.AttachRequest) (forwarder.PortSpec, error) {
 	return spec, nil
 }
 
+// checkAddresses looks at what addresses of this node a pod may have.
+func (s *state) checkAddresses(addresses []netip.Addr, where control.Code) error {
+	for i, a := range addresses {
+		switch {
+		case !a.IsValid() || a.Zone() != "" || a.Is4In6():
+			return control.Errorf(control.BadRequest, "address %q is not a plain IPv4 or IPv6 address", a)
+		case slices.Contains(addresses[:i], a):
+			return control.Errorf(control.BadRequest, "address %s is given twice", a)
+		case !slices.ContainsFunc(s.cfg.Node.PodCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }):
+			return control.Errorf(where, "address %s lies in none of this node's podCIDRs %v", a, s.cfg.Node.PodCIDRs)
+		case firstAddress(s.cfg.Node.PodCIDRs, a):
+			return control.Errorf(where, "address %s is the first of its pod CIDR, which is the host's own on %s", a, s.cfg.Host.Device)
+		case !slices.ContainsFunc(s.cfg.Node.PodCIDRs, func(c netip.Prefix) bool { return ipam.Usable(c, a) }):
+			return control.Errorf(where, "address %s is the broadcast address of its pod CIDR", a)
+		}
+	}
+	return nil
+}
+
+// routesFit refuses attachments that cannot reach each other: the host must reach a routed pod by a route of its own, and all
+// others through our TUN. A bridge with the whole pod CIDR on it would swallow what is for a veth of the same CIDR.
+func (d *Daemon) routesFit(spec forwarder.PortSpec) error {
+	tun := d.state.Load().cfg.Host.Device
+	wrong := func(a netip.Addr, routed bool) (string, bool) {
+		device, err := d.machine.RouteDevice(a)
+		return device, err == nil && device != "" && (device == tun) == routed // without a route there is nothing to contradict
+	}
+	routed := spec.Attach == control.AttachRouted
+	for _, a := range spec.Addresses {
+		device, bad := wrong(a, routed)
+		switch {
+		case bad && routed:
+			return control.Errorf(control.Unsupported, "the host's route to %s leads to %s: a routed pod needs a route to its own device, as bridge and ptp make it", a, device)
+		case bad:
+			return control.Errorf(control.Unsupported, "the host's route to %s leads to %s, which takes the pod CIDR for itself: attach all pods of this CIDR as routed, or none", a, device)
+		}
+	}
+	if !routed {
+		return nil
+	}
+	for _, p := range d.pods.list() {
+		if !p.open || p.rec.Attach == control.AttachRouted {
+			continue
+		}
+		for _, a := range p.rec.Addresses {
+			if device, bad := wrong(a, false); bad {
+				return control.Errorf(control.Unsupported, "%s takes %s of %s away from %s: attach all pods of this CIDR as routed, or none", device, a, p.rec.Key(), tun)
+			}
+		}
+	}
+	return nil
+}
+
 // deviceFor checks the device that a spec names: a veth's host end must be there, a TUN to be made must not, unless it is ours.
-func (d *Daemon) deviceFor(s *state, spec forwarder.PortSpec, ours bool) (index int, err error) {
+func (d *Daemon) deviceFor(spec forwarder.PortSpec, ours bool) (index int, err error) {
+	if spec.Attach == control.AttachRouted {
+		return 0, nil
+	}
 	l, err := d.machine.Link(spec.Device)
 	switch {
 	case errors.Is(err, errNoLink) && spec.Attach == control.AttachTUN:
@@ -231,11 +385,11 @@ func (d *Daemon) deviceFor(s *state, spec forwarder.PortSpec, ours bool) (index 
 }
 
 // port describes one attached pod.
-func (d *Daemon) port(key portKey) (control.Port, error) {
+func (d *Daemon) port(k control.PodKey) (control.Port, error) {
 	for _, p := range d.plane.Ports() {
-		if p.PortSpec.Container == key.container && p.PortSpec.Interface == key.iface {
-			return describePort(p), nil
+		if p.PortSpec.Container == k.Container && p.PortSpec.Interface == k.Interface {
+			return d.describePort(p), nil
 		}
 	}
-	return control.Port{}, fmt.Errorf("%s is attached, but the forwarder does not know it: this is a bug", key)
+	return control.Port{}, fmt.Errorf("%s is attached, but the forwarder does not know it: this is a bug", k)
 }

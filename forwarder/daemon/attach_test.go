@@ -36,7 +36,7 @@ func TestAttachAndDetach(t *testing.T) {
 	if did := f.deeds(); len(did) != 0 {
 		t.Errorf("the same again did %q", did)
 	}
-	f.links["ve1"] = link{99, true, "veth"} // made anew under its name
+	f.setLink("ve1", link{Index: 99, Ethernet: true, Type: "veth"}) // made anew under its name
 	if _, err := r.client.Attach(ctx, request("c1", "ve1", "10.244.1.2")); err != nil {
 		t.Errorf("a new device: %v", err)
 	}
@@ -99,8 +99,10 @@ func TestAttachRefuses(t *testing.T) {
 		"underlay":           {request("c2", "eth0", "10.244.1.3"), control.BadRequest, "belongs to the node"},
 		"node's TUN":         {request("c2", "penstock0", "10.244.1.3"), control.BadRequest, "belongs to the node"},
 		"not Ethernet":       {request("c2", "dummy0", "10.244.1.3"), control.BadRequest, "not an Ethernet"},
-		"unknown attachment": {with(func(q *control.AttachRequest) { q.Attach = "bridge" }), control.BadRequest, "neither"},
-		"routed":             {with(func(q *control.AttachRequest) { q.Attach = "routed" }), control.BadRequest, "not attached"},
+		"unknown attachment": {with(func(q *control.AttachRequest) { q.Attach = "bridge" }), control.BadRequest, "none of"},
+		"routed by our TUN":  {with(func(q *control.AttachRequest) { q.Attach = "routed" }), control.Unsupported, "needs a route"},
+		"broadcast":          {request("c2", "ve2", "10.244.1.255"), control.BadRequest, "broadcast"},
+		"rate and no burst":  {with(func(q *control.AttachRequest) { q.Bandwidth = &control.Bandwidth{IngressRate: 1} }), control.BadRequest, "burst"},
 		"TUN over a veth":    {with(func(q *control.AttachRequest) { q.Attach = control.AttachTUN }), control.Conflict, "already"},
 		"multicast MAC":      {with(func(q *control.AttachRequest) { q.MAC = "01:00:5e:00:00:01" }), control.BadRequest, "mac"},
 		"no MAC":             {with(func(q *control.AttachRequest) { q.MAC = "x" }), control.BadRequest, "mac"},
@@ -139,12 +141,12 @@ func TestFailedAttachIsUndone(t *testing.T) {
 	}
 }
 
-// A predecessor's drops stay where the device does: without them the host would process what pods send.
+// A predecessor's drops go where no pod is: a pod that is there has a state file, and its drop goes first.
 func TestDropsOfAPredecessor(t *testing.T) {
 	f := newFake()
 	f.blocked["ve1"], f.blocked["gone"] = true, true
 	run(t, f, "")
-	if did := f.deeds(); !slices.Contains(did, "reconcile [ve1]") {
+	if did := f.deeds(); !slices.Contains(did, "reconcile []") {
 		t.Errorf("did %q", did)
 	}
 }

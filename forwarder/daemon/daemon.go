@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
@@ -56,13 +55,16 @@ type Daemon struct {
 	state  atomic.Pointer[state]
 	health health
 
-	change sync.Mutex // one change at a time: attach, detach, reload, peers, underlay
-	ports  map[portKey]port
-	inUse  map[netip.Addr]portKey
+	change sync.Mutex // one change at a time: reload, peers, underlay
+
+	pods      *pods
+	up        chan struct{} // closed when requests about pods may begin
+	waitMu    sync.Mutex
+	impatient bool // pods that wait for adoption keep us no longer from being ready
 }
 
 func newDaemon(m machine, o Options) (*Daemon, error) {
-	d := &Daemon{machine: m, path: o.Config, started: time.Now(), ports: map[portKey]port{}, inUse: map[netip.Addr]portKey{}}
+	d := &Daemon{machine: m, path: o.Config, started: time.Now(), pods: newPods(), up: make(chan struct{})}
 	if o.Log == nil {
 		o.Log = os.Stderr
 	}
@@ -121,8 +123,11 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	if d.uplinks != nil {
 		g.Go(func() error { return d.watchUplinks(background) })
 	}
+	g.Go(func() error { return d.watchPending(background) })
+	g.Go(func() error { return d.waitForAdoption(background) })
 	d.plane.Start()
 	d.health.set(phase, "")
+	close(d.up)
 	notify(d.log, sd.SdNotifyReady)
 	s := d.state.Load()
 	d.log.Info("forwarding", "node", s.cfg.Node.Name, "address", s.cfg.Node.Address, "encap", s.kind.String(), "mtu", s.podMTU, "workers", d.workers,
@@ -207,7 +212,10 @@ func cleanup(ctx context.Context, m machine, o Options) error {
 		return err
 	}
 	defer release()
+	podsGone, podsErr := d.cleanupPods(m, cfg)
 	report, err := m.Cleanup(ctx, cfg.Host.Device)
+	report.Removed = append(podsGone, report.Removed...)
+	err = errors.Join(podsErr, err)
 	for _, what := range report.Removed {
 		d.log.Info("removed", "what", what)
 	}

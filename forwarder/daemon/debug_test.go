@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
@@ -169,7 +171,9 @@ func TestRefusedWhileStarting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Attach(t.Context(), request("c1", "ve1", "10.244.1.2")); control.CodeOf(err) != control.NotReady {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := d.Attach(ctx, request("c1", "ve1", "10.244.1.2")); control.CodeOf(err) != control.NotReady {
 		t.Errorf("attach: %v", err)
 	}
 	if _, err := d.Reload(t.Context()); control.CodeOf(err) != control.NotReady {

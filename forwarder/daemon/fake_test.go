@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
@@ -42,14 +43,20 @@ type fake struct {
 	ports    []forwarder.PortInfo
 	counters forwarder.Counters
 
+	boot    string
+	netns   map[string]string     // path to id
+	routes4 map[netip.Addr]string // device by address; penstock0 if not there
+	stored  map[string]int        // descriptors with systemd
+	adopted []string
+
 	watch  func(hostnet.Underlay, error) // of WatchUnderlay, once it runs
 	routes func()
 }
 
 func newFake() *fake {
-	return &fake{fail: map[string]error{}, blocked: map[string]bool{},
+	return &fake{fail: map[string]error{}, blocked: map[string]bool{}, boot: "boot-1", netns: map[string]string{}, routes4: map[netip.Addr]string{}, stored: map[string]int{},
 		underlay: hostnet.Underlay{Address: netip.MustParseAddr("192.0.2.1"), Device: "eth0", Index: 2, MTU: 1500, Up: true},
-		links:    map[string]link{"eth0": {2, true, "veth"}, "ve1": {11, true, "veth"}, "ve2": {12, true, "veth"}, "dummy0": {13, false, "ipip"}},
+		links:    map[string]link{"eth0": {Index: 2, Ethernet: true, Type: "veth"}, "ve1": {Index: 11, Ethernet: true, Type: "veth"}, "ve2": {Index: 12, Ethernet: true, Type: "veth"}, "dummy0": {Index: 13, Ethernet: false, Type: "ipip"}},
 	}
 }
 
@@ -123,10 +130,66 @@ func (f *fake) OpenFlows(c hostflow.Config) (flows, error) {
 	return fakeFlows{f}, f.do("flows")
 }
 func (f *fake) Link(name string) (link, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if l, ok := f.links[name]; ok {
 		return l, nil
 	}
 	return link{}, errNoLink
+}
+func (f *fake) setLink(name string, l link) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l.Name = name
+	f.links[name] = l
+}
+func (f *fake) Links() ([]link, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []link
+	for name, l := range f.links {
+		l.Name = name
+		all = append(all, l)
+	}
+	return all, nil
+}
+func (f *fake) RemoveLink(name string) error {
+	if err := f.do("rmlink", name); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.links[name]; !ok {
+		return errNoLink
+	}
+	delete(f.links, name)
+	return nil
+}
+func (f *fake) RouteDevice(a netip.Addr) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if d, ok := f.routes4[a]; ok {
+		return d, nil
+	}
+	return "penstock0", nil
+}
+func (f *fake) BootID() (string, error) { return f.boot, nil }
+func (f *fake) NetnsID(path string) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if id, ok := f.netns[path]; ok {
+		return id, nil
+	}
+	return "", os.ErrNotExist
+}
+func (f *fake) StoreQueue(name string, fd int) error { return f.do("store", name) }
+func (f *fake) ForgetQueue(name string)              { f.do("unstore", name) }
+func (f *fake) StoredQueues() map[string]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.stored
+	f.stored = map[string]int{}
+	return s
 }
 func (f *fake) Cleanup(_ context.Context, device string) (hostnet.Report, error) {
 	return hostnet.Report{Removed: []string{device}}, f.do("cleanup", device)
@@ -160,7 +223,27 @@ func (f fakePlane) Attach(s forwarder.PortSpec) (forwarder.PortInfo, error) {
 	f.mu.Unlock()
 	return p, nil
 }
+func (f fakePlane) Adopt(s forwarder.PortSpec, fd int) (forwarder.PortInfo, error) {
+	unix.Close(fd)
+	if err := f.do("adopt", s.Device); err != nil {
+		return forwarder.PortInfo{}, err
+	}
+	p := forwarder.PortInfo{PortSpec: s}
+	f.mu.Lock()
+	f.ports = append(f.ports, p)
+	f.mu.Unlock()
+	return p, nil
+}
+func (f fakePlane) Descriptors() (l []forwarder.Descriptor) {
+	for _, p := range f.Ports() {
+		l = append(l, forwarder.Descriptor{Name: "pod/" + p.PortSpec.Container + "/" + p.PortSpec.Interface, FD: 0})
+	}
+	return l
+}
 func (f fakePlane) Detach(c, i string) error {
+	if !slices.ContainsFunc(f.Ports(), func(p forwarder.PortInfo) bool { return p.PortSpec.Container == c && p.PortSpec.Interface == i }) {
+		return nil
+	}
 	if err := f.do("detach", c, "/", i); err != nil {
 		return err
 	}
@@ -203,14 +286,20 @@ func (f fakeHost) Reconfigure(_ context.Context, c hostnet.Config) (hostnet.Repo
 	return hostnet.Report{Added: []string{"something"}}, nil
 }
 func (f fakeHost) BlockIngress(d string) error {
+	f.mu.Lock()
 	f.blocked[d] = true
+	f.mu.Unlock()
 	return f.do("block", d)
 }
 func (f fakeHost) UnblockIngress(d string) error {
+	f.mu.Lock()
 	delete(f.blocked, d)
+	f.mu.Unlock()
 	return f.do("unblock", d)
 }
 func (f fakeHost) Blocked() ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var l []string
 	for d := range f.blocked {
 		l = append(l, d)
@@ -219,6 +308,12 @@ func (f fakeHost) Blocked() ([]string, error) {
 	return l, nil
 }
 func (f fakeHost) ReconcileIngress(d []string) (hostnet.Report, error) {
+	f.mu.Lock()
+	f.blocked = map[string]bool{}
+	for _, x := range d {
+		f.blocked[x] = true
+	}
+	f.mu.Unlock()
 	return hostnet.Report{}, f.do("reconcile", d)
 }
 func (f fakeHost) Close() error { return f.do("hostclose") }
@@ -244,6 +339,9 @@ func rewrite(t *testing.T, path, more string) {
 	base := "network: {cidrs: [10.244.0.0/16]}\ndebug: {listen: \"\"}\ncontrol: {socket: " + filepath.Join(filepath.Dir(path), "p.sock") + "}\n"
 	if !strings.Contains(more, "node:") {
 		base += "node: {name: node-a, address: 192.0.2.1, podCIDRs: [10.244.1.0/24]}\n"
+	}
+	if !strings.Contains(more, "state:") {
+		base += "state: " + filepath.Join(filepath.Dir(path), "state") + "\n"
 	}
 	for _, key := range []string{"network:", "debug:"} {
 		if strings.Contains(more, key) {

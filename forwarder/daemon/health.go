@@ -13,6 +13,7 @@ type subject string
 const (
 	phase        subject = "phase"    // starting, stopping
 	underlayGone subject = "underlay" // the node's address or its device
+	adoption     subject = "adoption" // tun pods whose queue must come back
 )
 
 // health collects why the daemon is not ready; nobody waits for it.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder"
+	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
 	"github.com/penstock-net/penstock/forwarder/uplink"
@@ -24,6 +25,8 @@ type plane interface {
 	SetPeers([]feed.Peer) error
 	Reconfigure(forwarder.Settings) error
 	Attach(forwarder.PortSpec) (forwarder.PortInfo, error)
+	Adopt(forwarder.PortSpec, int) (forwarder.PortInfo, error) // owns the descriptor
+	Descriptors() []forwarder.Descriptor
 	Detach(container, iface string) error
 	Ports() []forwarder.PortInfo
 	Counters() forwarder.Counters
@@ -69,12 +72,22 @@ type machine interface {
 	OpenFlows(hostflow.Config) (flows, error)
 	NewUplinks(uplink.Config) uplinks
 	Link(name string) (link, error) // errNoLink if there is none
+	Links() ([]link, error)
+	RemoveLink(name string) error           // errNoLink if there is none
+	RouteDevice(netip.Addr) (string, error) // where the host's stack sends packets for an address; "": nowhere
+	BootID() (string, error)                // changes with every boot
+	NetnsID(path string) (string, error)    // as control.NetnsID
+	StoreQueue(name string, fd int) error   // has the service manager keep a copy
+	ForgetQueue(name string)                // and throw it away
+	StoredQueues() map[string]int           // what it has kept; the caller owns them
 	Cleanup(ctx context.Context, device string) (hostnet.Report, error)
 }
 
 // link is a network device of this namespace.
 type link struct {
+	Name     string
 	Index    int
+	Group    uint32
 	Ethernet bool
 	Type     string // as in rtnetlink: "veth", "tun", …
 }
@@ -144,9 +157,64 @@ func (linux) Link(name string) (link, error) {
 	if err != nil {
 		return link{}, fmt.Errorf("device %s cannot be looked up: %w", name, err)
 	}
-	a := l.Attrs()
-	return link{Index: a.Index, Ethernet: a.EncapType == "ether", Type: l.Type()}, nil
+	return describeLink(l), nil
 }
+
+func describeLink(l netlink.Link) link {
+	a := l.Attrs()
+	return link{Name: a.Name, Index: a.Index, Group: a.Group, Ethernet: a.EncapType == "ether", Type: l.Type()}
+}
+
+func (linux) Links() ([]link, error) {
+	all, err := netlink.LinkList()
+	if errors.Is(err, netlink.ErrDumpInterrupted) { // devices came or went meanwhile
+		all, err = netlink.LinkList()
+	}
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("the devices of the node cannot be listed: %w", err)
+	}
+	var list []link
+	for _, l := range all {
+		list = append(list, describeLink(l))
+	}
+	return list, nil
+}
+
+func (linux) RemoveLink(name string) error {
+	l, err := netlink.LinkByName(name)
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		return errNoLink
+	}
+	if err == nil {
+		err = netlink.LinkDel(l)
+	}
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // gone meanwhile
+		return errNoLink
+	case err != nil:
+		return fmt.Errorf("device %s cannot be removed: %w", name, err)
+	}
+	return nil
+}
+
+func (linux) RouteDevice(a netip.Addr) (string, error) {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	switch {
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL), err == nil && len(routes) == 0:
+		return "", nil // none, or one of the kinds unreachable, prohibit and blackhole
+	case err != nil:
+		return "", fmt.Errorf("the route to %s cannot be looked up: %w", a, err)
+	}
+	l, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return "", fmt.Errorf("the device of the route to %s cannot be looked up: %w", a, err)
+	}
+	return l.Attrs().Name, nil
+}
+
+func (linux) BootID() (string, error)             { return bootID() }
+func (linux) NetnsID(path string) (string, error) { return control.NetnsID(path) }
 
 // PrepareTUN looks at what stands under the name of the node's TUN. A TUN of a predecessor is taken over by the forwarder as it
 // is, unless it was made for another number of workers: the kernel attaches no multi-queue descriptor to a single-queue

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 
 	"github.com/penstock-net/penstock/forwarder/config"
 	"github.com/penstock-net/penstock/forwarder/control"
@@ -69,10 +68,13 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	if err = d.startHost(ctx, next, &undo); err != nil {
 		return err
 	}
+	d.state.Store(next)
+	if err = d.restorePods(ctx, next); err != nil {
+		return err
+	}
 	if err = d.startFlows(ctx, &undo); err != nil {
 		return err
 	}
-	d.state.Store(next)
 	if err = d.listenDebug(cfg, &undo); err != nil {
 		return err
 	}
@@ -105,22 +107,7 @@ func (d *Daemon) startHost(ctx context.Context, s *state, undo *undoList) (err e
 		return err
 	}
 	undo.add(d.host.Close)
-	if _, err := d.host.Apply(ctx); err != nil { // what it changed and found, hostnet has logged
-		return err
-	}
-	// Chains of devices that have gone are of no more use. Those of devices that are still there stay: without them the host
-	// would process the packets of pods that are not attached again yet.
-	blocked, err := d.host.Blocked()
-	if err != nil {
-		return err
-	}
-	there := slices.DeleteFunc(slices.Clone(blocked), func(device string) bool {
-		_, err := d.machine.Link(device)
-		return errors.Is(err, errNoLink)
-	})
-	if len(there) != len(blocked) {
-		_, err = d.host.ReconcileIngress(there)
-	}
+	_, err = d.host.Apply(ctx) // what it changed and found, hostnet has logged
 	return err
 }
 

@@ -25,7 +25,7 @@ func (d *Daemon) Status(context.Context) (control.Status, error) {
 		Encap: s.kind.String(), Port: c.Encap.Port, VNI: c.Encap.VNI, MTU: s.podMTU, UnderlayMTU: s.underlay.MTU, Underlay: s.underlay.Device,
 		Device: c.Host.Device, Ready: ready, Reason: reason, Capabilities: d.capabilities(),
 		Version: control.Version(), Started: d.started.UTC(), UptimeSeconds: int64(time.Since(d.started).Seconds()), Workers: d.workers,
-		PodCIDRs: c.Node.PodCIDRs, ClusterCIDRs: c.Network.CIDRs, Peers: len(s.peers), Ports: len(d.plane.Ports()),
+		PodCIDRs: c.Node.PodCIDRs, ClusterCIDRs: c.Network.CIDRs, Peers: len(s.peers), Ports: len(d.plane.Ports()), Waiting: d.pods.waiting(),
 		Config: d.path, LogLevel: d.LogLevel(),
 	}, nil
 }
@@ -42,7 +42,7 @@ func (d *Daemon) capabilities() []control.Capability {
 func (d *Daemon) Ports(context.Context) ([]control.Port, error) {
 	var list []control.Port
 	for _, p := range d.plane.Ports() {
-		list = append(list, describePort(p))
+		list = append(list, d.describePort(p))
 	}
 	slices.SortFunc(list, func(a, b control.Port) int {
 		return cmp.Or(cmp.Compare(a.Container, b.Container), cmp.Compare(a.Interface, b.Interface))
@@ -110,7 +110,11 @@ func (d *Daemon) Routes(context.Context) ([]control.Route, error) {
 	}
 	for _, p := range d.plane.Ports() {
 		for _, a := range p.Addresses {
-			list = append(list, control.Route{Prefix: netip.PrefixFrom(a, a.BitLen()), Kind: control.RoutePort, Via: p.PortSpec.Container + "/" + p.PortSpec.Interface})
+			r := control.Route{Prefix: netip.PrefixFrom(a, a.BitLen()), Kind: control.RoutePort, Via: p.PortSpec.Container + "/" + p.PortSpec.Interface}
+			if p.Attach == control.AttachRouted {
+				r.Kind, r.Via = control.RouteHost, r.Via+" by the host's own route"
+			}
+			list = append(list, r)
 		}
 	}
 	slices.SortFunc(list, func(a, b control.Route) int {

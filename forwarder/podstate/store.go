@@ -1,0 +1,217 @@
+package podstate
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// maxFile bounds what is read of one file.
+const maxFile = 1 << 20
+
+// Store is the state directory. Calls for different pods may run side by side; those for one pod are the caller's to order.
+type Store struct {
+	dir      string // of the pods
+	released string
+	boot     string
+}
+
+// Open makes the directory if it is not there. boot is the kernel's boot id.
+func Open(state, boot string) (*Store, error) {
+	s := &Store{dir: filepath.Join(state, "pods"), released: filepath.Join(state, "released"), boot: boot}
+	if err := os.MkdirAll(s.damaged(), 0o700); err != nil {
+		return nil, fmt.Errorf("state: the directory cannot be made: %w", err)
+	}
+	return s, nil
+}
+
+func (s *Store) damaged() string { return filepath.Join(s.dir, "damaged") }
+
+func (s *Store) path(name string) string { return filepath.Join(s.dir, name+".json") }
+
+// Boot is the boot id that new records carry.
+func (s *Store) Boot() string { return s.boot }
+
+// Save writes a record. When it returns nil the record is on disk; on an error nothing has changed, and a disk that cannot be
+// written is control.NoSpace.
+func (s *Store) Save(r *Record) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := control.WriteFileDurably(s.path(r.Name()), append(b, '\n')); err != nil {
+		return s.explain(r.Key(), err)
+	}
+	return nil
+}
+
+// Remove forgets a pod: its record, and what is left of a damaged one. That there is none is no error.
+func (s *Store) Remove(name string) error {
+	gone := false
+	for _, path := range []string{s.path(name), filepath.Join(s.damaged(), name+".json")} {
+		switch err := os.Remove(path); {
+		case err == nil:
+			gone = true
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("the state file cannot be removed: %w", err)
+		}
+	}
+	if !gone {
+		return nil
+	}
+	if err := control.SyncDir(s.dir); err != nil {
+		return fmt.Errorf("the removal of a state file cannot be brought to disk: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) explain(k control.PodKey, err error) error {
+	for _, full := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO, unix.EFBIG} {
+		if errors.Is(err, full) {
+			var no syscall.Errno
+			errors.As(err, &no)
+			return control.Errorf(control.NoSpace, "%s cannot be recorded, as the state directory %s cannot be written (%s): make room there; nothing was changed", k, s.dir, no.Error())
+		}
+	}
+	return fmt.Errorf("%s cannot be recorded in the state directory: %w", k, err)
+}
+
+// Damaged is a file that could not be read as a record.
+type Damaged struct {
+	Name      string       // without .json; control.DeviceName of the pod that it was about
+	Path      string       // where it lies now
+	Addresses []netip.Addr // what looks like an address in it
+	Network   string       // if that can be read
+	Reason    string
+	Since     time.Time // when it was last written
+	OldBoot   bool      // it names another boot than this one: its pod is gone
+	Fresh     bool      // found damaged just now
+}
+
+// Load reads everything. Damaged files are moved aside and never an error; leftovers of writes that were cut short are removed.
+func (s *Store) Load() (records []*Record, damaged []Damaged, err error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("state: the pods cannot be listed: %w", err)
+	}
+	fresh := map[string]string{}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".new-") {
+			os.Remove(filepath.Join(s.dir, e.Name()))
+			continue
+		}
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok {
+			continue
+		}
+		b, err := read(s.path(name))
+		var r *Record
+		if err == nil {
+			r, err = decode(name, b)
+		}
+		if err == nil {
+			records = append(records, r)
+			continue
+		}
+		if e := os.Rename(s.path(name), filepath.Join(s.damaged(), name+".json")); e != nil {
+			return nil, nil, fmt.Errorf("state: the damaged file %s cannot be moved aside: %w", s.path(name), e)
+		}
+		fresh[name] = err.Error()
+	}
+	entries, err = os.ReadDir(s.damaged())
+	if err != nil {
+		return nil, nil, fmt.Errorf("state: the damaged files cannot be listed: %w", err)
+	}
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".json"); ok {
+			d := s.salvage(name)
+			if reason, now := fresh[name]; now {
+				d.Reason, d.Fresh = reason, true
+			}
+			damaged = append(damaged, d)
+		}
+	}
+	return records, damaged, nil
+}
+
+var (
+	addressLike = regexp.MustCompile(`"([0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9a-fA-F]{0,4}:[0-9a-fA-F:.]+)"`)
+	networkLike = regexp.MustCompile(`"network":\s*"([^"\\]+)"`)
+	bootLike    = regexp.MustCompile(`"bootID":\s*"([0-9a-f-]{36})"`)
+)
+
+// salvage finds in a damaged file what may keep an address from being given twice. A MAC has the shape of no address.
+func (s *Store) salvage(name string) Damaged {
+	d := Damaged{Name: name, Path: filepath.Join(s.damaged(), name+".json"), Reason: "the file is damaged"}
+	if fi, err := os.Lstat(d.Path); err == nil {
+		d.Since = fi.ModTime()
+	}
+	b, err := read(d.Path)
+	if err != nil {
+		d.Reason = err.Error()
+		return d
+	}
+	for _, m := range addressLike.FindAllSubmatch(b, -1) {
+		if a, err := netip.ParseAddr(string(m[1])); err == nil && a.Zone() == "" && !a.Is4In6() {
+			d.Addresses = append(d.Addresses, a)
+		}
+	}
+	if m := networkLike.FindSubmatch(b); m != nil {
+		d.Network = string(m[1])
+	}
+	if m := bootLike.FindSubmatch(b); m != nil {
+		d.OldBoot = string(m[1]) != s.boot
+	}
+	return d
+}
+
+// read reads a regular file; a FIFO or a link in its place is an error and no wait.
+func read(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a file", path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(b) > maxFile {
+		err = fmt.Errorf("it is longer than %d bytes", maxFile)
+	}
+	return b, err
+}
+
+// Mark writes a record without waiting for the disk: for a step that a killed daemon must find, and that no power cut needs.
+func (s *Store) Mark(r *Record) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(s.dir, ".new-*")
+	if err != nil {
+		return s.explain(r.Key(), err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), s.path(r.Name()))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return s.explain(r.Key(), err)
+	}
+	return nil
+}
