@@ -23,7 +23,7 @@ export CGO_ENABLED ?= 0
 
 say = @printf '==> %s\n' "$(1)"
 
-.PHONY: help build demo test race lint fuzz bench matrix soak install uninstall clean need-go need-root need-cc
+.PHONY: help build demo test race lint fuzz bench microbench profile matrix soak install uninstall clean need-go need-root need-cc
 
 # What a target needs, asked for before anything is built.
 need-go:
@@ -70,7 +70,20 @@ fuzz: need-go ## every fuzz target for FUZZTIME (10s) each
 	  done; \
 	done
 
-bench: need-go ## every Go benchmark for BENCHTIME (1s) each, with allocations
+# The side-by-side laboratory. docs/performance.md says what the variables mean and how to read what comes out.
+sidebyside = @$(GO) build -o bin/ ./bench/sidebyside
+SIDEBYSIDE = PENSTOCKD='$(CURDIR)/bin/penstockd' bin/sidebyside $(if $(FULL),-full) $(if $(ONLY),-only '$(ONLY)') $(if $(N),-n $(N)) \
+  $(if $(SECONDS),-seconds $(SECONDS)) $(if $(BURST),-burst $(BURST)) $(if $(YAML),-yaml '$(YAML)') $(if $(FRESH),-fresh) $(if $(LIST),-list)
+
+bench: need-root build ## against kernel VXLAN, the rows with bars (30 min); FULL=1 all; ONLY='veth whole udp-64*' N=5 SECONDS=1 (root)
+	$(sidebyside)
+	@$(SIDEBYSIDE)
+
+profile: need-root build ## CPU profiles of the daemons under each of those loads, with a short top list; ONLY, FULL as above (root)
+	$(sidebyside)
+	@$(SIDEBYSIDE) -profile
+
+microbench: need-go ## every Go benchmark for BENCHTIME (1s) each, with allocations
 	$(call say,benchmarks)
 	@$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(UNIT)
 

@@ -1,0 +1,192 @@
+package load
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// answerLost is when a datagram's answer is given up; on TCP the run has failed.
+const answerLost = 500 * time.Millisecond
+
+var errEnded = errors.New("the connection has ended")
+
+// ask makes one request after the other, a thread a flow, and notes how long each took.
+func (j *running) ask() error {
+	for _, f := range j.Flows {
+		once := j.connection // does one request
+		if j.Kind != Connect {
+			fd, err := j.asker(f)
+			if err != nil {
+				return err
+			}
+			j.own(fd)
+			request, answer := make([]byte, j.Sizes[0]), make([]byte, j.Sizes[0])
+			number := uint64(0)
+			once = func(Flow) error {
+				number++
+				binary.LittleEndian.PutUint64(request, number)
+				if j.Kind == AskStreams {
+					return j.exchange(fd, request, answer)
+				}
+				return j.datagram(fd, request, answer)
+			}
+		}
+		j.run(func(t *thread) error {
+			t.times = make([]time.Duration, 0, 1<<17)
+			epoch := j.epoch.Load()
+			for !j.stopped.Load() {
+				begin := now()
+				if err := once(f); errors.Is(err, errLost) {
+					if !j.stopped.Load() {
+						t.lost.Add(1)
+					}
+					continue
+				} else if err != nil {
+					return err
+				}
+				took := now() - begin
+				t.count(1, 2*j.Sizes[0])
+				if e := j.epoch.Load(); e != epoch {
+					if epoch == 0 {
+						t.times = t.times[:0] // what was before the first mark was warming up
+					}
+					epoch = e
+				}
+				t.times = append(t.times, took)
+			}
+			return nil
+		})
+	}
+	return nil
+}
+
+func (j *running) asker(f Flow) (int, error) {
+	if j.Kind == AskStreams {
+		return j.connected(f)
+	}
+	fd, err := datagramSocket(firstPod + f.Pod)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, sockaddr(f.At)); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("load: connect to %v: %w", f.At, err)
+	}
+	return fd, nil
+}
+
+// connection is a connection with one request and its answer.
+func (j *running) connection(f Flow) error {
+	fd, err := j.connected(f)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	defer abort(fd) // or the ports are all in TIME_WAIT within a second
+	b := make([]byte, j.Sizes[0])
+	return j.exchange(fd, b, b)
+}
+
+var errLost = errors.New("load: no answer")
+
+// datagram sends a request until its own answer comes; an older one is passed over.
+func (j *running) datagram(fd int, request, answer []byte) error {
+	if _, err := unix.Write(fd, request); err != nil && !again(err) {
+		return fmt.Errorf("load: send: %w", err)
+	}
+	for end := now() + answerLost; ; {
+		n, err := unix.Read(fd, answer)
+		switch {
+		case err == nil && n == len(request) && binary.LittleEndian.Uint64(answer) == binary.LittleEndian.Uint64(request):
+			return nil
+		case err != nil && !again(err):
+			return fmt.Errorf("load: receive: %w", err)
+		case now() > end || j.stopped.Load():
+			return errLost
+		}
+	}
+}
+
+// exchange is a request and its answer on a stream.
+func (j *running) exchange(fd int, request, answer []byte) error {
+	if _, err := unix.Write(fd, request); err != nil {
+		return fmt.Errorf("load: request: %w", err)
+	}
+	if err := j.fill(fd, answer); err != nil {
+		return fmt.Errorf("load: answer: %w", err)
+	}
+	return nil
+}
+
+// fill reads until b is full.
+func (j *running) fill(fd int, b []byte) error {
+	for end := now() + connectTime; len(b) > 0; {
+		n, err := unix.Read(fd, b)
+		switch {
+		case err != nil && !again(err):
+			return err
+		case err == nil && n == 0:
+			return errEnded
+		case j.stopped.Load():
+			return errLost
+		case err != nil && now() > end:
+			return fmt.Errorf("nothing has come for %v", connectTime)
+		}
+		b = b[max(n, 0):]
+	}
+	return nil
+}
+
+// answerStream sends every request back.
+func (j *running) answerStream(t *thread, fd int) error {
+	b := make([]byte, j.Sizes[0])
+	for !j.stopped.Load() {
+		if err := j.fill(fd, b); errors.Is(err, errEnded) || errors.Is(err, errLost) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if _, err := unix.Write(fd, b); err != nil {
+			return err
+		}
+		t.count(1, 2*len(b))
+	}
+	return nil
+}
+
+// answerDatagrams sends every datagram back, a thread a flow.
+func (j *running) answerDatagrams() (ports []uint16, err error) {
+	for _, f := range j.Flows {
+		fd, err := datagramSocket(firstPod + f.Pod)
+		if err != nil {
+			return nil, err
+		}
+		j.own(fd)
+		port, err := bound(fd, f.At.Addr())
+		if err != nil {
+			return nil, err
+		}
+		ports = append(ports, port)
+		j.run(func(t *thread) error {
+			b := make([]byte, 2048)
+			for !j.stopped.Load() {
+				n, from, err := unix.Recvfrom(fd, b, 0)
+				if err == nil {
+					err = unix.Sendto(fd, b[:n], 0, from)
+				}
+				switch {
+				case err == nil:
+					t.count(1, 2*n)
+				case !again(err):
+					return fmt.Errorf("load: answer: %w", err)
+				}
+			}
+			return nil
+		})
+	}
+	return ports, nil
+}

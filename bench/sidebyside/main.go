@@ -1,0 +1,118 @@
+// Command sidebyside measures Penstock beside the kernel's own VXLAN: `make bench`.
+//
+//	┌─ node-a ────────────────┐                     ┌─ node-b ────────────────┐
+//	│ pods   Penstock, or     │    one veth pair:   │     Penstock, or   pods │   A: kernel VXLAN
+//	│ send   kernel VXLAN, or ├─ whole, tso or cut ─┤  kernel VXLAN, or  take │   B: what is measured
+//	│        plain routing    │                     │     plain routing       │
+//	└─────────────────────────┘                     └─────────────────────────┘
+//
+// A cell is one subject under one load on one underlay, such as vxlan/veth/whole/udp-64x16. It is measured in
+// pairs: kernel VXLAN, then the subject, again and again, in two networks that stand side by side; the ratio of each
+// pair, their median and their interquartile range are the result. Files in packet order: cells.go says what there
+// is to measure, network.go builds it, measure.go makes one sample, run.go pairs them, stats.go and bars.go judge,
+// results.go, markdown.go and chart.go write; profile.go is `make profile`.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/penstock-net/penstock/bench/lab"
+	"github.com/penstock-net/penstock/bench/load"
+)
+
+// options are the command line.
+type options struct {
+	full    bool
+	only    string
+	pairs   int
+	seconds float64
+	burst   int
+	yaml    string
+	dir     string
+	list    bool
+	fresh   bool
+	profile bool
+}
+
+func main() {
+	load.Main() // never returns in a process that makes traffic
+	var o options
+	flag.BoolVar(&o.full, "full", false, "the whole matrix instead of the rows that have bars")
+	flag.StringVar(&o.only, "only", "", "cells with these `words` in their name: \"veth whole udp-64*\"; a comma begins an alternative")
+	flag.IntVar(&o.pairs, "n", 0, "`pairs` a cell (15; with -full or -profile 5 or 1)")
+	flag.Float64Var(&o.seconds, "seconds", 0, "measured seconds a sample (1.5; with -full 1, with -profile 5)")
+	flag.IntVar(&o.burst, "burst", 1, "datagrams of one flow in a row, where there are many flows")
+	flag.StringVar(&o.yaml, "yaml", "", "configuration merged over every Penstock's own: \"offload: {packetRing: v3}\"")
+	flag.StringVar(&o.dir, "dir", "bench/results", "`directory` for the results")
+	flag.BoolVar(&o.list, "list", false, "list the cells and end")
+	flag.BoolVar(&o.fresh, "fresh", false, "measure again what an interrupted run had measured")
+	flag.BoolVar(&o.profile, "profile", false, "take CPU profiles of the daemons under each load instead of measuring")
+	flag.Parse()
+	o.defaults()
+
+	cells, err := choose(o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	if o.list {
+		for _, c := range cells {
+			fmt.Println(c.name())
+		}
+		return
+	}
+	if err := lab.Possible(); err != nil {
+		fmt.Fprintf(os.Stderr, "Nothing can be measured here: %v.\n", err)
+		os.Exit(1)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once; the kernel then cleans up
+	os.Exit(run(ctx, o, cells))
+}
+
+func (o *options) defaults() {
+	pairs, seconds := 15, 1.5
+	switch {
+	case o.profile:
+		pairs, seconds = 1, 5
+	case o.full:
+		pairs, seconds = 5, 1
+	}
+	if o.pairs <= 0 {
+		o.pairs = pairs
+	}
+	if o.seconds <= 0 {
+		o.seconds = seconds
+	}
+}
+
+// run does the work and returns the exit code.
+func run(ctx context.Context, o options, cells []cell) int {
+	var err error
+	if o.profile {
+		err = profile(ctx, o, cells)
+	} else {
+		err = compare(ctx, o, cells)
+	}
+	left := lab.Leftovers()
+	if len(left) > 0 {
+		fmt.Fprintln(os.Stderr, "This is left behind: "+strings.Join(left, ", ")+".")
+	}
+	switch {
+	case ctx.Err() != nil:
+		fmt.Println("\nInterrupted. Networks and daemons are gone; the same command goes on where this one was.")
+		return 130
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "%v\n", err)
+		return 1
+	case len(left) > 0:
+		return 1
+	}
+	return 0
+}
