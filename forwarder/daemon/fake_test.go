@@ -43,6 +43,7 @@ type fake struct {
 	ports    []forwarder.PortInfo
 	counters forwarder.Counters
 
+	step    func() // before each deed; mu is held
 	boot    string
 	netns   map[string]string     // path to id
 	routes4 map[netip.Addr]string // device by address; penstock0 if not there
@@ -63,6 +64,9 @@ func newFake() *fake {
 func (f *fake) do(what string, args ...any) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.step != nil {
+		f.step()
+	}
 	f.did = append(f.did, strings.TrimSpace(what+" "+fmt.Sprint(args...)))
 	return f.fail[what]
 }
@@ -367,7 +371,22 @@ type running struct {
 
 func run(t *testing.T, f *fake, yaml string) *running {
 	t.Helper()
-	r := &running{f: f, path: file(t, yaml), hangup: make(chan os.Signal, 1), ended: make(chan error, 1)}
+	return restart(t, f, file(t, yaml))
+}
+
+// restart runs a daemon on files that are there.
+func restart(t *testing.T, f *fake, path string) *running {
+	t.Helper()
+	return restartUntil(t, f, path, func(s control.Status) bool { return s.Ready })
+}
+
+// restartUntil is restart for a daemon that does not become ready at once.
+func restartUntil(t *testing.T, f *fake, path string, until func(control.Status) bool) *running {
+	t.Helper()
+	f.mu.Lock()
+	f.ports = nil // of a daemon that has ended
+	f.mu.Unlock()
+	r := &running{f: f, path: path, hangup: make(chan os.Signal, 1), ended: make(chan error, 1)}
 	d, err := newDaemon(f, Options{Config: r.path, Log: io.Discard})
 	if err != nil {
 		t.Fatal(err)
@@ -379,7 +398,7 @@ func run(t *testing.T, f *fake, yaml string) *running {
 	t.Cleanup(func() { r.cancel(); <-r.ended })
 	r.client = control.New(filepath.Join(filepath.Dir(r.path), "p.sock"))
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		if s, err := r.client.Status(t.Context()); err == nil && s.Ready && f.watching() {
+		if s, err := r.client.Status(t.Context()); err == nil && until(s) && f.watching() {
 			break
 		}
 		select {
@@ -394,6 +413,8 @@ func run(t *testing.T, f *fake, yaml string) *running {
 	}
 	return r
 }
+
+type portInfo = forwarder.PortInfo
 
 func (f *fake) watching() bool {
 	f.mu.Lock()
