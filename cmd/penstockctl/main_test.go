@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -51,7 +52,25 @@ func (f *fake) Drops(context.Context) ([]control.Drop, error) {
 func (f *fake) Reload(context.Context) (control.Reloaded, error) {
 	return control.Reloaded{Changed: []string{"peers"}}, f.err
 }
-func (f *fake) LogLevel() string { return f.level }
+func (f *fake) Allocate(context.Context, control.AllocateRequest) (control.Allocation, error) {
+	return control.Allocation{}, f.err
+}
+func (f *fake) Check(context.Context, control.CheckRequest) (control.Port, error) {
+	return control.Port{}, f.err
+}
+func (f *fake) GC(context.Context, control.GCRequest) (control.GCResult, error) {
+	return control.GCResult{}, f.err
+}
+func (f *fake) Pods(context.Context) ([]control.Pod, error) {
+	return []control.Pod{{Container: "c1", Interface: "eth0", Owner: "default/web-1", Network: "penstock", Phase: control.PhaseWaiting, Attach: "tun", MTU: 1450,
+		Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2")}, Bandwidth: &control.Bandwidth{EgressRate: 8_000_000, EgressBurst: 1}, Problem: "waiting for adopt"}}, f.err
+}
+func (f *fake) IPAM(context.Context) (control.IPAM, error) {
+	return control.IPAM{CIDRs: []control.IPAMCIDR{{Prefix: netip.MustParsePrefix("fd00::/64"), Source: "ipam", Size: 1<<64 - 1, Allocated: 2, Free: 1<<64 - 3}},
+		Addresses: []control.IPAMAddress{{Address: netip.MustParseAddr("fd00::1"), State: control.AddressLeaked, Reason: "the file is damaged"}}}, f.err
+}
+func (f *fake) Adopt(_ context.Context, _ control.PodKey, fd int) error { return syscall.Close(fd) }
+func (f *fake) LogLevel() string                                        { return f.level }
 func (f *fake) SetLogLevel(l string) error {
 	f.level = l
 	return f.err
@@ -88,6 +107,11 @@ func TestCommands(t *testing.T) {
 		{"status", "needs 6.17; refused"},
 		{"ports", "10.244.1.2 fd00:10:244:1::2"},
 		{"ports", "1.2M"},
+		{"pods", "default/web-1"},
+		{"pods", "-/8.0M"},
+		{"pods", "c1/eth0: waiting for adopt"},
+		{"ipam", "2^64"},
+		{"ipam", "the file is damaged"},
 		{"peers", "1m30s ago"},
 		{"peers", "udp:8285"},
 		{"routes", "node-b 192.0.2.2"},
@@ -110,7 +134,7 @@ func TestCommands(t *testing.T) {
 	if len(f.attached) != 1 || len(f.attached[0].Addresses) != 3 {
 		t.Errorf("attached %+v", f.attached)
 	}
-	for _, command := range []string{"status", "ports", "peers", "routes", "drops", "reload", "loglevel", "version"} {
+	for _, command := range []string{"status", "pods", "ipam", "ports", "peers", "routes", "drops", "reload", "loglevel", "version"} {
 		status, out, _ := ctl(t, "--socket", socket, "-o", "json", command)
 		var v map[string]any
 		if err := json.Unmarshal([]byte(out), &v); status != 0 || err != nil || len(v) == 0 {

@@ -86,7 +86,7 @@ then move into the pod.`,
 			})
 		},
 	}
-	c.Flags().StringVar(&r.Attach, "attach", control.AttachVeth, "how: veth or tun")
+	c.Flags().StringVar(&r.Attach, "attach", control.AttachVeth, "how: veth, tun or routed")
 	c.Flags().StringVar(&r.Device, "device", "", "host end of the veth, or name of the TUN to make (default: derived from container and interface)")
 	c.Flags().StringVar(&r.MAC, "mac", "", "veth: MAC of the pod's end (default: learned)")
 	c.Flags().StringSliceVar(&list, "address", nil, "address of the pod; may be given several times")

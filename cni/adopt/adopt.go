@@ -1,0 +1,145 @@
+// Package adopt is `penstock adopt`: it brings the queues of tun pods back to a daemon that was restarted.
+//
+//	penstockd (new) ──GET /v1/pods──▶ which pods wait
+//	pod's namespace: /dev/net/tun, TUNSETIFF eth0 ──▶ queue
+//	queue ──POST /v1/adopt, SCM_RIGHTS──▶ penstockd
+//
+// The kernel looks a TUN's name up in the namespace where /dev/net/tun was opened, and the daemon has no right to enter a pod.
+// So this command does, which a service manager runs once with all rights behind the daemon's start (ExecStartPost=+), or a
+// person by hand. Where systemd has kept the queues nothing waits, and it does nothing.
+package adopt
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// Run is the command. It returns its exit status: 0 when no pod waits any more, 1 when one still does, 2 for wrong usage.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("penstock adopt", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	socket := flags.String("socket", control.DefaultSocket, "control socket `PATH` of the daemon")
+	timeout := flags.Duration("timeout", 30*time.Second, "how long to try")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "penstock adopt: unexpected argument %q\n", flags.Arg(0))
+		return 2
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	client := control.New(*socket)
+	pods, err := client.Pods(ctx)
+	if err != nil {
+		fmt.Fprintln(stderr, "penstock adopt:", err)
+		return 1
+	}
+	status := 0
+	for _, p := range pods {
+		if p.Phase != control.PhaseWaiting {
+			continue
+		}
+		if err := bring(ctx, client, p); err != nil {
+			fmt.Fprintf(stderr, "penstock adopt: %s/%s: %v\n", p.Container, p.Interface, err)
+			status = 1
+			continue
+		}
+		fmt.Fprintf(stdout, "adopted %s/%s\n", p.Container, p.Interface)
+	}
+	return status
+}
+
+func bring(ctx context.Context, client *control.Client, p control.Pod) error {
+	queue, err := open(p)
+	if err != nil {
+		return err
+	}
+	defer queue.Close()
+	return client.Adopt(ctx, control.PodKey{Container: p.Container, Interface: p.Interface}, queue)
+}
+
+// open attaches a queue to a pod's TUN.
+func open(p control.Pod) (*os.File, error) {
+	ns, err := os.OpenFile(p.Netns, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("its network namespace cannot be opened: %w", err)
+	}
+	defer ns.Close()
+	// Looked at through the descriptor, so that it is the one that is entered.
+	var st unix.Stat_t
+	if err := unix.Fstat(int(ns.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("its network namespace cannot be looked at: %w", err)
+	}
+	if id := fmt.Sprintf("%d:%d", st.Dev, st.Ino); id != p.NetnsID {
+		return nil, fmt.Errorf("%s is another network namespace than the pod's", p.Netns)
+	}
+	type result struct {
+		queue *os.File
+		err   error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, as it is in the pod
+		q, err := attach(ns, p.Interface)
+		done <- result{q, err}
+	}()
+	r := <-done
+	return r.queue, r.err
+}
+
+// attach runs on a thread of its own.
+func attach(ns *os.File, device string) (*os.File, error) {
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return nil, fmt.Errorf("its network namespace cannot be entered: %w", err)
+	}
+	if err := hasTUN(device); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("/dev/net/tun cannot be opened: %w", err)
+	}
+	req, err := unix.NewIfreq(device)
+	if err == nil {
+		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+	}
+	if err != nil {
+		unix.Close(fd)
+		if errors.Is(err, unix.EBUSY) {
+			return nil, fmt.Errorf("the queue of %s is held by another process: is the daemon before this one still running?", device)
+		}
+		return nil, fmt.Errorf("no queue of %s can be attached: %w", device, err)
+	}
+	return os.NewFile(uintptr(fd), device), nil
+}
+
+// hasTUN looks before TUNSETIFF would make a device of its own.
+func hasTUN(device string) error {
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	req, err := unix.NewIfreq(device)
+	if err == nil {
+		err = unix.IoctlIfreq(s, unix.SIOCGIFINDEX, req)
+	}
+	if err != nil {
+		return fmt.Errorf("the pod has no device %s any more: %w", device, err)
+	}
+	return nil
+}
