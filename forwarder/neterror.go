@@ -1,9 +1,12 @@
 package forwarder
 
 import (
+	"encoding/binary"
+	"net/netip"
 	"syscall"
 	"time"
 
+	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/ring"
 )
 
@@ -20,13 +23,54 @@ func (w *worker) drainErrors(s ring.Socket) {
 // there, which its silence tells as well.
 func (w *worker) socketError(e *ring.SocketError) {
 	h := w.view.Peer(e.Peer.Addr())
-	if h == nil || e.Errno != syscall.EMSGSIZE || e.Origin == ring.OriginLocal || e.MTU <= 0 {
+	if h == nil || e.Errno != syscall.EMSGSIZE || e.Origin == ring.OriginLocal || e.MTU <= 0 || !w.tooBigForPath(e, h.peer) {
 		return
 	}
 	if h.peer.state.learn(e.MTU, time.Unix(w.now, 0)) {
 		w.f.log.Info("the path to a peer has a smaller MTU", "peer", h.peer.spec.Name, "underlayMTU", max(e.MTU, minLearnedMTU),
 			"innerMTU", h.peer.innerMTU(w.now), "said", e.Offender, "for", learnedLifetime)
 	}
+}
+
+// tooBigForPath reports whether the error can be true: the MTU is less than we
+// know of, and what is quoted, as far as it is, was longer than that and went
+// to that peer's pods. The kernel has compared addresses and ports, but for
+// ipip there are no ports, and whoever knows two nodes' addresses can quote
+// "us". RFC 792 asks for 8 bytes behind the IP header, so that of ipip the
+// inner length is always there.
+func (w *worker) tooBigForPath(e *ring.SocketError, p *peer) bool {
+	outer6 := p.spec.Address.Is6()
+	if encap.PodMTU(e.MTU, p.kind, outer6) >= p.mtu {
+		return false
+	}
+	var inner []byte
+	if n := p.header.Len(); n < len(e.Quoted) {
+		inner = e.Quoted[n:]
+	}
+	if len(inner) < 6 { // what is behind UDP is rarely quoted; the ports were ours
+		return p.kind != encap.KindIPIP
+	}
+	length, dst := 0, netip.Addr{}
+	switch inner[0] >> 4 {
+	case 4:
+		length = int(binary.BigEndian.Uint16(inner[2:]))
+		if len(inner) >= encap.IPv4Len {
+			dst = netip.AddrFrom4([4]byte(inner[16:]))
+		}
+	case 6:
+		length = encap.IPv6Len + int(binary.BigEndian.Uint16(inner[4:]))
+		if len(inner) >= encap.IPv6Len {
+			dst = netip.AddrFrom16([16]byte(inner[24:]))
+		}
+	}
+	if length+p.kind.Overhead(outer6) <= e.MTU {
+		return false
+	}
+	if !dst.IsValid() {
+		return true
+	}
+	h := w.network.Route(dst)
+	return h != nil && h.kind == hopPeer && h.peer.state == p.state
 }
 
 // complain logs what happens per packet, at most once a minute and kind.

@@ -194,6 +194,30 @@ func TestLearnedMTU(t *testing.T) {
 	}
 	r.check(map[Reason]uint64{DropTooBig: 1})
 
+	// What is quoted must be ours, and longer than the MTU.
+	for _, kind := range []encap.Kind{encap.KindVXLAN, encap.KindUDP, encap.KindIPIP} {
+		r := newRig(t, testSettings(kind))
+		in := func(ip []byte) []byte { return append(make([]byte, kind.HeaderLen()), ip...) }
+		whole, whole6 := in(udpPacket(podA1, podB, 1, 2, 1400)), in(udpPacket(podA1v6, podBv6, 1, 2, 1400))
+		for _, c := range []struct {
+			quoted []byte
+			want   bool
+		}{
+			{whole, true}, {whole6, true}, {whole[:kind.HeaderLen()+8], true}, {whole6[:kind.HeaderLen()+8], true}, {nil, kind != encap.KindIPIP},
+			{in(udpPacket(podA1, podB, 1, 2, 100)), false}, {in(udpPacket(podA1v6, podBv6, 1, 2, 100)), false},
+			{in(udpPacket(podA1, podA2, 1, 2, 1400)), false}, {in(udpPacket(podA1, outsideAddr, 1, 2, 1400)), false}, {in(make([]byte, 100)), false},
+		} {
+			w := r.f.workers[0]
+			w.begin()
+			p := w.view.Peer(nodeB).peer
+			p.state.path.Store(0)
+			w.socketError(&ring.SocketError{Peer: netip.AddrPortFrom(nodeB, 8472), Offender: stranger, Origin: ring.OriginICMP, Errno: syscall.EMSGSIZE, MTU: 1400, Quoted: c.quoted})
+			if got := p.innerMTU(w.now) < p.mtu; got != c.want {
+				t.Errorf("%s, quoted %x: learned %v", kind, c.quoted[:min(40, len(c.quoted))], got)
+			}
+		}
+	}
+
 	s := &peerState{}
 	begin := time.Unix(1_800_000_000, 0)
 	if !s.learn(1400, begin) || s.learn(1400, begin) || s.learned(begin.Unix()) != 1400 {
