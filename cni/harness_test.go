@@ -215,6 +215,12 @@ func (f *fake) answer(path string, body []byte) (any, error) {
 			return nil, control.Errorf(control.Conflict, "%+v is not %+v", q, p)
 		}
 		return control.Port{}, nil
+	case "/v1/pods":
+		list := []control.Pod{}
+		for _, p := range f.pods {
+			list = append(list, *p)
+		}
+		return map[string]any{"pods": list}, nil
 	case "/v1/gc":
 		var q control.GCRequest
 		if err := strict(&q); err != nil {

@@ -3,6 +3,7 @@ package cni
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -332,5 +333,59 @@ func TestVersions(t *testing.T) {
 	var s struct{ SupportedVersions []string }
 	if json.Unmarshal(a.out, &s) != nil || strings.Join(s.SupportedVersions, " ") != strings.Join(versions, " ") {
 		t.Errorf("VERSION: %s", a.out)
+	}
+}
+
+// TestMixed: pods on a bridge and pods on the daemon cannot share a network on one node, whichever comes first.
+func TestMixed(t *testing.T) {
+	w := newWorld(t)
+	bridge := func(address string) {
+		w.node.Do(func() {
+			b := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}
+			err := netlink.LinkAdd(b)
+			if err == nil {
+				err = netlink.LinkSetUp(b)
+			}
+			if err == nil {
+				err = netlink.AddrAdd(b, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(address).To4(), Mask: net.CIDRMask(24, 32)}})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	first := w.newPod()
+	w.mustAdd(first, "1.1.0", nil)
+	device := control.DeviceName(first.id, "eth0")
+	w.lives = map[string]bool{device: true, "cni0": true}
+
+	p := w.newPod()
+	r := w.bridged(p, "1.1.0", "10.244.1.80/24") // the address is not on the interface yet
+	p.Do(func() {
+		l, err := netlink.LinkByName("eth0")
+		if err == nil {
+			err = netlink.LinkSetUp(l)
+		}
+		if err == nil {
+			err = netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 244, 1, 80).To4(), Mask: net.CIDRMask(24, 32)}})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	a := w.add(p, "1.1.0", map[string]any{"prevResult": r})
+	p.Do(func() {
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		netlink.LinkDel(l)
+	})
+	w.refused(p, a, types.ErrInvalidNetworkConfig, "on its own link")
+
+	bridge("10.244.1.1")
+	for _, attach := range []string{"veth", "tun"} {
+		p = w.newPod()
+		w.refused(p, w.add(p, "1.1.0", map[string]any{"attach": attach}), types.ErrInvalidNetworkConfig, "leads to cni0")
 	}
 }

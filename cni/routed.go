@@ -7,6 +7,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
+
+	"github.com/penstock-net/penstock/forwarder/control"
 )
 
 // checkForeign: a routed pod's interface was made by the plugin before.
@@ -31,6 +33,58 @@ func (a *adding) checkHostRoutes(context.Context) error {
 		}
 		if _, tun := link.(*netlink.Tuntap); tun || a.isUplink(link, x) {
 			return invalid("attach routed: the host's route to %s leads to %s and not to the pod: the plugin before penstock must make one (bridge: isGateway)", x, link.Attrs().Name)
+		}
+	}
+	return nil
+}
+
+// checkNeighbours: a bridge's pods look for all of their network on their own link, so pods of this node that hang on the daemon
+// must not be in it. Behind ptp everything goes by the gateway.
+func (a *adding) checkNeighbours(ctx context.Context) error {
+	var pods []control.Pod
+	err := patiently(ctx, func(ctx context.Context) (err error) {
+		pods, err = a.daemon.Pods(ctx)
+		return err
+	})
+	if err != nil {
+		return fromDaemon(err)
+	}
+	seen := map[netip.Prefix]bool{}
+	for _, p := range pods {
+		if p.Attach == control.AttachRouted {
+			continue
+		}
+		for _, x := range p.Addresses {
+			for _, ip := range a.previous.IPs {
+				network := prefixOf(ip.Address)
+				if seen[network] || !network.Contains(x) {
+					continue
+				}
+				seen[network] = true
+				routes, err := a.pod.route.RouteGet(x.AsSlice())
+				if err == nil && len(routes) > 0 && routes[0].Gw == nil {
+					return invalid("attach routed: the pod would look for %s of container %s on its own link, but that is attached by %s: give the bridge a CIDR of its own", x, p.Container, p.Attach)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// checkWay is the other way round: the host's way to a pod that hangs on the daemon is the node's TUN. Where it is a bridge, its
+// pods and the host itself would look for the address there.
+func (a *adding) checkWay(context.Context) error {
+	for _, x := range a.ours {
+		routes, err := a.host.route.RouteGet(x.AsSlice())
+		if err != nil || len(routes) == 0 {
+			continue // no way at all: the daemon sees to that
+		}
+		link, err := a.host.route.LinkByIndex(routes[0].LinkIndex)
+		if err != nil {
+			continue
+		}
+		if _, tun := link.(*netlink.Tuntap); !tun && !a.isUplink(link, x) {
+			return invalid("attach %s: the host's route to %s leads to %s, whose network it lies in: give %s a CIDR of its own, or use attach routed behind it", a.attach, x, link.Attrs().Name, link.Attrs().Name)
 		}
 	}
 	return nil

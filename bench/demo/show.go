@@ -62,7 +62,7 @@ func (s *show) play() {
 			if s.ctx.Err() != nil {
 				return
 			}
-			pods = append(pods, n.AddPod(s, attach))
+			pods = append(pods, n.AddPodByPlugin(s, attach))
 		}
 	}
 	c := &checks{show: s, nodes: l.Nodes, pods: pods}

@@ -17,6 +17,25 @@ var daemonProgram = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv("PENSTOCKD"); path != "" {
 		return filepath.Abs(path)
 	}
+	return build("penstockd")
+})
+
+// pluginProgram is the CNI plugin: the file penstock beside PENSTOCKD, else one built from this module.
+var pluginProgram = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("PENSTOCKD"); path != "" {
+		beside, err := filepath.Abs(filepath.Join(filepath.Dir(path), "penstock"))
+		if err != nil {
+			return "", err
+		}
+		if _, err := os.Stat(beside); err == nil {
+			return beside, nil
+		}
+	}
+	return build("penstock")
+})
+
+// build makes one of this module's programs.
+func build(name string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
@@ -27,12 +46,12 @@ var daemonProgram = sync.OnceValues(func() (string, error) {
 	}
 	dir := filepath.Join(cache, "penstock-lab")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("lab: directory for penstockd: %w", err)
+		return "", fmt.Errorf("lab: directory for %s: %w", name, err)
 	}
 	forgetOld(dir)
 	tmp, err := os.CreateTemp(dir, "build-")
 	if err != nil {
-		return "", fmt.Errorf("lab: file for penstockd: %w", err)
+		return "", fmt.Errorf("lab: file for %s: %w", name, err)
 	}
 	tmp.Close()
 	defer os.Remove(tmp.Name())
@@ -40,10 +59,10 @@ var daemonProgram = sync.OnceValues(func() (string, error) {
 	if os.Getenv("LAB_RACE") != "" {
 		args = append(args, "-race")
 	}
-	cmd := exec.Command("go", append(args, "./cmd/penstockd")...)
+	cmd := exec.Command("go", append(args, "./cmd/"+name)...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("lab: penstockd does not build: %w\n%s", err, out)
+		return "", fmt.Errorf("lab: %s does not build: %w\n%s", name, err, out)
 	}
 	// Named after its contents: test processes that run side by side share it and never write into a file
 	// that another one executes.
@@ -51,12 +70,12 @@ var daemonProgram = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "penstockd-"+sum[:16])
+	path := filepath.Join(dir, name+"-"+sum[:16])
 	if err := os.Chmod(tmp.Name(), 0o755); err != nil {
 		return "", err
 	}
 	return path, os.Rename(tmp.Name(), path)
-})
+}
 
 // forgetOld removes builds that no test has made for a day.
 func forgetOld(dir string) {

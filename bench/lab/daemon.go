@@ -91,7 +91,7 @@ func (n *Node) StartErr(yaml ...string) (*Daemon, error) {
 
 func (d *Daemon) waitReady(timeout time.Duration) error {
 	deadline := time.Now().Add(timeout)
-	for {
+	for adopted := false; ; {
 		if d.Process.Exited() {
 			return fmt.Errorf("it ended with %v", d.Process.Wait(0))
 		}
@@ -100,6 +100,12 @@ func (d *Daemon) waitReady(timeout time.Duration) error {
 		cancel()
 		if err == nil && s.Ready {
 			return nil
+		}
+		if err == nil && s.Waiting > 0 && !adopted { // systemd does that as ExecStartPost
+			if err := d.Node.adopt(); err != nil {
+				return err
+			}
+			adopted = true
 		}
 		if time.Now().After(deadline) {
 			if err == nil {

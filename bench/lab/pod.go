@@ -46,6 +46,7 @@ type Pod struct {
 	MAC        net.HardwareAddr // of eth0; nil on a TUN
 
 	attached bool
+	plugged  *plugged // by the CNI plugin; nil: by hand
 }
 
 // AddPod adds a pod with the node's next free addresses. On a node whose daemon does not run yet it is
@@ -76,16 +77,10 @@ func (n *Node) addPod(a Attach, addresses []netip.Addr) (*Pod, error) {
 		a = Plain
 	}
 	name := fmt.Sprintf("%s/pod-%d", n.Name, len(n.Pods)+1)
-	ns, err := newNS(name)
+	p, err := n.bare(name, a)
 	if err != nil {
-		return nil, fmt.Errorf("lab: namespace of %s: %w", name, err)
+		return nil, err
 	}
-	sum := sha256.Sum256([]byte(name))
-	p := &Pod{
-		Host: Host{NS: ns, Device: "eth0"}, Node: n, Attach: a,
-		Container: fmt.Sprintf("%x", sum), Interface: "eth0", MTU: n.PodMTU(),
-	}
-	p.HostDevice = control.DeviceName(p.Container, p.Interface)
 	for _, x := range addresses {
 		if x.Is4() {
 			p.IP4 = x
@@ -108,6 +103,20 @@ func (n *Node) addPod(a Attach, addresses []netip.Addr) (*Pod, error) {
 		err = p.attach()
 	}
 	return p, err
+}
+
+// bare is a pod's namespace, and nothing in it.
+func (n *Node) bare(name string, a Attach) (*Pod, error) {
+	ns, err := newNS(name)
+	if err != nil {
+		return nil, fmt.Errorf("lab: namespace of %s: %w", name, err)
+	}
+	p := &Pod{
+		Host: Host{NS: ns, Device: "eth0"}, Node: n, Attach: a,
+		Container: fmt.Sprintf("%x", sha256.Sum256([]byte(name))), Interface: "eth0", MTU: n.PodMTU(),
+	}
+	p.HostDevice = control.DeviceName(p.Container, p.Interface)
+	return p, nil
 }
 
 func (p *Pod) addresses() []netip.Addr {
@@ -218,7 +227,7 @@ func (p *Pod) makePlain() error {
 // attach makes the pod a port of the daemon; a TUN that the daemon made is then moved into the pod.
 func (p *Pod) attach() error {
 	d := p.Node.Daemon
-	if d == nil || p.Attach == Plain {
+	if d == nil || p.Attach == Plain || p.plugged != nil { // what the plugin attached the daemon remembers
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -309,10 +318,12 @@ func (p *Pod) detach() error {
 // Remove detaches the pod and removes its device and namespace.
 func (p *Pod) Remove(t TB) {
 	t.Helper()
-	if err := p.detach(); err != nil {
+	if p.plugged != nil {
+		p.Unplug(t)
+	} else if err := p.detach(); err != nil {
 		t.Errorf("%v", err)
 	}
-	if p.Attach != TUN {
+	if p.Attach != TUN && p.plugged == nil {
 		link, err := p.Node.route.LinkByName(p.HostDevice)
 		var gone netlink.LinkNotFoundError
 		if err == nil {

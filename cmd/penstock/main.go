@@ -1,7 +1,8 @@
 // Command penstock is the CNI plugin: its file name is its CNI type. A runtime calls it with CNI_COMMAND; what it does is in
 // package cni.
 //
-//	penstock adopt [--socket PATH]   bring the queues of tun pods back to a daemon that was restarted
+// Called by hand as `penstock adopt` it hands the queues of pods' TUNs to a daemon that was restarted: the daemon itself may not
+// enter pods' namespaces. The daemon's unit does that (ExecStartPost=+).
 package main
 
 import (
@@ -18,11 +19,11 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "adopt" && os.Getenv("CNI_COMMAND") == "" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-		status := adopt.Run(ctx, os.Args[2:], os.Stdout, os.Stderr)
+	if os.Getenv("CNI_COMMAND") == "" && len(os.Args) > 1 && os.Args[1] == "adopt" {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		code := adopt.Run(ctx, os.Args[2:], os.Stdout, os.Stderr)
 		stop()
-		os.Exit(status)
+		os.Exit(code)
 	}
 	skel.PluginMainFuncs(cni.Funcs, cni.Versions, "penstock "+control.Version()+", the CNI plugin of penstockd")
 }
