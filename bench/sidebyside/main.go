@@ -106,7 +106,11 @@ func run(ctx context.Context, o options, cells []cell) int {
 	}
 	switch {
 	case ctx.Err() != nil:
-		fmt.Println("\nInterrupted. Networks and daemons are gone; the same command goes on where this one was.")
+		text := "\nInterrupted; networks and daemons are gone."
+		if o.only == "" && !o.profile {
+			text += " The same command goes on where this one was."
+		}
+		fmt.Println(text)
 		return 130
 	case err != nil:
 		fmt.Fprintf(os.Stderr, "%v\n", err)

@@ -73,14 +73,15 @@ func build(s subject, u lab.Kind, b burden, yaml string) (n *network, err error)
 				snippets = append(snippets, y)
 			}
 		}
-		if b.Shape == idle {
-			snippets = append(snippets, thousandPeers(n.lab))
+		if b.Shape == idle { // what is looked at is the first node's daemon
+			n.lab.Nodes[0].Start(n, append(snippets, thousandPeers(n.lab))...)
+		} else {
+			n.lab.Start(n, snippets...)
 		}
-		n.lab.Start(n, snippets...)
 	}
 	for i, node := range n.lab.Nodes {
 		if b.Shape == idle && i > 0 {
-			break // what is looked at is the first node's daemon
+			break
 		}
 		for range max(1, b.Pods) {
 			p := node.AddPod(n, s.Attach)

@@ -84,9 +84,13 @@ func takeProfile(node *lab.Node, base string, seconds int) error {
 	if err := os.WriteFile(base+".pprof", body, 0o644); err != nil {
 		return err
 	}
-	top, err := exec.Command("go", "tool", "pprof", "-top", fmt.Sprintf("-nodecount=%d", profileTop), base+".pprof").Output()
-	if err != nil {
-		return fmt.Errorf("go tool pprof %s.pprof: %w", base, err)
+	var list []byte
+	for _, order := range []string{"-flat", "-cum"} { // flat shows the system calls, cum who makes them
+		top, err := exec.Command("go", "tool", "pprof", "-top", order, fmt.Sprintf("-nodecount=%d", profileTop), base+".pprof").Output()
+		if err != nil {
+			return fmt.Errorf("go tool pprof %s.pprof: %w", base, err)
+		}
+		list = append(append(list, top...), '\n')
 	}
-	return os.WriteFile(base+".txt", top, 0o644)
+	return os.WriteFile(base+".txt", list, 0o644)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,7 +60,8 @@ func (p *progress) cell(x *result) {
 		fmt.Print("\r\x1b[K")
 	}
 	if x.Text != "" {
-		fmt.Printf("%s FAILED: %s\n", padded(x.Cell, 34), x.Text)
+		text, _, _ := strings.Cut(x.Text, "\n") // the rest is in the results
+		fmt.Printf("%s  FAILED: %s\n", padded(x.Cell, 34), text)
 		return
 	}
 	text := padded(x.Cell, 34)

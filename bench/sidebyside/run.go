@@ -53,7 +53,7 @@ func compare(ctx context.Context, o options, cells []cell) error {
 	}
 	p.end(r)
 	if failed > 0 {
-		return fmt.Errorf("%d of %d cells could not be measured; the same command tries them again", failed, len(cells))
+		return fmt.Errorf("%d of %d cells could not be measured: %s says why", failed, len(cells), r.path("md"))
 	}
 	return nil
 }
