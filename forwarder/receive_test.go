@@ -210,7 +210,7 @@ func TestLearnedMTU(t *testing.T) {
 			w := r.f.workers[0]
 			w.begin()
 			p := w.view.Peer(nodeB).peer
-			p.state.path.Store(0)
+			p.state.pathMTU.Store(0)
 			w.socketError(&ring.SocketError{Peer: netip.AddrPortFrom(nodeB, 8472), Offender: stranger, Origin: ring.OriginICMP, Errno: syscall.EMSGSIZE, MTU: 1400, Quoted: c.quoted})
 			if got := p.innerMTU(w.now) < p.mtu; got != c.want {
 				t.Errorf("%s, quoted %x: learned %v", kind, c.quoted[:min(40, len(c.quoted))], got)
