@@ -1,0 +1,341 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// cniFiles is where the container runtime looks for plugins and lists, and what is put there.
+type cniFiles struct {
+	binDir, confDir string
+	plugin          string // the program to install; empty: found
+	attach          string
+	chained, force  bool
+	print           bool
+}
+
+const (
+	pluginName = "penstock"             // the file's name is the CNI type
+	listName   = "05-penstock.conflist" // a runtime takes the first list by name
+)
+
+// cniList and cniPlugin keep the keys that they do not know.
+type (
+	cniList   map[string]any
+	cniPlugin = map[string]any
+)
+
+func (l cniList) plugins() (all []cniPlugin) {
+	list, _ := l["plugins"].([]any)
+	for _, p := range list {
+		if m, ok := p.(cniPlugin); ok {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+func (t *tool) cni() *cobra.Command {
+	f := &cniFiles{}
+	c := &cobra.Command{Use: "cni", Short: "Install or remove the CNI plugin"}
+	c.PersistentFlags().StringVar(&f.binDir, "bin-dir", "/opt/cni/bin", "where the runtime looks for plugins")
+	c.PersistentFlags().StringVar(&f.confDir, "conf-dir", "/etc/cni/net.d", "where the runtime looks for CNI lists")
+	install := &cobra.Command{
+		Use:   "install",
+		Short: "Write the plugin and a CNI list; from then on the runtime makes its pods with Penstock",
+		Long: `Write the plugin and a CNI list; from then on the runtime makes its pods with Penstock.
+
+It is done only when the daemon is ready, and each file appears whole or not at all. The list is ` + listName + `, which comes
+before others. With --chained it is the list that the runtime uses now, with penstock behind its first plugin (a bridge or
+ptp); the old list stays where it is and is in force again after uninstall.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return t.cniInstall(c, f) },
+	}
+	install.Flags().StringVar(&f.attach, "attach", control.AttachVeth, "how pods are attached: veth or tun")
+	install.Flags().BoolVar(&f.chained, "chained", false, "chain penstock behind the plugin that makes pods now")
+	install.Flags().BoolVar(&f.print, "print", false, "print the list, and write nothing")
+	install.Flags().StringVar(&f.plugin, "plugin", "", "the plugin's program (default: penstock beside this program)")
+	uninstall := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Remove the CNI list, and the plugin when no pod needs it any more",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return t.cniUninstall(c, f) },
+	}
+	uninstall.Flags().BoolVar(&f.force, "force", false, "remove the plugin though pods are there, or the daemon cannot be asked")
+	c.AddCommand(install, uninstall)
+	return c
+}
+
+func (t *tool) cniInstall(c *cobra.Command, f *cniFiles) error {
+	list, err := f.list(t.socket)
+	if err != nil {
+		return err
+	}
+	content, err := json.MarshalIndent(list, "", "  ")
+	if err != nil {
+		return err
+	}
+	content = append(content, '\n')
+	if f.print {
+		_, err := t.out.Write(content)
+		return err
+	}
+	program, err := f.program()
+	if err != nil {
+		return err
+	}
+	err = t.daemon(c, func(ctx context.Context, client *control.Client) error {
+		s, err := client.Status(ctx)
+		if err == nil && !s.Ready {
+			err = control.Errorf(control.NotReady, "penstockd is not ready, nothing is installed: %s", s.Reason)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	target := filepath.Join(f.binDir, pluginName)
+	if program != target {
+		in, err := os.Open(program)
+		if err != nil {
+			return fmt.Errorf("the plugin cannot be read: %w", err)
+		}
+		defer in.Close()
+		if err := writeAtomically(target, in, 0o755); err != nil {
+			return err
+		}
+		fmt.Fprintln(t.out, "wrote", target)
+	}
+	// The plugin is there before a list names it.
+	path := filepath.Join(f.confDir, listName)
+	if err := writeAtomically(path, bytes.NewReader(content), 0o600); err != nil {
+		return err
+	}
+	fmt.Fprintln(t.out, "wrote", path)
+	f.warn(t.out)
+	return nil
+}
+
+func (t *tool) cniUninstall(c *cobra.Command, f *cniFiles) error {
+	path := filepath.Join(f.confDir, listName)
+	switch err := os.Remove(path); {
+	case err == nil:
+		fmt.Fprintln(t.out, "removed", path)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the CNI list cannot be removed: %w", err)
+	}
+	target := filepath.Join(f.binDir, pluginName)
+	if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if !f.force {
+		// Without the plugin the runtime could not take its pods off the network.
+		err := t.daemon(c, func(ctx context.Context, client *control.Client) error {
+			pods, err := client.Pods(ctx)
+			if err != nil {
+				return err
+			}
+			pods = slices.DeleteFunc(pods, func(p control.Pod) bool { return p.Source == control.SourceManual })
+			if len(pods) > 0 {
+				return fmt.Errorf("%d pods are still attached, and to take them off the runtime needs %s, which stays: remove the pods first, or use --force", len(pods), target)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the plugin cannot be removed: %w", err)
+	}
+	fmt.Fprintln(t.out, "removed", target)
+	return nil
+}
+
+// list is what to write: one of our own, or the one in force with us in it.
+func (f *cniFiles) list(socket string) (cniList, error) {
+	if !f.chained {
+		if f.attach != control.AttachVeth && f.attach != control.AttachTUN {
+			return nil, fmt.Errorf("--attach %q is neither veth nor tun; pods behind another plugin are for --chained", f.attach)
+		}
+		plugins := []any{cniPlugin{
+			"type": pluginName, "attach": f.attach, "socket": socket, "capabilities": map[string]any{"bandwidth": true, "ips": true},
+		}}
+		if f.attach == control.AttachVeth {
+			plugins[0].(cniPlugin)["capabilities"].(map[string]any)["mac"] = true
+		}
+		if _, err := os.Stat(filepath.Join(f.binDir, "portmap")); err == nil {
+			plugins = append(plugins, cniPlugin{"type": "portmap", "capabilities": map[string]any{"portMappings": true}})
+		}
+		return cniList{"cniVersion": "1.0.0", "cniVersions": []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}, "name": pluginName, "plugins": plugins}, nil
+	}
+	names, err := f.lists()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if name == listName {
+			continue
+		}
+		l, err := readList(filepath.Join(f.confDir, name))
+		if err != nil {
+			return nil, err
+		}
+		all := l.plugins()
+		if len(all) == 0 || slices.ContainsFunc(all, func(p cniPlugin) bool { return p["type"] == pluginName }) {
+			continue
+		}
+		if first := all[0]["type"]; first != "bridge" && first != "ptp" {
+			return nil, fmt.Errorf("%s makes pods with %v, and penstock can be chained behind bridge and ptp only", filepath.Join(f.confDir, name), first)
+		}
+		plugins := []any{all[0], cniPlugin{"type": pluginName, "attach": control.AttachRouted, "socket": socket, "capabilities": map[string]any{"bandwidth": true}}}
+		for _, p := range all[1:] {
+			if p["type"] == "bandwidth" {
+				plugins[1].(cniPlugin)["capabilities"] = map[string]any{} // one limiter is enough, and behind a bridge this one works
+			}
+			plugins = append(plugins, p)
+		}
+		l["plugins"] = plugins
+		return l, nil
+	}
+	return nil, fmt.Errorf("there is no CNI list in %s to chain penstock into", f.confDir)
+}
+
+// lists are the files that a runtime reads, in its order.
+func (f *cniFiles) lists() (names []string, err error) {
+	entries, err := os.ReadDir(f.confDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the CNI lists cannot be read: %w", err)
+	}
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); slices.Contains([]string{".conf", ".conflist", ".json"}, ext) && !e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil // ReadDir sorts
+}
+
+// readList makes a list also of a file that holds one plugin.
+func readList(path string) (cniList, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("a CNI list cannot be read: %w", err)
+	}
+	var l cniList
+	if err := json.Unmarshal(b, &l); err != nil {
+		return nil, fmt.Errorf("%s is not JSON: %w", path, err)
+	}
+	if _, ok := l["plugins"]; !ok && l["type"] != nil {
+		p := cniPlugin{}
+		for k, v := range l {
+			if k != "name" && k != "cniVersion" {
+				p[k] = v
+			}
+		}
+		l = cniList{"name": l["name"], "cniVersion": l["cniVersion"], "plugins": []any{p}}
+	}
+	return l, nil
+}
+
+// program is the plugin to install.
+func (f *cniFiles) program() (string, error) {
+	if f.plugin != "" {
+		return f.plugin, nil
+	}
+	self, err := os.Executable()
+	if err == nil {
+		self, err = filepath.EvalSymlinks(self)
+	}
+	places := []string{filepath.Join(f.binDir, pluginName)}
+	if err == nil {
+		places = append([]string{filepath.Join(filepath.Dir(self), pluginName)}, places...)
+	}
+	for _, p := range places {
+		if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("the plugin is not at %s: say with --plugin where it is", strings.Join(places, " or "))
+}
+
+// warn names what is in force and does not do what its owner thinks.
+func (f *cniFiles) warn(out io.Writer) {
+	names, err := f.lists()
+	if err != nil {
+		return
+	}
+	if names[0] != listName {
+		fmt.Fprintf(out, "warning: %s comes before %s, and the runtime takes the first: rename or remove it\n", filepath.Join(f.confDir, names[0]), listName)
+	}
+	for _, name := range names {
+		l, err := readList(filepath.Join(f.confDir, name))
+		if err != nil {
+			continue
+		}
+		for _, s := range bandwidthTrouble(l) {
+			fmt.Fprintf(out, "warning: %s: %s\n", filepath.Join(f.confDir, name), s)
+		}
+	}
+}
+
+// bandwidthTrouble: the reference plugin bandwidth puts its limiters where the daemon's sockets are not (design section 3): a
+// packet tap sees a pod's frames before the ingress limiter, and what the daemon writes skips the egress one.
+func bandwidthTrouble(l cniList) (trouble []string) {
+	attach := ""
+	for i, p := range l.plugins() {
+		switch p["type"] {
+		case pluginName:
+			attach, _ = p["attach"].(string)
+			if attach == "" && i == 0 {
+				attach = control.AttachVeth
+			}
+		case "bandwidth":
+			if attach == control.AttachVeth || attach == control.AttachTUN {
+				trouble = append(trouble, "the plugin bandwidth limits nothing behind attach "+attach+": remove it and give penstock the capability bandwidth, the daemon limits by itself")
+			}
+		}
+	}
+	return trouble
+}
+
+// writeAtomically writes a file so that others see it whole or not at all, also after a power failure.
+func writeAtomically(path string, content io.Reader, mode fs.FileMode) (err error) {
+	dir := filepath.Dir(path)
+	fail := func(err error) error { return fmt.Errorf("%s cannot be written: %w", path, err) }
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fail(err)
+	}
+	tmp, err := os.CreateTemp(dir, ".penstock-") // no runtime reads a file of that name
+	if err != nil {
+		return fail(err)
+	}
+	defer func() {
+		if err != nil {
+			tmp.Close()
+			os.Remove(tmp.Name())
+		}
+	}()
+	if _, err := io.Copy(tmp, content); err != nil {
+		return fail(err)
+	}
+	if err := errors.Join(tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
+		return fail(err)
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return fail(err)
+	}
+	return control.SyncDir(dir)
+}
