@@ -155,6 +155,9 @@ func (f *Forwarder) attach(spec PortSpec, open func(*port) error) (PortInfo, err
 	if err := open(p); err != nil {
 		return PortInfo{}, err
 	}
+	if p.queue != nil && p.queue.cuts() {
+		p.gso, p.uso = false, false
+	}
 	p.index = f.portSlots.take()
 	f.onAll(func(w *worker) {
 		w.growOutboxes(f.portSlots.size())

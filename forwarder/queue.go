@@ -55,12 +55,22 @@ type waiting struct {
 // limit may wait, so that a superframe always finds room in an empty one. Frames
 // of less than 128 bytes fill the slots before they fill the limit.
 func newQueue(rate, burst uint64, workers int, now int64) *queue {
-	limit := min(during(rate, shapeDelay), maxQueue)
+	limit := min(max(during(rate, shapeDelay), minQueue), maxQueue)
 	slots := limit/128 + 64
 	const longest = longestPacket + encap.EthernetLen
 	return &queue{bucket: newBucket(rate, burst, now), limit: limit, slots: make([]waiting, slots),
 		mem: make([]byte, limit+slots*encap.EthernetLen+2*longest), broken: make([]Reason, workers)}
 }
+
+// minQueue is what TCP needs to move without running into its timers: eight
+// packets, which last longer than 25 ms below 4 Mbit/s.
+const minQueue = 8 * 1500
+
+// cuts tells that a superframe lasts longer than what may wait. Such a port gets
+// packets: of a superframe that finds the queue nearly full some then arrive,
+// which tells TCP what was lost; of a superframe that is dropped nothing does,
+// and its sender waits for a timer.
+func (q *queue) cuts() bool { return q.limit < longestPacket }
 
 // maxQueue bounds a queue's memory, which is 25 ms of 10 Gbit/s; faster ports
 // queue for a shorter time. Its pages become resident when they are first used.

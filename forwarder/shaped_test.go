@@ -49,6 +49,8 @@ func (r *rig) bounded(kind, name string, b Bandwidth, addrs ...netip.Addr) *ring
 	return r.pods[name]
 }
 
+func addr4(s string) netip.Addr { return netip.MustParseAddr(s) }
+
 // counted is a datagram of n bytes with its IP header, which carries its number.
 func counted(src, dst netip.Addr, number, n int) []byte {
 	return udpPacket(src, dst, 7, uint16(number), n-28)
@@ -249,26 +251,45 @@ func (r *rig) check2(waiting uint64, drops map[Reason]uint64) {
 	}
 }
 
-// TestShapedSuperframe: a superframe waits whole, with its metadata; an empty
-// queue takes one however slow the port.
+// TestShapedSuperframe: a superframe waits whole, with its metadata; a port for
+// which it is too long gets packets instead.
 func TestShapedSuperframe(t *testing.T) {
 	r := newShapedRig(t, testSettings(encap.KindUDP))
-	from, pod := r.veth("a2", podA2), r.bounded(AttachVeth, "a1", Bandwidth{IngressRate: 1e6}, podA1)
-	ip := tcpPacket(podA2, podA1, 1, 50_000)
-	for range 3 {
+	from, pod := r.veth("a2", podA2), r.bounded(AttachVeth, "a1", Bandwidth{IngressRate: 30e6}, podA1)
+	ip := tcpPacket(podA2, podA1, 1, 50_000) // 52,000 bytes in segments
+	for range 4 {
 		from.Inject(fromVeth(ip, partial(ip, 1000)))
 	}
-	r.turn() // one passes, one waits, the third finds more than 25 ms
+	r.turn() // one passes, two wait, the fourth finds more than 25 ms
 	first := pod.Sent()
-	r.check2(1, map[Reason]uint64{DropShaped: 1})
-	r.wait(400 * time.Millisecond)
+	r.check2(2, map[Reason]uint64{DropShaped: 1})
+	r.wait(3800 * time.Microsecond)
 	if n := len(pod.Sent()); n != 0 || len(first) != 1 {
 		t.Fatalf("%d, then %d too early", len(first), n)
 	}
-	r.wait(20 * time.Millisecond)
+	r.wait(100 * time.Microsecond)
 	second := pod.Sent()
 	if len(second) != 1 || first[0].Virtio != second[0].Virtio || !bytes.Equal(first[0].Data, second[0].Data) || second[0].Virtio.GSOSize != 1000 {
-		t.Errorf("the one that waited differs: %+v", second)
+		t.Errorf("the one that waited differs: %d, %+v", len(second), second[0].Virtio)
+	}
+	r.wait(time.Second)
+	r.check(map[Reason]uint64{DropShaped: 1})
+
+	slow := r.bounded(AttachVeth, "a4", Bandwidth{IngressRate: 20e6}, addr4("10.244.1.9"))
+	ip = tcpPacket(podA2, addr4("10.244.1.9"), 1, 50_000)
+	from.Inject(fromVeth(ip, partial(ip, 1000)))
+	for range 50 {
+		r.wait(time.Millisecond)
+	}
+	packets := slow.Sent()
+	for _, p := range packets {
+		decode(t, p.Data[14:]) // verifies checksums
+		if p.Virtio != (ring.Virtio{}) || len(p.Data) != 14+1040 {
+			t.Errorf("%d bytes, %+v", len(p.Data), p.Virtio)
+		}
+	}
+	if len(packets) != 50 {
+		t.Errorf("%d packets", len(packets))
 	}
 	r.check(map[Reason]uint64{DropShaped: 1})
 }
@@ -313,7 +334,7 @@ func TestShapedDetach(t *testing.T) {
 func TestShapedStop(t *testing.T) {
 	r := newShapedRig(t, testSettings(encap.KindUDP))
 	r.bounded(AttachTUN, "a1", Bandwidth{IngressRate: 8}, podA1)
-	for i := range 3 {
+	for i := range 14 {
 		r.receive(encap.KindUDP, 0, counted(podB, podA1, i, 1000))
 	}
 	r.turn()
@@ -321,7 +342,7 @@ func TestShapedStop(t *testing.T) {
 	if err := r.f.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	r.check(map[Reason]uint64{DropPortDown: 1, DropShaped: 1})
+	r.check(map[Reason]uint64{DropPortDown: 12, DropShaped: 1})
 }
 
 // TestShapedPieces: a superframe that is cut for the pod ends once, whichever of
@@ -540,6 +561,7 @@ func TestShapedLive(t *testing.T) {
 		})
 	}
 	for range 3 {
+		r.sends() // of the round before
 		begin := time.Now()
 		pod := r.bounded(AttachTUN, "a1", band, podA1)
 		for i := range 2000 {

@@ -43,7 +43,8 @@ type Pod struct {
 	Interface  string
 	HostDevice string // the device's name on the node: the veth's host end, or the TUN before it was moved
 	MTU        int
-	MAC        net.HardwareAddr // of eth0; nil on a TUN
+	MAC        net.HardwareAddr   // of eth0; nil on a TUN
+	Bandwidth  *control.Bandwidth // asked for at the next attachment
 
 	attached bool
 	plugged  *plugged // by the CNI plugin; nil: by hand
@@ -234,7 +235,7 @@ func (p *Pod) attach() error {
 	defer cancel()
 	r := control.AttachRequest{
 		Container: p.Container, Interface: p.Interface, Attach: string(p.Attach), Device: p.HostDevice,
-		Addresses: p.addresses(), MTU: p.MTU,
+		Addresses: p.addresses(), MTU: p.MTU, Bandwidth: p.Bandwidth,
 	}
 	if p.MAC != nil {
 		r.MAC = p.MAC.String()
