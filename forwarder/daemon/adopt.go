@@ -131,7 +131,13 @@ func sdNotify(state string, rights []byte) error {
 		return err
 	}
 	defer c.Close()
-	// On a connected datagram socket WriteMsgUnix wants no address.
-	_, _, err = c.WriteMsgUnix([]byte(state), rights, nil)
-	return err
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error // not by WriteMsgUnix, which refuses connected datagram sockets
+	if err := raw.Control(func(at uintptr) { sent = unix.Sendmsg(int(at), []byte(state), rights, nil, unix.MSG_NOSIGNAL) }); err != nil {
+		return err
+	}
+	return sent
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -133,6 +134,9 @@ func TestFailedAttachIsUndone(t *testing.T) {
 		}
 		if did := f.deeds(); did[len(did)-1] != "unblock ve1" || len(f.blocked) != 0 {
 			t.Errorf("%s: did %q", step, did)
+		}
+		if left, _ := filepath.Glob(filepath.Join(stateDir(r.path), "pods", "*.json")); left != nil || len(r.pods.list()) > 0 {
+			t.Errorf("%s: left %v", step, left)
 		}
 		f.failing(step, nil)
 	}

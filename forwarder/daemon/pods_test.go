@@ -408,6 +408,7 @@ func TestConcurrentPods(t *testing.T) {
 // image is what a daemon that died at some moment has left.
 type image struct {
 	at      string
+	ended   bool // c1's end had begun: the next start finishes it
 	dir     string
 	links   map[string]link
 	blocked map[string]bool
@@ -431,7 +432,7 @@ func TestDeathAtEveryStep(t *testing.T) {
 		socket := filepath.Join(filepath.Dir(r.path), "p.sock")
 		var images []image
 		take := func() {
-			i := image{fmt.Sprint(op, " ", len(images)), t.TempDir(), maps.Clone(f.links), maps.Clone(f.blocked), maps.Clone(f.netns)}
+			i := image{fmt.Sprint(op, " ", len(images)), len(images) > 0 && (op == "detach" || op == "gc" || op == "pending"), t.TempDir(), maps.Clone(f.links), maps.Clone(f.blocked), maps.Clone(f.netns)}
 			for _, sub := range []string{"state", "pending"} {
 				if _, err := os.Stat(filepath.Join(filepath.Dir(r.path), sub)); err == nil {
 					if err := os.CopyFS(filepath.Join(i.dir, sub), os.DirFS(filepath.Join(filepath.Dir(r.path), sub))); err != nil {
@@ -506,6 +507,9 @@ func (i image) recover(t *testing.T) {
 	}
 	seen := map[netip.Addr]bool{}
 	for _, p := range pods {
+		if i.ended && p.Container == "c1" {
+			t.Errorf("%s: c1 is back: %+v", i.at, p)
+		}
 		for _, a := range p.Addresses {
 			if seen[a] {
 				t.Errorf("%s: %s twice", i.at, a)
@@ -655,6 +659,26 @@ func TestDamagedState(t *testing.T) {
 	}
 	if i, _ = r.client.IPAM(t.Context()); i.CIDRs[0].Leaked != 0 {
 		t.Errorf("%+v", i)
+	}
+}
+
+// A plugin that was killed between the making of a device and its attachment leaves a device that no file claims.
+func TestOrphansAtTheStart(t *testing.T) {
+	f := newFake()
+	f.setLink("ps0123456789a", link{Index: 70, Group: control.DeviceGroup, Ethernet: true, Type: "veth"})
+	f.setLink("ps0123456789b", link{Index: 71, Type: "tuntap"})
+	f.setLink("ps0123456789c", link{Index: 72, Ethernet: true, Type: "veth"}) // somebody's own
+	f.setLink("psi", link{Index: 73, Group: control.DeviceGroup, Ethernet: true, Type: "veth"})
+	run(t, f, "")
+	var left []string
+	for name := range f.links {
+		if strings.HasPrefix(name, "ps") {
+			left = append(left, name)
+		}
+	}
+	slices.Sort(left)
+	if fmt.Sprint(left) != "[ps0123456789c psi]" {
+		t.Errorf("left %v", left)
 	}
 }
 
