@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"net/netip"
 	"slices"
 	"strings"
@@ -70,7 +71,7 @@ func check(args *skel.CmdArgs) error {
 		return fail(types.ErrInternal, "%s of container %s is not as ADD left it: %s", args.IfName, args.ContainerID, strings.Join(wrong, "; "))
 	}
 	if ipam := c.delegated(); ipam != "" && attach != control.AttachRouted {
-		if err := invoke.DelegateCheck(ctx, ipam, args.StdinData, nil); err != nil {
+		if err := invoke.DelegateCheck(ctx, ipam, asGiven(args.StdinData), nil); err != nil {
 			return delegateError(ipam, err)
 		}
 	}
@@ -154,4 +155,34 @@ func checkHostEnd(host *netns, device string) []string {
 		return []string{"the host end " + device + " is " + link.Attrs().OperState.String()}
 	}
 	return nil
+}
+
+// asGiven is the configuration for the CHECK of an ipam plugin that has fixed addresses in its own (static): it compares their
+// gateways with those in prevResult, which are the daemon's there. Where it knows an address, prevResult gets what it says of it.
+func asGiven(stdin []byte) []byte {
+	var conf map[string]any
+	if json.Unmarshal(stdin, &conf) != nil {
+		return stdin
+	}
+	ipam, _ := conf["ipam"].(map[string]any)
+	previous, _ := conf["prevResult"].(map[string]any)
+	given, _ := ipam["addresses"].([]any)
+	ips, _ := previous["ips"].([]any)
+	for _, g := range given {
+		for _, i := range ips {
+			configured, _ := g.(map[string]any)
+			ip, _ := i.(map[string]any)
+			a, _ := configured["address"].(string)
+			b, _ := ip["address"].(string)
+			x, err := parseAddress(a)
+			if y, err2 := parseAddress(b); err == nil && err2 == nil && x == y && configured["gateway"] != nil {
+				ip["gateway"] = configured["gateway"]
+			}
+		}
+	}
+	b, err := json.Marshal(conf)
+	if err != nil {
+		return stdin
+	}
+	return b
 }

@@ -104,7 +104,10 @@ func (a *adding) configure(context.Context) error {
 // setPodSysctls works inside the pod's namespace.
 func (a *adding) setPodSysctls() error {
 	v4, v6 := "ipv4/conf/"+a.IfName+"/", "ipv6/conf/"+a.IfName+"/"
-	set := [][2]string{{v6 + "accept_ra", "0"}, {v6 + "accept_dad", "0"}, {v6 + "dad_transmits", "0"}}
+	set := [][2]string{
+		{v6 + "accept_ra", "0"}, {v6 + "accept_dad", "0"}, {v6 + "dad_transmits", "0"},
+		{v4 + "arp_notify", "1"}, {v6 + "ndisc_notify", "1"}, // the daemon hears of a new MAC before a packet of the pod tells it
+	}
 	if slices.ContainsFunc(a.ours, netip.Addr.Is6) {
 		// Runtimes turn IPv6 off by default; an address survives that the interface goes down and up, as in IPv4.
 		set = append(set, [2]string{v6 + "disable_ipv6", "0"}, [2]string{v6 + "keep_addr_on_down", "1"})
