@@ -50,13 +50,14 @@ type peer struct {
 
 // peerState is what outlives a reload: counters and what the path has taught us.
 type peerState struct {
-	index     int                        // place in every worker's transmits
-	pathMTU   atomic.Int64               // learned (outer) << 40 | Unix seconds when it ends; 0: none
-	path      atomic.Pointer[UplinkPath] // how superframes reach it whole; nil: not
-	noSegment atomic.Bool                // the route refused UDP_SEGMENT (EIO)
-	sent, got volume
-	dropped   atomic.Uint64
-	lastSeen  atomic.Int64 // Unix seconds
+	index      int                        // place in every worker's transmits
+	pathMTU    atomic.Int64               // learned (outer) << 40 | Unix seconds when it ends; 0: none
+	path       atomic.Pointer[UplinkPath] // how superframes reach it whole; nil: not
+	wantsWhole atomic.Bool                // a superframe was to leave to it; the watcher of uplinks takes it back
+	noSegment  atomic.Bool                // the route refused UDP_SEGMENT (EIO)
+	sent, got  volume
+	dropped    atomic.Uint64
+	lastSeen   atomic.Int64 // Unix seconds
 }
 
 type volume struct{ packets, bytes atomic.Uint64 }

@@ -40,6 +40,14 @@ func (f *Forwarder) SetUplinkPath(peer netip.Addr, path *UplinkPath) {
 	}
 }
 
+// UplinkUsed reports whether superframes went to a peer since it was last asked.
+func (f *Forwarder) UplinkUsed(peer netip.Addr) bool {
+	f.control.Lock()
+	defer f.control.Unlock()
+	p := f.peers[peer.Unmap()]
+	return p != nil && p.state.wantsWhole.Swap(false)
+}
+
 // SendsWhole reports whether superframes leave whole once their way is known.
 func (f *Forwarder) SendsWhole() bool { return f.use.whole }
 
@@ -55,6 +63,9 @@ func wholeBit(v encap.Virtio) uint32 { return 1 << (v.GSOType &^ encap.GSOECN) }
 
 // transmitWhole sends a superframe whole; false: it cannot go that way.
 func (w *worker) transmitWhole(f *frame, p *peer) bool {
+	if !p.state.wantsWhole.Load() {
+		p.state.wantsWhole.Store(true)
+	}
 	path := p.state.path.Load()
 	if path == nil || w.tunnel == nil || p.kind == encap.KindIPIP || f.v.Flags&encap.NeedsCsum == 0 || w.f.noWhole.Load()&wholeBit(f.v) != 0 {
 		return false

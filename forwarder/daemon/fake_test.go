@@ -271,6 +271,8 @@ func (f fakePlane) HostFlows() hostflow.Sink { return fakeSink{} }
 func (f fakePlane) TrackFlows()              {}
 func (f fakePlane) SendsWhole() bool         { return false }
 
+func (f fakePlane) UplinkUsed(netip.Addr) bool { return false }
+
 func (f fakePlane) SetUplinkPath(netip.Addr, *forwarder.UplinkPath) {}
 
 func (f *fake) NewUplinks(uplink.Config) uplinks { return nil }

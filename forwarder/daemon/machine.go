@@ -34,6 +34,7 @@ type plane interface {
 	HostFlows() hostflow.Sink
 	TrackFlows() // a tracker is at work
 	SendsWhole() bool
+	UplinkUsed(netip.Addr) bool
 	SetUplinkPath(netip.Addr, *forwarder.UplinkPath)
 }
 

@@ -21,7 +21,7 @@ func (d *Daemon) startUplinks(s *state) {
 	if !d.plane.SendsWhole() {
 		return
 	}
-	d.uplinks = d.machine.NewUplinks(uplink.Config{Local: s.cfg.Node.Address, TAP: forwarder.GSODevice, Log: d.log, Notify: d.setUplink})
+	d.uplinks = d.machine.NewUplinks(uplink.Config{Local: s.cfg.Node.Address, TAP: forwarder.GSODevice, Log: d.log, Used: d.plane.UplinkUsed, Notify: d.setUplink})
 	d.setUplinkPeers(s.peers)
 }
 

@@ -53,56 +53,54 @@ func again[T any](dump func() ([]T, error)) (list []T, err error) {
 	return list, err
 }
 
-// resolve finds the Link to a peer, or says why there is none. probe tells that
-// the neighbour should be asked for (again).
-func (s *snapshot) resolve(local, peer netip.Addr) (l *Link, why string, probe func() error) {
+// way is what the routing says of a peer: the device and the next hop on it, or
+// why superframes cannot go there.
+type way struct {
+	link *Link // without NextHop
+	hop  netip.Addr
+	why  string
+}
+
+// route asks the kernel's routing for the way to a peer.
+func (s *snapshot) route(local, peer netip.Addr) way {
 	if s.markRule {
-		return nil, "a routing rule looks at marks, which a redirected frame does not have", nil
+		return way{why: "a routing rule looks at marks, which a redirected frame does not have"}
 	}
 	for _, p := range s.policies {
 		if p.Dir == netlink.XFRM_DIR_OUT && covers(p.Src, local) && covers(p.Dst, peer) {
-			return nil, "an xfrm policy protects this path, and a redirected frame would leave in clear", nil
+			return way{why: "an xfrm policy protects this path, and a redirected frame would leave in clear"}
 		}
 	}
 	routes, err := netlink.RouteGetWithOptions(peer.AsSlice(), &netlink.RouteGetOptions{SrcAddr: local.AsSlice()})
 	if err != nil || len(routes) == 0 {
-		return nil, fmt.Sprintf("no route to %s", peer), nil
+		return way{why: fmt.Sprintf("no route to %s", peer)}
 	}
 	r := routes[0]
-	if r.Type != unix.RTN_UNICAST && r.Type != 0 || r.LinkIndex == 0 {
-		return nil, "the route is not to another machine", nil
-	}
-	if r.Encap != nil || r.MPLSDst != nil {
-		return nil, "the route encapsulates by itself", nil
+	switch {
+	case r.Type != unix.RTN_UNICAST && r.Type != 0 || r.LinkIndex == 0:
+		return way{why: "the route is not to another machine"}
+	case r.Encap != nil || r.MPLSDst != nil:
+		return way{why: "the route encapsulates by itself"}
+	case r.Via != nil:
+		return way{why: "the next hop is of another address family"}
 	}
 	link, err := s.link(r.LinkIndex)
 	if err != nil {
-		return nil, "the uplink has gone", nil
+		return way{why: "the uplink has gone"}
 	}
 	a := link.Attrs()
-	if a.EncapType != "ether" || len(a.HardwareAddr) != 6 {
-		return nil, fmt.Sprintf("the uplink %s is not an Ethernet device", a.Name), nil
-	}
-	if a.Flags&net.FlagUp == 0 {
-		return nil, fmt.Sprintf("the uplink %s is down", a.Name), nil
+	switch {
+	case a.EncapType != "ether" || len(a.HardwareAddr) != 6:
+		return way{why: fmt.Sprintf("the uplink %s is not an Ethernet device", a.Name)}
+	case a.Flags&net.FlagUp == 0:
+		return way{why: fmt.Sprintf("the uplink %s is down", a.Name)}
 	}
 	hop := peer
 	if len(r.Gw) != 0 {
 		hop, _ = netip.AddrFromSlice(r.Gw)
 		hop = hop.Unmap()
 	}
-	if r.Via != nil {
-		return nil, "the next hop is of another address family", nil
-	}
-	mac, state := neighbour(a.Index, hop)
-	ask := func() error { return use(a.Index, hop) }
-	if mac == nil {
-		return nil, fmt.Sprintf("the next hop %s on %s is not resolved yet", hop, a.Name), ask
-	}
-	if state&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) != 0 {
-		ask = nil
-	}
-	return &Link{Device: a.Name, Index: a.Index, Source: [6]byte(a.HardwareAddr), NextHop: [6]byte(mac)}, "", ask
+	return way{link: &Link{Device: a.Name, Index: a.Index, Source: [6]byte(a.HardwareAddr)}, hop: hop}
 }
 
 func (s *snapshot) link(index int) (netlink.Link, error) {
@@ -119,27 +117,59 @@ func (s *snapshot) link(index int) (netlink.Link, error) {
 // covers reports whether a selector's prefix, nil for any, has a in it.
 func covers(n *net.IPNet, a netip.Addr) bool { return n == nil || n.Contains(a.AsSlice()) }
 
-// neighbour is the usable MAC of hop, nil if there is none now.
-func neighbour(index int, hop netip.Addr) (net.HardwareAddr, int) {
-	family := netlink.FAMILY_V4
-	if hop.Is6() {
-		family = netlink.FAMILY_V6
-	}
-	list, err := again(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, family) })
-	if err != nil {
-		return nil, 0
-	}
-	const usable = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE | netlink.NUD_PERMANENT | netlink.NUD_NOARP
-	for _, n := range list {
-		if a, ok := netip.AddrFromSlice(n.IP); ok && a.Unmap() == hop && n.State&usable != 0 && len(n.HardwareAddr) == 6 {
-			return n.HardwareAddr, n.State
-		}
-	}
-	return nil, 0
+// neighbours is the usable entries of the neighbour table, by device and address.
+type neighbours map[neighbourKey]netlink.Neigh
+
+type neighbourKey struct {
+	index int
+	addr  netip.Addr
 }
 
-// use tells the kernel that the neighbour is used, as sending would: it resolves
-// it if need be, and verifies it when it has become stale (NTF_USE).
+func readNeighbours(v6 bool) (neighbours, error) {
+	family := netlink.FAMILY_V4
+	if v6 {
+		family = netlink.FAMILY_V6
+	}
+	list, err := again(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
+	if err != nil {
+		return nil, fmt.Errorf("uplink: cannot read the neighbour table: %w", err)
+	}
+	const usable = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE | netlink.NUD_PERMANENT | netlink.NUD_NOARP
+	ns := make(neighbours, len(list))
+	for _, n := range list {
+		if a, ok := netip.AddrFromSlice(n.IP); ok && n.State&usable != 0 && len(n.HardwareAddr) == 6 {
+			ns[neighbourKey{n.LinkIndex, a.Unmap()}] = n
+		}
+	}
+	return ns, nil
+}
+
+// resolve completes a way by its neighbour: the Link, or why there is none.
+// A neighbour that is not there is resolved by the first packet that the sockets
+// send to it; netlink then tells.
+func (ns neighbours) resolve(w way) (*Link, string) {
+	if w.link == nil {
+		return nil, w.why
+	}
+	n, ok := ns[neighbourKey{w.link.Index, w.hop}]
+	if !ok {
+		return nil, fmt.Sprintf("the next hop %s on %s is not resolved yet", w.hop, w.link.Device)
+	}
+	l := *w.link
+	l.NextHop = [6]byte(n.HardwareAddr)
+	return &l, ""
+}
+
+// stale reports that the kernel would verify the neighbour if it were used.
+func (ns neighbours) stale(w way) bool {
+	if w.link == nil {
+		return false
+	}
+	return ns[neighbourKey{w.link.Index, w.hop}].State&netlink.NUD_STALE != 0
+}
+
+// use tells the kernel that the neighbour is used, as sending would: it verifies
+// it (NTF_USE).
 func use(index int, hop netip.Addr) error {
 	return netlink.NeighSet(&netlink.Neigh{LinkIndex: index, IP: hop.AsSlice(), State: netlink.NUD_NONE, Flags: netlink.NTF_USE})
 }

@@ -19,6 +19,8 @@ type Config struct {
 	Local netip.Addr // this node's underlay address
 	TAP   string     // whose ingress is redirected; it exists
 	Log   *slog.Logger
+	// Used reports whether superframes went to the peer since it was last asked.
+	Used func(peer netip.Addr) bool
 	// Notify is told of each peer's Link whenever it changes; nil: none, see why.
 	Notify func(peer netip.Addr, l *Link, why string)
 }
@@ -36,15 +38,19 @@ type Watcher struct {
 	poke   chan struct{}
 	mu     sync.Mutex
 	peers  []netip.Addr
-	fresh  bool // peers were set anew: tell of all of them
+	fresh  bool               // peers were set anew: tell of all of them
+	moved  bool               // routing may have changed, and not neighbours alone
+	ways   map[netip.Addr]way // what routing said; of the Run goroutine
 	paths  map[netip.Addr]Path
 	uplink []Link // that the rules redirect to now
 }
 
-// settle is how long changes that come together are waited for; refresh how
-// often neighbours are kept from going stale, and what no message tells is seen.
+// settle is how long changes that come together are waited for, at least: in a
+// network where much moves, looking takes a twentieth of the time at most.
+// refresh is how often neighbours in use are kept from going stale.
 const (
 	settle  = 20 * time.Millisecond
+	share   = 20
 	refresh = 5 * time.Second
 )
 
@@ -58,7 +64,7 @@ func (w *Watcher) SetPeers(peers []netip.Addr) {
 	w.mu.Lock()
 	w.peers, w.fresh = slices.Clone(peers), true
 	w.mu.Unlock()
-	w.wake()
+	w.wake(true)
 }
 
 // Paths lists what is known now, by address.
@@ -73,7 +79,11 @@ func (w *Watcher) Paths() []Path {
 	return ps
 }
 
-func (w *Watcher) wake() {
+// wake makes Run look again, at the neighbours or, if routing may have moved, at everything.
+func (w *Watcher) wake(moved bool) {
+	w.mu.Lock()
+	w.moved = w.moved || moved
+	w.mu.Unlock()
 	select {
 	case w.poke <- struct{}{}:
 	default:
@@ -113,31 +123,56 @@ func (w *Watcher) Run(ctx context.Context) error {
 			defer stop()
 			for ctx.Err() == nil {
 				// What was lost for want of space (ENOBUFS) says all it could say: look again.
-				if _, err := conn.Receive(); err != nil {
+				messages, err := conn.Receive()
+				if err != nil {
 					select {
 					case <-ctx.Done():
 					case <-time.After(settle):
 					}
 				}
-				w.wake()
+				w.wake(err != nil || slices.ContainsFunc(messages, func(m nl.Message) bool {
+					return m.Header.Type != unix.RTM_NEWNEIGH && m.Header.Type != unix.RTM_DELNEIGH
+				}))
 			}
 		})
 	}
 	tick := time.NewTicker(refresh)
 	defer tick.Stop()
+	w.wake(true)
 	for {
-		w.look()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			w.keep()
 			continue
 		case <-w.poke:
 		}
+		began := time.Now()
+		w.look()
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(settle):
+		case <-time.After(max(settle, share*time.Since(began))):
+		}
+	}
+}
+
+// keep has the kernel verify stale neighbours that superframes use, as these
+// themselves do not.
+func (w *Watcher) keep() {
+	var ns neighbours
+	for a, way := range w.ways {
+		if way.link == nil || !w.cfg.Used(a) {
+			continue
+		}
+		if ns == nil {
+			if ns, _ = readNeighbours(w.cfg.Local.Is6()); ns == nil {
+				return
+			}
+		}
+		if ns.stale(way) {
+			_ = use(way.link.Index, way.hop) // what comes of it is told by netlink
 		}
 	}
 }
@@ -162,20 +197,20 @@ func raise(tap string) error {
 // told before the rules change, one that begins after.
 func (w *Watcher) look() {
 	w.mu.Lock()
-	peers, fresh := slices.Clone(w.peers), w.fresh
-	w.fresh = false
+	peers, fresh, moved := slices.Clone(w.peers), w.fresh, w.moved
+	w.fresh, w.moved = false, false
 	w.mu.Unlock()
+	if moved {
+		w.route(peers)
+	}
+	ns, err := readNeighbours(w.cfg.Local.Is6())
 	next := map[netip.Addr]Path{}
-	s, err := takeSnapshot(w.cfg.Local.Is6())
 	for _, a := range peers {
 		p := Path{Peer: a}
 		if err != nil {
 			p.Why = err.Error()
 		} else {
-			var probe func() error
-			if p.Link, p.Why, probe = s.resolve(w.cfg.Local, a); probe != nil {
-				probe() // what comes of it is told by netlink
-			}
+			p.Link, p.Why = ns.resolve(w.ways[a])
 		}
 		next[a] = p
 	}
@@ -202,6 +237,19 @@ func (w *Watcher) look() {
 	w.mu.Lock()
 	w.paths = next
 	w.mu.Unlock()
+}
+
+// route asks the routing for the ways to all peers.
+func (w *Watcher) route(peers []netip.Addr) {
+	w.ways = make(map[netip.Addr]way, len(peers))
+	s, err := takeSnapshot(w.cfg.Local.Is6())
+	for _, a := range peers {
+		if err != nil {
+			w.ways[a] = way{why: err.Error()}
+			continue
+		}
+		w.ways[a] = s.route(w.cfg.Local, a)
+	}
 }
 
 // redirect makes the rules lead to every uplink in use.
