@@ -48,7 +48,6 @@ type fake struct {
 	netns   map[string]string     // path to id
 	routes4 map[netip.Addr]string // device by address; penstock0 if not there
 	stored  map[string]int        // descriptors with systemd
-	adopted []string
 
 	watch  func(hostnet.Underlay, error) // of WatchUnderlay, once it runs
 	routes func()
