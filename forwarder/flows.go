@@ -62,24 +62,32 @@ type flowTable struct {
 	pairs  []atomic.Uint64    // pair hash | number of its flows
 }
 
-// flowMemory is all tables under one seed: one a worker, the last the tracker's.
+// flowMemory is all tables under one seed: one a writer, which is a worker or,
+// the last, the tracker.
 type flowMemory struct {
 	seed    maphash.Seed
-	tables  []*flowTable
+	tables  []atomic.Pointer[flowTable] // nil until its writer has something to remember
 	enabled atomic.Bool // conntrack is there and its events are heard
 	full    atomic.Uint64
 }
 
 func newFlowMemory(workers int) *flowMemory {
-	m := &flowMemory{seed: maphash.MakeSeed()}
-	for range workers + 1 {
-		m.tables = append(m.tables, &flowTable{
-			flows:  make([]atomic.Uint64, flowSets*flowWays),
-			tuples: make([][5]atomic.Uint64, flowSets*flowWays),
-			pairs:  make([]atomic.Uint64, pairSets*flowWays),
-		})
+	return &flowMemory{seed: maphash.MakeSeed(), tables: make([]atomic.Pointer[flowTable], workers+1)}
+}
+
+// table is a writer's own table, made when it is first needed: 3 MiB that most
+// nodes never use. Only the writer calls it.
+func (m *flowMemory) table(writer int) *flowTable {
+	if t := m.tables[writer].Load(); t != nil {
+		return t
 	}
-	return m
+	t := &flowTable{
+		flows:  make([]atomic.Uint64, flowSets*flowWays),
+		tuples: make([][5]atomic.Uint64, flowSets*flowWays),
+		pairs:  make([]atomic.Uint64, pairSets*flowWays),
+	}
+	m.tables[writer].Store(t)
+	return t
 }
 
 // setOf is the first index of the set in which h may stand.
@@ -111,12 +119,12 @@ func answerTo(p *encap.Packet) flowKey {
 	return flowKey{Proto: p.Proto, Src: p.Dst, Dst: p.Src, SrcPort: p.DstPort, DstPort: p.SrcPort}
 }
 
-func (m *flowMemory) add(table int, k *flowKey) bool {
+func (m *flowMemory) add(writer int, k *flowKey) bool {
 	flow, pair := flowHashes(m.seed, k)
 	if m.hasFlow(flow) {
 		return true
 	}
-	t := m.tables[table]
+	t := m.table(writer)
 	if !t.put(flow, k) {
 		m.full.Add(1)
 		return false
@@ -130,7 +138,11 @@ func (m *flowMemory) add(table int, k *flowKey) bool {
 }
 
 func (m *flowMemory) hasFlow(flow uint64) bool {
-	for _, t := range m.tables {
+	for i := range m.tables {
+		t := m.tables[i].Load()
+		if t == nil {
+			continue
+		}
 		s := set(t.flows, flow)
 		for i := range s {
 			if s[i].Load() == flow {
@@ -142,7 +154,11 @@ func (m *flowMemory) hasFlow(flow uint64) bool {
 }
 
 func (m *flowMemory) hasPair(pair uint64) bool {
-	for _, t := range m.tables {
+	for i := range m.tables {
+		t := m.tables[i].Load()
+		if t == nil {
+			continue
+		}
 		s := set(t.pairs, pair)
 		for i := range s {
 			if s[i].Load()&^0xffff == pair {
@@ -179,7 +195,11 @@ func (m *flowMemory) isAnswer(b []byte, p *encap.Packet) bool {
 // forget removes the flow with this answer, whichever table has it.
 func (m *flowMemory) forget(k *flowKey) {
 	flow, pair := flowHashes(m.seed, k)
-	for _, t := range m.tables {
+	for i := range m.tables {
+		t := m.tables[i].Load()
+		if t == nil {
+			continue
+		}
 		if t.take(flow) {
 			t.uncount(pair)
 		}
@@ -256,7 +276,11 @@ func (t *flowTable) uncount(pair uint64) {
 // known yields the tuples that are remembered now. A flow that comes or goes
 // meanwhile may be missing or present; no tuple is ever torn.
 func (m *flowMemory) known(yield func(flowKey) bool) {
-	for _, t := range m.tables {
+	for i := range m.tables {
+		t := m.tables[i].Load()
+		if t == nil {
+			continue
+		}
 		for i := range t.flows {
 			h := t.flows[i].Load()
 			if h == 0 {
@@ -275,7 +299,11 @@ func (m *flowMemory) known(yield func(flowKey) bool) {
 
 // size counts the remembered flows: for status and attach, not for packets.
 func (m *flowMemory) size() (n int) {
-	for _, t := range m.tables {
+	for i := range m.tables {
+		t := m.tables[i].Load()
+		if t == nil {
+			continue
+		}
 		for i := range t.flows {
 			if t.flows[i].Load() != 0 {
 				n++

@@ -129,7 +129,8 @@ func TestWayBackTwice(t *testing.T) {
 	if n := r.f.flows.size(); n != 0 {
 		t.Errorf("%d flows left", n)
 	}
-	for _, table := range r.f.flows.tables {
+	for i := range r.f.flows.tables {
+		table := r.f.flows.table(i)
 		for i := range table.pairs {
 			if table.pairs[i].Load() != 0 {
 				t.Error("a pair is left")
@@ -202,17 +203,17 @@ func TestFlowsFull(t *testing.T) {
 	sink := r.f.HostFlows()
 	r.attach(AttachTUN, "a1", podA1)
 	// Fill every way of every set for this worker's table.
-	for i := range r.f.flows.tables[0].flows {
-		r.f.flows.tables[0].flows[i].Store(uint64(i) | 1<<63)
+	for i := range r.f.flows.table(0).flows {
+		r.f.flows.table(0).flows[i].Store(uint64(i) | 1<<63)
 	}
 	service(r, udpPacket(podA1, podB, 1, 2, 3))
 	r.check(map[Reason]uint64{DropFlowsFull: 1})
-	for i := range r.f.flows.tables[0].flows {
-		r.f.flows.tables[0].flows[i].Store(0)
+	for i := range r.f.flows.table(0).flows {
+		r.f.flows.table(0).flows[i].Store(0)
 	}
 	// The same with the address pairs: the flow must not stay behind.
-	for i := range r.f.flows.tables[0].pairs {
-		r.f.flows.tables[0].pairs[i].Store(1<<62 | 1)
+	for i := range r.f.flows.table(0).pairs {
+		r.f.flows.table(0).pairs[i].Store(1<<62 | 1)
 	}
 	service(r, udpPacket(podA1, podB, 1, 2, 3))
 	r.check(map[Reason]uint64{DropFlowsFull: 2})
