@@ -63,7 +63,7 @@ func (s *PacketSocket) recvMany(slab *Slab, fs []Frame) int {
 	got, errno := sysRecvmmsg(s.fd, r.msgs[:want])
 	if errno == unix.ENETDOWN {
 		// The socket's pending error, reported once.
-		s.pending = errno
+		s.pending.Store(uint32(errno))
 		got, errno = sysRecvmmsg(s.fd, r.msgs[:want])
 	}
 	if errno != 0 || got <= 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/packet"
@@ -75,13 +76,15 @@ type PacketSocket struct {
 	many   *manyReader // RecvMMsg
 	spill  spillReader // V2
 
-	pending unix.Errno // taken from the socket while reading, for TakeError
-
-	bypass   bool // PACKET_QDISC_BYPASS is on
-	fallback int  // frames in a row that got through only without it
+	// Several workers may write at a time, one of them also reads.
+	pending  atomic.Uint32 // errno taken from the socket while reading or writing, for TakeError
+	bypass   atomic.Bool   // PACKET_QDISC_BYPASS is on but for the moment of a writeQueued
+	fallback atomic.Int32  // frames in a row that got through only without it
+	queuedMu sync.Mutex    // one writeQueued at a time, or one would switch the bypass on under another
 
 	statsMu sync.Mutex
 	stats   Stats
+	closed  bool // the descriptor may be another socket's by now
 }
 
 // OpenPacket opens, binds and sets up the socket. No frame is accepted before
@@ -164,7 +167,7 @@ func (s *PacketSocket) setUp(cfg PacketConfig) error {
 	if err := opt(unix.PACKET_IGNORE_OUTGOING, 1, "PACKET_IGNORE_OUTGOING"); err != nil {
 		return err
 	}
-	s.bypass = !cfg.NoBypass && opt(unix.PACKET_QDISC_BYPASS, 1, "") == nil
+	s.bypass.Store(!cfg.NoBypass && opt(unix.PACKET_QDISC_BYPASS, 1, "") == nil)
 	if err := setBuffers(s.fd, cfg.RecvBuffer, cfg.SendBuffer); err != nil {
 		return err
 	}
@@ -263,8 +266,7 @@ func (s *PacketSocket) Release() {
 
 // TakeError returns what Read has met or what is pending on the socket.
 func (s *PacketSocket) TakeError() error {
-	errno := s.pending
-	s.pending = 0
+	errno := unix.Errno(s.pending.Swap(0))
 	if v, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR); err == nil && v != 0 && errno == 0 {
 		errno = unix.Errno(v)
 	}
@@ -274,10 +276,14 @@ func (s *PacketSocket) TakeError() error {
 	return nil
 }
 
-// Stats may be called from any goroutine.
+// Stats may be called from any goroutine, also after Close: reading resets the
+// kernel's counters, and the descriptor's number may be another pod's by then.
 func (s *PacketSocket) Stats() (Stats, error) {
 	s.statsMu.Lock()
 	defer s.statsMu.Unlock()
+	if s.closed {
+		return s.stats, nil
+	}
 	// Reading resets; Packets counts the dropped as well (packet_getsockopt).
 	// TPACKET_V3's structure starts with the same two fields.
 	st, err := unix.GetsockoptTpacketStats(s.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
@@ -291,6 +297,12 @@ func (s *PacketSocket) Stats() (Stats, error) {
 
 // Close ends the loan of everything that was read.
 func (s *PacketSocket) Close() error {
+	s.statsMu.Lock()
+	defer s.statsMu.Unlock()
+	if s.closed {
+		return unix.EBADF
+	}
+	s.closed = true
 	if s.mapped != nil {
 		_ = unix.Munmap(s.mapped)
 		s.mapped = nil

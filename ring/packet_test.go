@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -288,8 +289,50 @@ func TestPacketBypassFallback(t *testing.T) {
 			}
 		}
 	}
-	if tx.bypass {
+	if tx.bypass.Load() {
 		t.Error("the direct path is still tried first")
+	}
+}
+
+// Any worker writes to a port, also where superframes need the other way: none
+// is lost because two of them switch it.
+func TestPacketWriters(t *testing.T) {
+	a, b := newNS(t), newNS(t)
+	veth(t, a, "va", b, "vb", 1500)
+	a.do(func() { ethtool(t, "va", ethtoolSTSO, 0) })
+	var tx, rx *PacketSocket
+	a.do(func() { tx = openPacket(t, PacketConfig{Device: "va"}) })
+	b.do(func() { rx = openPacket(t, PacketConfig{Device: "vb", Ring: RingV2, Slots: 1024}) })
+	const writers, each = 4, 10
+	var wait sync.WaitGroup
+	for i := range writers {
+		wait.Go(func() {
+			p := NewPackets(1, 4)
+			for range each {
+				p.Reset()
+				p.Begin(tcpSuper)
+				p.Append(tcpFrame(14000, byte(i)))
+				if n, err := tx.Write(p, 0); n != 1 || err != nil {
+					t.Errorf("writer %d: %d, %v", i, n, err)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	collect(t, rx, writers*each*10, 64)
+}
+
+// A port's counters are read while it goes away, by its number: they must not
+// be reset in the socket that has got the same number since.
+func TestPacketStatsAfterClose(t *testing.T) {
+	tx, rx := packetPair(t, PacketConfig{Ring: RingV2})
+	send(t, tx, FakePacket{Data: udpFrame(64, 1)})
+	collect(t, rx, 1, 8)
+	before, err := rx.Stats()
+	must(t, err)
+	must(t, rx.Close())
+	if after, err := rx.Stats(); err != nil || after != before || after.Received != 1 {
+		t.Errorf("after Close: %+v, %v; before %+v", after, err, before)
 	}
 }
 

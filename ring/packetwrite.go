@@ -18,16 +18,16 @@ func (s *PacketSocket) Write(p *Packets, from int) (n int, err error) {
 		sent, errno := sysSendmmsg(s.fd, p.msgs[i:p.nmsg])
 		if errno == unix.ENETDOWN {
 			// It may be the socket's pending error, of an earlier time.
-			s.pending = errno
+			s.pending.Store(uint32(errno))
 			sent, errno = sysSendmmsg(s.fd, p.msgs[i:p.nmsg])
 		}
 		switch {
-		case errno == unix.ENOBUFS && s.bypass && p.super(i):
+		case errno == unix.ENOBUFS && p.super(i) && s.bypass.Load():
 			sent, errno = s.writeQueued(p.msgs[i : i+1])
-		case errno == 0 && s.fallback > 0:
+		case errno == 0 && s.fallback.Load() > 0:
 			for k := i; k < i+sent; k++ {
 				if p.super(k) {
-					s.fallback = 0
+					s.fallback.Store(0)
 				}
 			}
 		}
@@ -44,15 +44,17 @@ func (p *Packets) super(i int) bool { return p.hdrs[i][1] != GSONone }
 
 // writeQueued sends one superframe through the device's qdisc.
 func (s *PacketSocket) writeQueued(msg []mmsghdr) (int, unix.Errno) {
+	s.queuedMu.Lock()
+	defer s.queuedMu.Unlock()
 	if unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 0) != nil {
 		return 0, unix.ENOBUFS
 	}
 	sent, errno := sysSendmmsg(s.fd, msg)
 	if errno == 0 {
-		s.fallback++
+		s.fallback.Add(1)
 	}
-	if s.fallback >= keepBypass {
-		s.bypass = false
+	if s.fallback.Load() >= keepBypass {
+		s.bypass.Store(false)
 	} else {
 		_ = unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
 	}

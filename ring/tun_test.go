@@ -444,4 +444,9 @@ func TestUnblock(t *testing.T) {
 	unblock(false)
 	send(t, q, small, small)
 	same(t, collect(t, rx, 2, 8), []FakePacket{small, small})
+
+	// A repair that failed has left no ring.
+	must(t, unix.Munmap(rx.mapped))
+	rx.mapped = nil
+	unblock(false)
 }

@@ -17,7 +17,7 @@ import (
 // frames were dropped and none received: only a full ring drops, and it must
 // have received to be full.
 func (s *PacketSocket) Unblock() (bool, error) {
-	if s.ring != RingV2 || s.v2.lent > 0 {
+	if s.ring != RingV2 || s.v2.lent > 0 || s.mapped == nil { // nil: an earlier repair has failed
 		return false, nil
 	}
 	now, err := s.Stats()

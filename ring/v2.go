@@ -194,7 +194,7 @@ func (r *spillReader) read(s *PacketSocket, slab *Slab, f *Frame) bool {
 	got, errno := sysRecvmsg(s.fd, &r.hdr, 0)
 	if errno == unix.ENETDOWN {
 		// The socket's pending error, reported once, not about this frame.
-		s.pending = errno
+		s.pending.Store(uint32(errno))
 		got, errno = sysRecvmsg(s.fd, &r.hdr, 0)
 	}
 	if errno != 0 || got < VirtioLen {
