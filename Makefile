@@ -11,8 +11,8 @@ BENCHTIME   ?= 1s
 SOAKTIME    ?= 10m
 
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
-# gotestsum prints one line a package, the whole output of what failed, and at the end every skipped test with its reason.
-GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0 --format pkgname --format-hide-empty-pkg --hide-summary=output --
+# gotestsum prints one line a package, and at the end every skipped test with its reason and every failed one with its output.
+GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0 --format pkgname --format-hide-empty-pkg --
 LDFLAGS     := -s -w -X github.com/penstock-net/penstock/forwarder/control.version=$(VERSION)
 UNIT        = $$($(GO) list ./... | grep -v /bench)
 
@@ -55,7 +55,7 @@ race: need-root need-cc ## unit tests and end-to-end tests with the race detecto
 	$(call say,unit tests with -race)
 	@$(GOTESTSUM) -race -count=1 -timeout 15m $(UNIT)
 	$(call say,end-to-end tests with -race)
-	@LAB_REQUIRED=1 LAB_RACE=1 $(GOTESTSUM) -race -count=1 -p 1 -timeout 30m ./bench/...
+	@LAB_REQUIRED=1 LAB_RACE=1 PENSTOCKD= $(GOTESTSUM) -race -count=1 -p 1 -timeout 30m ./bench/...
 
 lint: need-go ## gofmt, go vet, staticcheck
 	$(call say,gofmt and go vet and staticcheck)
@@ -88,9 +88,9 @@ microbench: need-go ## every Go benchmark for BENCHTIME (1s) each, with allocati
 	@$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(UNIT)
 
 matrix: export CGO_ENABLED = 1
-matrix: need-root need-cc ## all combinations of encapsulation, attachment and mechanisms, with -race (root, long)
-	$(call say,the matrix)
-	@LAB_REQUIRED=1 LAB_RACE=1 LAB_MATRIX=1 $(GOTESTSUM) -race -count=1 -timeout 60m -run 'Matrix' ./bench/...
+matrix: need-root need-cc ## end-to-end tests in all combinations of encapsulation, underlay, switches and workers, with -race (root, long)
+	$(call say,the matrix: end-to-end tests in all combinations and with -race)
+	@LAB_REQUIRED=1 LAB_RACE=1 PENSTOCKD= E2E_MATRIX=1 $(GOTESTSUM) -race -count=1 -p 1 -timeout 180m ./bench/e2e
 
 soak: need-root build ## traffic, attachments and reloads for SOAKTIME (10m) (root)
 	$(call say,soak for $(SOAKTIME))

@@ -20,6 +20,7 @@ type coreCase struct {
 	used   []string // and those that it must, where the kernel has them
 	still  []string // metrics that must stay 0
 	moves  []string // and that must not
+	lossy  bool     // frames may find a pod's ring full, see persistently
 }
 
 // core is the scenario that every combination must pass: pods on a veth and on a TUN on each of two nodes ping each
@@ -59,16 +60,19 @@ func core(t *testing.T, c coreCase) {
 	// and within a node.
 	for i, pair := range [][2]*lab.Pod{{av, bv}, {at, bt}, {av, bt}, {at, bv}, {av, at}, {bv, bt}} {
 		for _, v6 := range []bool{i%2 == 1, i%2 == 0}[:1+btoi(matrix())] {
-			coreTraffic(t, pair[0], pair[1], v6, mtu)
+			coreTraffic(t, pair[0], pair[1], v6, mtu, c.lossy)
 		}
 	}
-	coreServices(t, a, []*lab.Pod{av, at}, []*lab.Pod{bv, bt, at})
+	coreServices(t, a, []*lab.Pod{av, at}, []*lab.Pod{bv, bt, at}, c.lossy)
 	var all lab.Metrics
 	for _, n := range l.Nodes {
 		all = append(all, n.Daemon.AssertConserved(t)...)
 		n.Daemon.Stop(t)
 	}
 	for _, name := range append(slices.Clone(c.still), c.moves...) {
+		if name == "penstock_send_runs_total" && c.config.Encap == "ipip" && slices.Contains(c.moves, name) {
+			continue // a raw socket has no UDP_SEGMENT
+		}
 		if !slices.ContainsFunc(all, func(s lab.Sample) bool { return s.Name == name }) {
 			t.Errorf("there is no metric %s", name)
 		} else if v := all.Sum(name); (v == 0) != slices.Contains(c.still, name) {
@@ -103,7 +107,28 @@ func chosen(t *testing.T, d *lab.Daemon, c coreCase) {
 	}
 }
 
-func coreTraffic(t *testing.T, a, b *lab.Pod, v6 bool, mtu int) {
+// persistently repeats what failed for the one reason that is no fault: with lossy, frames that the kernel had no room
+// for, which it counted. A TPACKET_V3 ring has four blocks and the kernel closes one a millisecond, so that pods of a
+// daemon that does not get a core for four milliseconds lose what they send.
+func persistently(t *testing.T, l *lab.Lab, lossy bool, fn func() error) error {
+	t.Helper()
+	unread := func() (n float64) {
+		for _, node := range l.Nodes {
+			n += node.Daemon.Metrics(t).Sum("penstock_port_unread_packets_total")
+		}
+		return n
+	}
+	for tries := 1; ; tries++ {
+		before := unread()
+		err := fn()
+		if err == nil || !lossy || tries == 10 || unread() == before {
+			return err
+		}
+		t.Logf("%.0f frames found the ring full; again after: %v", unread()-before, err)
+	}
+}
+
+func coreTraffic(t *testing.T, a, b *lab.Pod, v6 bool, mtu int, lossy bool) {
 	t.Helper()
 	what := fmt.Sprintf("%s (%s) ↔ %s (%s) %s", a.Name, a.Attach, b.Name, b.Attach, family(v6))
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
@@ -112,14 +137,30 @@ func coreTraffic(t *testing.T, a, b *lab.Pod, v6 bool, mtu int) {
 		t.Errorf("%s: %v", what, err)
 		return
 	}
+	if err := persistently(t, a.Node.Lab, lossy, func() error { return coreEchoes(ctx, a, b, v6, mtu) }); err != nil {
+		t.Errorf("%s: %v", what, err)
+	}
+	for _, pair := range [][2]*lab.Pod{{a, b}, {b, a}} {
+		if err := persistently(t, a.Node.Lab, lossy, func() error { return coreStreams(ctx, pair[0], pair[1], v6, mtu) }); err != nil {
+			t.Errorf("%s: %s → %s: %v", what, pair[0].Name, pair[1].Name, err)
+			for _, n := range []*lab.Node{a.Node, b.Node} {
+				m := n.Daemon.Metrics(t)
+				t.Logf("%s: drops %v, unread %.0f", n.Name, m.Dropped(), m.Sum("penstock_port_unread_packets_total"))
+			}
+		}
+	}
+}
+
+// coreEchoes: datagrams that are whole, and that travel as fragments, come back as they were.
+func coreEchoes(ctx context.Context, a, b *lab.Pod, v6 bool, mtu int) error {
 	server, err := b.ServeUDP(0)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer server.Close()
 	client, err := a.DialUDP(netip.AddrPortFrom(b.Addr(v6), server.Port()))
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer client.Close()
 	limit := 4 * mtu
@@ -127,41 +168,43 @@ func coreTraffic(t *testing.T, a, b *lab.Pod, v6 bool, mtu int) {
 		limit = 20000
 	}
 	sizes := append([]int{0, 1, 2, 3, 7, 33, 100, 1000}, lab.FragmentBorders(mtu, v6, limit)...)
-	if e, err := client.EchoSizes(ctx, sizes, 4); err != nil || !e.OK() {
-		t.Errorf("%s: echoes: %+v %v", what, e, err)
+	e, err := client.EchoSizes(ctx, sizes, 4)
+	if err == nil && !e.OK() {
+		err = fmt.Errorf("echoes: %+v", e)
 	}
-	for _, pair := range [][2]*lab.Pod{{a, b}, {b, a}} {
-		sink, err := pair[1].ReceiveStream(0)
+	return err
+}
+
+// coreStreams: numbered messages arrive each once, whole and in the order of their flow. None needs fragments: those
+// have no ports to be kept in line with the whole packets of their flow.
+func coreStreams(ctx context.Context, a, b *lab.Pod, v6 bool, mtu int) error {
+	sink, err := b.ReceiveStream(0)
+	if err != nil {
+		return err
+	}
+	defer sink.Close()
+	to, total := netip.AddrPortFrom(b.Addr(v6), sink.Port()), 0
+	for _, s := range []lab.Stream{
+		{Segment: 500, Burst: 40, Count: 400},
+		{Segment: 1200, Burst: 50, Count: 400},
+		{Sizes: []int{64, 64, 64, 64, 64, 64, 64, 570, 570, 570, 570, mtu - 50}, Burst: 16, Flows: 4, Count: 400},
+	} {
+		// A veth port's ring has 128 slots, and those of a batch of 64 come back only after it has left.
+		s.Sink, s.Ahead = sink, 60
+		n, err := a.SendStream(ctx, to, s)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
-		to, total := netip.AddrPortFrom(pair[1].Addr(v6), sink.Port()), 0
-		for _, s := range []lab.Stream{
-			{Segment: 500, Burst: 40, Count: 400},
-			{Segment: 1200, Burst: 50, Count: 400},
-			{Sizes: []int{64, 64, 64, 64, 64, 64, 64, 570, 570, 570, 570, 1290}, Burst: 16, Flows: 4, Count: 400},
-		} {
-			// A veth port's ring has 128 slots, and those of a batch of 64 come back only after it has left.
-			s.Sink, s.Ahead = sink, 60
-			n, err := pair[0].SendStream(ctx, to, s)
-			if err != nil {
-				t.Errorf("%s: %v", what, err)
-			}
-			total += n
-		}
-		if c := sink.WaitFor(total, 5*time.Second); !c.Perfect(total) {
-			t.Errorf("%s: %s sent %d messages, %s received %+v", what, pair[0].Name, total, pair[1].Name, c)
-			for _, n := range []*lab.Node{a.Node, b.Node} {
-				m := n.Daemon.Metrics(t)
-				t.Logf("%s: drops %v, unread %.0f", n.Name, m.Dropped(), m.Sum("penstock_port_unread_packets_total"))
-			}
-		}
-		sink.Close()
+		total += n
 	}
+	if c := sink.WaitFor(total, 5*time.Second); !c.Perfect(total) {
+		return fmt.Errorf("sent %d messages, received %+v", total, c)
+	}
+	return nil
 }
 
 // coreServices: clients reach a Service by TCP and UDP, the backends in turn; the answer comes from its address.
-func coreServices(t *testing.T, n *lab.Node, clients, backends []*lab.Pod) {
+func coreServices(t *testing.T, n *lab.Node, clients, backends []*lab.Pod, lossy bool) {
 	t.Helper()
 	servers(t, 8080, backends...)
 	var services []lab.Service
@@ -188,7 +231,7 @@ func coreServices(t *testing.T, n *lab.Node, clients, backends []*lab.Pod) {
 					break
 				}
 				seen[r.Server] = true
-				if err := udpService(ctx, &client.Host, to); err != nil {
+				if err := persistently(t, n.Lab, lossy, func() error { return udpService(ctx, &client.Host, to) }); err != nil {
 					t.Errorf("%s → Service %s: %v", client.Name, to, err)
 				}
 			}
