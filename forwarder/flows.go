@@ -67,7 +67,7 @@ type flowTable struct {
 type flowMemory struct {
 	seed    maphash.Seed
 	tables  []atomic.Pointer[flowTable] // nil until its writer has something to remember
-	enabled atomic.Bool // conntrack is there and its events are heard
+	enabled atomic.Bool                 // conntrack is there and its events are heard
 	full    atomic.Uint64
 }
 

@@ -7,7 +7,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"runtime/debug"
 
 	"github.com/penstock-net/penstock/forwarder/config"
 	"github.com/penstock-net/penstock/forwarder/control"
@@ -40,7 +39,6 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 		// with 100 pods and 1,000 peers 57 MiB instead of 82.
 		debug.SetGCPercent(25)
 	}
-	debug.SetGCPercent(50)            // packets make no garbage, so a smaller heap costs nothing
 	d.log.Info("configuration read", "config", d.path, "node", cfg.Node.Name, "address", cfg.Node.Address, "underlay", next.underlay.Device, "underlayMTU", next.underlay.MTU,
 		"podCIDRs", cfg.Node.PodCIDRs, "encap", next.kind.String(), "mtu", next.podMTU)
 
