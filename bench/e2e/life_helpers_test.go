@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/bench/lab"
+	"github.com/penstock-net/penstock/forwarder/control"
 )
 
 // snapshot lists what stands in a namespace: devices, addresses, routes, nft tables with their chains and rules. Two of them
@@ -47,6 +48,9 @@ func snapshot(t *testing.T, n *lab.NS) []string {
 			t.Fatal(err)
 		}
 		for _, r := range routes {
+			if r.Protocol == unix.RTPROT_KERNEL {
+				continue // follows from the addresses, in the kernel's own time
+			}
 			add("route %s via %s dev %s src %s table %d proto %d metric %d type %d", r.Dst, r.Gw, names[r.LinkIndex], r.Src, r.Table, r.Protocol, r.Priority, r.Type)
 		}
 		rules, err := n.Netlink().RuleList(f)
@@ -170,4 +174,13 @@ func daemonProgram(t *testing.T, n *lab.Node) string {
 	}
 	t.Fatal("no node of this lab runs a daemon to take the program from")
 	return ""
+}
+
+func mustPeers(t *testing.T, d *lab.Daemon) []control.Peer {
+	t.Helper()
+	peers, err := d.Control().Peers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return peers
 }
