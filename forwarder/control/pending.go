@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,6 +87,30 @@ func RemovePending(socket, name string) error {
 	return nil
 }
 
+// SweepPending removes what plugins have left that were killed while they queued a delete, if it is older than an age: a younger
+// one may still be writing.
+func SweepPending(socket string, age time.Duration) error {
+	dir := PendingDir(socket)
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the queued deletes cannot be listed: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err != nil || !strings.HasPrefix(e.Name(), newPrefix) || time.Since(fi.ModTime()) < age {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("half a queued delete cannot be removed: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// newPrefix is that of files being written.
+const newPrefix = ".new-"
+
 func readSmall(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -99,7 +124,7 @@ func readSmall(path string) ([]byte, error) {
 // new one once it has returned nil. Mode 0600. On an error nothing has changed.
 func WriteFileDurably(path string, b []byte) (err error) {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".new-*")
+	f, err := os.CreateTemp(dir, newPrefix+"*")
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,11 @@ func (d *Daemon) begin(ctx context.Context, k control.PodKey) (done func(), err 
 	if err != nil {
 		return nil, err
 	}
+	if ctx.Err() != nil {
+		// Who asked is gone: a plugin that was killed, whose request came in behind the DEL that followed it.
+		done()
+		return nil, control.Errorf(control.NotReady, "nobody waits for what was asked about %s any more", k)
+	}
 	if err := d.finishPending(k); err != nil {
 		done()
 		return nil, err

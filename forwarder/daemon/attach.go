@@ -67,6 +67,10 @@ func (d *Daemon) Attach(ctx context.Context, r control.AttachRequest) (control.P
 	if old != nil && old.rec.Phase == control.PhaseDetaching {
 		return control.Port{}, control.Errorf(control.Conflict, "a delete of %s has begun and was not finished: delete it again first", k)
 	}
+	if old == nil && r.Network != "" {
+		// By hand there is no network. A plugin has a reservation, or a DEL has come between.
+		return control.Port{}, control.Errorf(control.Conflict, "%s of network %s has no addresses reserved, or they were given back meanwhile: allocate them first", k, r.Network)
+	}
 	if old != nil {
 		if err := fromReservation(&r, old.rec); err != nil {
 			return control.Port{}, err

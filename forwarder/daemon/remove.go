@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -105,6 +106,10 @@ func (d *Daemon) GC(ctx context.Context, r control.GCRequest) (control.GCResult,
 	if err := d.finishAllPending(ctx); err != nil {
 		d.log.Warn("queued deletes are not finished", "error", err)
 	}
+	// The specification allows no DEL beside GC, so nobody is writing one.
+	if err := control.SweepPending(d.state.Load().cfg.Control.Socket, 0); err != nil {
+		d.log.Warn("halves of queued deletes stay", "error", err)
+	}
 	valid := map[control.PodKey]bool{}
 	names := map[string]bool{}
 	for _, k := range r.Valid {
@@ -183,22 +188,62 @@ func ourName(name string) bool {
 	return ok && len(hex) == 11 && strings.Trim(hex, "0123456789abcdef") == ""
 }
 
-// pendingInterval is how often the directory of queued deletes is looked at while the daemon runs: a plugin that gave up
-// waiting for us leaves one there.
-const pendingInterval = 5 * time.Second
+// While the daemon runs it looks at the directory of queued deletes every half second, and into it when it has changed: a plugin
+// that gave up waiting for us has left one, or wrote it while we started. Every pendingInterval it looks in any case.
+const (
+	pendingLook     = 500 * time.Millisecond
+	pendingInterval = 5 * time.Second
+	pendingAge      = 10 * time.Second // half a delete is then a dead plugin's: writing one takes milliseconds
+)
 
-// watchPending finishes deletes that were queued while we ran.
+// watchPending finishes deletes that were queued while we ran, and collects reservations that nobody will ever use.
 func (d *Daemon) watchPending(ctx context.Context) error {
-	tick := time.NewTicker(pendingInterval)
+	tick := time.NewTicker(pendingLook)
 	defer tick.Stop()
+	dir := control.PendingDir(d.state.Load().cfg.Control.Socket)
+	var changed, looked, collected time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		if err := d.finishAllPending(ctx); err != nil && ctx.Err() == nil {
-			d.log.Warn("queued deletes are not finished; trying again", "error", err)
+		var now time.Time
+		if fi, err := os.Stat(dir); err == nil {
+			now = fi.ModTime()
+		}
+		if !now.Equal(changed) || time.Since(looked) >= pendingInterval {
+			changed, looked = now, time.Now()
+			if err := d.finishAllPending(ctx); err != nil && ctx.Err() == nil {
+				d.log.Warn("queued deletes are not finished; trying again", "error", err)
+			}
+		}
+		if time.Since(collected) >= reservedGrace/4 {
+			collected = time.Now()
+			d.collectReservations(ctx)
+		}
+	}
+}
+
+// collectReservations takes away reservations whose ADD never ended and has made no device: a plugin that was killed, and a
+// runtime that has forgotten its pod, or a request that came in behind its DEL. ADD gives up long before reservedGrace.
+func (d *Daemon) collectReservations(ctx context.Context) {
+	stale := func(p *pod) bool {
+		if p.rec.Phase != control.PhaseReserved || time.Since(p.rec.Created) <= reservedGrace {
+			return false
+		}
+		_, err := d.machine.Link(p.rec.Device)
+		return errors.Is(err, errNoLink)
+	}
+	for _, p := range d.pods.list() {
+		if p.rec.Phase != control.PhaseReserved || time.Since(p.rec.Created) <= reservedGrace {
+			continue
+		}
+		switch removed, err := d.collect(ctx, p.rec.Key(), stale); {
+		case err != nil && ctx.Err() == nil:
+			d.log.Warn("a reservation whose ADD never ended stays", "pod", p.rec.Key(), "error", err)
+		case removed:
+			d.log.Info("collected a reservation whose ADD never ended", "pod", p.rec.Key())
 		}
 	}
 }
@@ -210,7 +255,7 @@ func (d *Daemon) finishAllPending(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{control.SweepPending(socket, pendingAge)}
 	for name := range pending {
 		k, known := d.pods.keyOf(name)
 		if !known { // only a device or a damaged file can be left
