@@ -257,3 +257,17 @@ func TestDropsFromHost(t *testing.T) {
 		})
 	}
 }
+
+// TestHiddenTunnelPort: extension headers that fill a first fragment hide where
+// it goes until a later one comes, which is not looked at.
+func TestHiddenTunnelPort(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindVXLAN))
+	r.f.address = netip.MustParseAddr("2001:db8::1") // as if the underlay were IPv6
+	pod := r.veth("a1", podA1v6)
+	options := func(next uint8) []byte { return []byte{next, 0, 1, 4, 0, 0, 0, 0} }
+	first := append([]byte{60, 0, 0, 1, 0, 0, 0, 7}, options(encap.ProtoUDP)...)
+	pod.Inject(fromPod(raw6(podA1v6, r.f.address, 44, first)), fromPod(raw6(podA1v6, netip.MustParseAddr("2001:db8:99::1"), 44, first)))
+	r.turn()
+	r.check(map[Reason]uint64{DropTunnelLoop: 1})
+	r.expect(0, 0, 1)
+}
