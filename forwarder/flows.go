@@ -125,12 +125,13 @@ func (m *flowMemory) add(writer int, k *flowKey) bool {
 		return true
 	}
 	t := m.table(writer)
-	if !t.put(flow, k) {
+	// The pair first: who forgets the flow as soon as it stands also uncounts its pair.
+	if !t.count(pair) {
 		m.full.Add(1)
 		return false
 	}
-	if !t.count(pair) {
-		t.take(flow)
+	if !t.put(flow, k) {
+		t.uncount(pair)
 		m.full.Add(1)
 		return false
 	}

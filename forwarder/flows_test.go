@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -282,10 +283,10 @@ func TestFlowsConcurrently(t *testing.T) {
 		wg.Go(func() {
 			for i := range flows {
 				k := tuple(w, i)
+				added <- i // forgotten as soon as it stands
 				if !m.add(w, &k) {
 					t.Errorf("no room for flow %d of %d", i, workers*flows)
 				}
-				added <- i
 			}
 			close(added)
 		})
@@ -293,6 +294,9 @@ func TestFlowsConcurrently(t *testing.T) {
 			for i := range added {
 				if i%3 != 0 {
 					k := tuple(w, i)
+					for flow, _ := flowHashes(m.seed, &k); !m.hasFlow(flow); {
+						runtime.Gosched()
+					}
 					m.forget(&k)
 				}
 			}
