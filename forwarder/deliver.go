@@ -347,6 +347,7 @@ func (w *worker) written(b *outbox, d *delivery) {
 	if b.broken != dropNone && frames > 0 {
 		frames--
 		w.drop(b.broken)
+		b.port.dropped.Add(1)
 		b.broken = dropNone
 	}
 	w.tally.writes++

@@ -375,3 +375,26 @@ func TestSuperframeErrors(t *testing.T) {
 		}
 	}
 }
+
+// TestSuperframeErrorBehindOthers: the run in which a superframe ends need not
+// be the next one behind the run that was lost.
+func TestSuperframeErrorBehindOthers(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindUDP))
+	pod := r.veth("a1", podA1)
+	const size = 42 * 1410
+	super := func(i int) {
+		ip := tcpPacket(podA1, podB, uint32(1+i*size), size)
+		pod.Inject(fromVeth(ip, partial(ip, 1410)))
+	}
+	super(0)
+	for range 2 {
+		pod.Inject(fromPod(udpPacket(podA1, podB, 1, 2, 10)))
+	}
+	super(1) // begins in the first run, ends in the third
+	r.udp[0].Fail(0, syscall.ENOBUFS)
+	r.turn()
+	if sends := r.sends(); len(sends) != 2 {
+		t.Fatalf("sends %s, want 2", shapes(sends))
+	}
+	r.check(map[Reason]uint64{DropSendNoBuffers: 1, DropSendFailed: 1})
+}

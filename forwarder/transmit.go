@@ -98,7 +98,7 @@ type egress struct {
 	index       int // in its lane
 	first, last int32
 	queued      bool
-	broken      bool // the frame that the next run continues has lost a piece
+	broken      bool // the frame that the next run with `continues` goes on with has lost a piece
 }
 
 func newEgress(s ring.Socket, index int) *egress {
@@ -345,19 +345,20 @@ func (w *worker) send(e *egress, loaded []int32) {
 				w.f.log.Warn("the route to a peer refuses UDP_SEGMENT; sending datagrams one by one", "peer", r.peer.spec.Name)
 			}
 			w.replay(e, r)
-		case err == syscall.EAGAIN:
-			w.unsent(e, r, DropSendFull)
-			for ; from < len(loaded); from++ {
-				w.unsent(e, &w.arena.runs[loaded[from]], DropSendFull)
-			}
 		default:
-			w.unsent(e, r, w.sendReason(r.peer, err))
+			reason := w.sendReason(r.peer, err)
+			w.unsent(e, r, reason)
+			for ; reason == DropSendFull && from < len(loaded); from++ {
+				w.unsent(e, &w.arena.runs[loaded[from]], reason)
+			}
 		}
 	}
 }
 
 func (w *worker) sendReason(p *peer, err error) Reason {
 	switch err {
+	case syscall.EAGAIN:
+		return DropSendFull
 	case syscall.ENOBUFS, syscall.ENOMEM:
 		return DropSendNoBuffers
 	case syscall.EPERM, syscall.EACCES:
@@ -378,8 +379,8 @@ func (w *worker) sent(e *egress, r *run) {
 		// The frame that ends here first has lost a piece on its way.
 		w.lose(r, 1, DropSendFailed)
 		frames--
+		e.broken = false
 	}
-	e.broken = e.broken && r.continues && r.frames == 0
 	w.tally.sends++
 	if r.count > 1 {
 		w.tally.runs++
@@ -394,7 +395,8 @@ func (w *worker) sent(e *egress, r *run) {
 // unsent drops a run's frames.
 func (w *worker) unsent(e *egress, r *run, reason Reason) {
 	w.lose(r, int(r.frames), reason)
-	e.broken = r.unfinished
+	// Runs of other sizes may stand between this one and the one in which its last frame ends.
+	e.broken = r.unfinished || e.broken && !r.continues
 }
 
 func (w *worker) lose(r *run, frames int, reason Reason) {
@@ -425,9 +427,7 @@ func (w *worker) replay(e *egress, r *run) {
 			}
 			from++
 			failed++
-			if why = w.sendReason(r.peer, err); err == syscall.EAGAIN {
-				why = DropSendFull
-			}
+			why = w.sendReason(r.peer, err)
 		}
 	}
 	// Which frames the lost datagrams were of is not known any more: as many

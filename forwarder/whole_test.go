@@ -119,6 +119,18 @@ func TestRefusedSuperframeIsCut(t *testing.T) {
 	}
 }
 
+// TestCutSuperframeIsLost: what the socket does not take either has the reason of any other datagram.
+func TestCutSuperframeIsLost(t *testing.T) {
+	for err, want := range map[syscall.Errno]Reason{syscall.EAGAIN: DropSendFull, syscall.ENOBUFS: DropSendNoBuffers} {
+		r, tap, pod := newWholeRig(t, encap.KindVXLAN)
+		tap.err = syscall.EIO
+		r.udp[1].Fail(0, err)
+		pod.Inject(tcpSuperframe(40000, 1400))
+		r.turn()
+		r.check(map[Reason]uint64{want: 1})
+	}
+}
+
 // TestNotWhole: no way, ipip, or too long for an IP packet: cut, as ever.
 func TestNotWhole(t *testing.T) {
 	for _, c := range []struct {

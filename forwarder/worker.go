@@ -134,6 +134,7 @@ func (w *worker) run() {
 	for !w.stopping {
 		if w.commands.waiting.Load() {
 			w.obey()
+			timeout = 0 // it may have brought a ring to look after, or an alarm
 			continue
 		}
 		if timeout != 0 {
@@ -285,8 +286,7 @@ func (w *worker) flush() {
 	w.scratch.Reset()
 }
 
-// room makes sure that n bytes of scratch can be had; what is in hand may be
-// flushed for it.
+// alloc gives n bytes of scratch; what is in hand may be flushed for it.
 func (w *worker) alloc(n int) []byte {
 	b := w.scratch.Alloc(n)
 	if b == nil {
