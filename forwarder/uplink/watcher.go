@@ -214,6 +214,7 @@ func (w *Watcher) look() {
 		}
 		next[a] = p
 	}
+	oneDevice(next)
 	w.mu.Lock()
 	old := w.paths
 	w.mu.Unlock()
@@ -249,6 +250,24 @@ func (w *Watcher) route(peers []netip.Addr) {
 			continue
 		}
 		w.ways[a] = s.route(w.cfg.Local, a)
+	}
+}
+
+// oneDevice takes the ways by all but the first of several uplinks with the same
+// MAC, as a NIC and its VLANs have it: the rules know an uplink by its MAC alone,
+// and frames for the others would leave by the first.
+func oneDevice(paths map[netip.Addr]Path) {
+	first := map[[6]byte]*Link{}
+	for _, p := range paths {
+		if l := p.Link; l != nil && (first[l.Source] == nil || l.Index < first[l.Source].Index) {
+			first[l.Source] = l
+		}
+	}
+	for a, p := range paths {
+		if l := p.Link; l != nil && l.Index != first[l.Source].Index {
+			p.Link, p.Why = nil, fmt.Sprintf("the uplink %s has the MAC of the uplink %s", l.Device, first[l.Source].Device)
+			paths[a] = p
+		}
 	}
 }
 
