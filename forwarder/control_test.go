@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -303,4 +304,27 @@ func TestStop(t *testing.T) {
 		t.Error("attach hangs after the stop")
 	}
 	r.check(nil)
+}
+
+// TestStopStuck: a worker that does not come back does not keep Stop beyond its time.
+func TestStopStuck(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindUDP))
+	r.f.Start()
+	stuck, release := make(chan struct{}), make(chan struct{})
+	go r.f.workers[0].do(func(*worker) error { close(stuck); <-release; return nil })
+	<-stuck
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	stopped := make(chan error, 1)
+	go func() { stopped <- r.f.Stop(ctx) }()
+	select {
+	case err := <-stopped:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Stop: %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("Stop waits for ever")
+	}
+	close(release)
+	<-r.f.workers[0].done
 }

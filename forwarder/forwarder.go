@@ -275,7 +275,9 @@ func (f *Forwarder) Stop(ctx context.Context) error {
 	}
 	f.stopped = true
 	if f.running.Load() {
-		f.onAll(func(w *worker) { w.stopping = true })
+		for _, w := range f.workers {
+			w.ask(func(w *worker) error { w.stopping = true; return nil })
+		}
 		for _, w := range f.workers {
 			select {
 			case <-w.done:

@@ -302,13 +302,18 @@ func (w *worker) do(fn func(*worker) error) error {
 	if !w.f.running.Load() {
 		return fn(w)
 	}
+	return <-w.ask(fn)
+}
+
+// ask is do without the wait.
+func (w *worker) ask(fn func(*worker) error) (done <-chan error) {
 	c := command{fn, make(chan error, 1)}
 	w.commands.Lock()
 	w.commands.list = append(w.commands.list, c)
 	w.commands.waiting.Store(true)
 	w.commands.Unlock()
 	w.poller.Wake()
-	return <-c.done
+	return c.done
 }
 
 func (w *worker) obey() {
