@@ -311,10 +311,14 @@ func (f *Forwarder) fillTable(peers []*peer) error {
 		stations := map[table.MAC]bool{}
 		for _, p := range peers {
 			wanted[p.spec.Address] = true
-			x.SetPeer(p.spec.Address, p.hop)
+			if x.Peer(p.spec.Address) != p.hop {
+				x.SetPeer(p.spec.Address, p.hop)
+			}
 			if p.kind == encap.KindVXLAN {
 				stations[p.spec.MAC] = true
-				n.SetStation(p.spec.MAC, p.hop)
+				if n.Station(p.spec.MAC) != p.hop {
+					n.SetStation(p.spec.MAC, p.hop)
+				}
 			}
 		}
 		for a := range x.Peers() {
