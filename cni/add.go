@@ -20,9 +20,9 @@ import (
 )
 
 // waitForDaemon is how long ADD waits for a daemon that starts. A runtime wants an answer within ten seconds. Tests shorten it.
-var waitForDaemon = 9 * time.Second
+var waitForDaemon = 8 * time.Second
 
-const undoTimeout = 5 * time.Second
+const undoTimeout = time.Second // a daemon that has just let ADD down gets no long second chance: what it must undo is queued
 
 // adding is one ADD under way.
 type adding struct {
@@ -263,7 +263,7 @@ func (a *adding) attachPort(ctx context.Context) error {
 }
 
 // release undoes reserve and attachPort. A daemon that is away does it later.
-func (a *adding) release() error { return detach(a.daemon, a.conf, a.CmdArgs) }
+func (a *adding) release() error { return detach(a.daemon, a.conf, a.CmdArgs, undoTimeout) }
 
 func (a *adding) releaseIPAM() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)

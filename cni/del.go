@@ -28,7 +28,7 @@ func del(args *skel.CmdArgs) error {
 		conf.Socket = control.DefaultSocket
 	}
 	var errs []error
-	if err := detach(control.New(conf.Socket), conf, args); err != nil {
+	if err := detach(control.New(conf.Socket), conf, args, detachTimeout); err != nil {
 		errs = append(errs, err)
 	}
 	if err := removeDevices(args); err != nil {
@@ -48,8 +48,8 @@ func del(args *skel.CmdArgs) error {
 }
 
 // detach tells the daemon, or queues it.
-func detach(daemon *control.Client, conf *netConf, args *skel.CmdArgs) error {
-	ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
+func detach(daemon *control.Client, conf *netConf, args *skel.CmdArgs, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	q := control.DetachRequest{Container: args.ContainerID, Interface: args.IfName, Network: conf.Name}
 	err := daemon.Detach(ctx, q)

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -137,6 +138,9 @@ func (c *Client) do(ctx context.Context, method, path string, body, answer any) 
 	}
 	if body != nil {
 		q.Header.Set("Content-Type", "application/json")
+	}
+	if end, ok := ctx.Deadline(); ok {
+		q.Header.Set(deadlineHeader, strconv.FormatInt(end.UnixMilli(), 10))
 	}
 	a, err := c.http.Do(q)
 	if err != nil {

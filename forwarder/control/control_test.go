@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -307,6 +308,34 @@ func TestClientGivesUp(t *testing.T) {
 		t.Errorf("got %v; a request that was sent is not unreachable", err)
 	}
 	close(f.block)
+}
+
+// TestLateRequest: a daemon that hung does not do what its client has given up.
+func TestLateRequest(t *testing.T) {
+	f := newFake()
+	c, _ := start(t, f)
+	for late, want := range map[string]Code{"1": NotReady, strconv.FormatInt(time.Now().Add(time.Minute).UnixMilli(), 10): "", "": "", "soon": ""} {
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://x/v1/attach", strings.NewReader(`{"container":"c","interface":"eth0","addresses":["10.244.1.2"]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Header.Set(deadlineHeader, late)
+		a, err := c.http.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var e envelope
+		err = json.NewDecoder(a.Body).Decode(&e)
+		a.Body.Close()
+		got := Code("")
+		if e.Error != nil {
+			got = e.Error.Code
+		}
+		if err != nil || got != want || want != "" && len(f.ports) != 0 {
+			t.Errorf("deadline %q: %v, %v", late, e.Error, err)
+		}
+		delete(f.ports, "c/eth0")
+	}
 }
 
 func TestClientMeetsAnotherServer(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -147,6 +148,10 @@ func serve(w http.ResponseWriter, r *http.Request, do call, log *slog.Logger) {
 		fail(w, Errorf(BadRequest, "the request's body cannot be read: %v", err))
 		return
 	}
+	if givenUp(r) {
+		fail(w, Errorf(NotReady, "the daemon got to this request only after its client had given up, and has not done it"))
+		return
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 	defer cancel()
 	answer, err := do(ctx, body)
@@ -155,6 +160,15 @@ func serve(w http.ResponseWriter, r *http.Request, do call, log *slog.Logger) {
 		return
 	}
 	write(w, http.StatusOK, answer)
+}
+
+// deadlineHeader says until when the client waits, in milliseconds of Unix time: both are on one machine. A daemon that hung must
+// not do later what its client has meanwhile undone.
+const deadlineHeader = "Penstock-Deadline"
+
+func givenUp(r *http.Request) bool {
+	end, err := strconv.ParseInt(r.Header.Get(deadlineHeader), 10, 64)
+	return err == nil && time.Now().UnixMilli() > end
 }
 
 // get is an endpoint without a body.
