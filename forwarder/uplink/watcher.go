@@ -145,6 +145,12 @@ func (w *Watcher) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			w.keep()
+			w.mu.Lock()
+			again := w.moved // a look has failed, or one is due anyway
+			w.mu.Unlock()
+			if again {
+				w.wake(true)
+			}
 			continue
 		case <-w.poke:
 		}
@@ -204,6 +210,9 @@ func (w *Watcher) look() {
 		w.route(peers)
 	}
 	ns, err := readNeighbours(w.cfg.Local.Is6())
+	if err != nil {
+		w.failed()
+	}
 	next := map[netip.Addr]Path{}
 	for _, a := range peers {
 		p := Path{Peer: a}
@@ -240,10 +249,21 @@ func (w *Watcher) look() {
 	w.mu.Unlock()
 }
 
+// failed has everything asked again at the next tick: no message would tell that
+// what could not be read now can be read then.
+func (w *Watcher) failed() {
+	w.mu.Lock()
+	w.moved = true
+	w.mu.Unlock()
+}
+
 // route asks the routing for the ways to all peers.
 func (w *Watcher) route(peers []netip.Addr) {
 	w.ways = make(map[netip.Addr]way, len(peers))
 	s, err := takeSnapshot(w.cfg.Local.Is6())
+	if err != nil {
+		w.failed()
+	}
 	for _, a := range peers {
 		if err != nil {
 			w.ways[a] = way{why: err.Error()}
