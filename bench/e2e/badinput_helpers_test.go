@@ -154,40 +154,40 @@ func icmpProto(v6 bool) byte {
 	return unix.IPPROTO_ICMP
 }
 
-// answer is the ICMP error that a case expects at its sender.
-type answer struct {
+// badAnswer is the ICMP error that a case expects at its sender.
+type badAnswer struct {
 	kind, code byte
 	mtu        int
 	from       netip.Addr
 }
 
 // The answers of a router, in both families.
-func netUnreachable(v6 bool, from netip.Addr) *answer {
+func netUnreachable(v6 bool, from netip.Addr) *badAnswer {
 	if v6 {
-		return &answer{1, 0, 0, from}
+		return &badAnswer{1, 0, 0, from}
 	}
-	return &answer{3, 0, 0, from}
+	return &badAnswer{3, 0, 0, from}
 }
 
-func hostUnreachable(v6 bool, from netip.Addr) *answer {
+func hostUnreachable(v6 bool, from netip.Addr) *badAnswer {
 	if v6 {
-		return &answer{1, 3, 0, from}
+		return &badAnswer{1, 3, 0, from}
 	}
-	return &answer{3, 1, 0, from}
+	return &badAnswer{3, 1, 0, from}
 }
 
-func timeExceeded(v6 bool, from netip.Addr) *answer {
+func timeExceeded(v6 bool, from netip.Addr) *badAnswer {
 	if v6 {
-		return &answer{3, 0, 0, from}
+		return &badAnswer{3, 0, 0, from}
 	}
-	return &answer{11, 0, 0, from}
+	return &badAnswer{11, 0, 0, from}
 }
 
-func packetTooBig(v6 bool, from netip.Addr, mtu int) *answer {
+func packetTooBig(v6 bool, from netip.Addr, mtu int) *badAnswer {
 	if v6 {
-		return &answer{2, 0, mtu, from}
+		return &badAnswer{2, 0, mtu, from}
 	}
-	return &answer{3, 4, mtu, from}
+	return &badAnswer{3, 4, mtu, from}
 }
 
 // badCase is one packet that goes in and how it must end.
@@ -197,14 +197,14 @@ type badCase struct {
 	send   func(packet []byte) error   // nil: the suite's
 	drops  map[*lab.Node]string        // who drops it, as what
 	count  uint64                      // frames dropped; 0: one
-	answer *answer                     // what its sender must hear; nil: nothing
+	answer *badAnswer                  // what its sender must hear; nil: nothing
 	at     *lab.Host                   // who that is, if not the suite's
 	comes  *lab.Host                   // who must receive it instead (no drop)
 	as     func(got, sent []byte) bool // how it must look there; nil: as it was sent, but for TTL and IPv4 header checksum
 }
 
-// suite sends bad packets and keeps the account of them.
-type suite struct {
+// badSuite sends bad packets and keeps the account of them.
+type badSuite struct {
 	t        *testing.T
 	l        *lab.Lab
 	watch    []*watched
@@ -225,9 +225,9 @@ type watched struct {
 // badNoise are drops that go on by themselves: kernels speak neighbour and multicast listener discovery.
 var badNoise = []string{"multicast", "answered"}
 
-// newSuite watches hosts: whatever carries the marker is recorded on each of their devices.
-func newSuite(t *testing.T, l *lab.Lab, hosts ...*lab.Host) *suite {
-	s := &suite{t: t, l: l, before: map[*lab.Node]lab.Metrics{}, want: map[*lab.Node]map[string]uint64{}, answers: map[*lab.Node]uint64{}, expected: map[[2]any]bool{}, arrived: map[int]*lab.Host{}, first: int(caseNumber.Load()) + 1}
+// newBadSuite watches hosts: whatever carries the marker is recorded on each of their devices.
+func newBadSuite(t *testing.T, l *lab.Lab, hosts ...*lab.Host) *badSuite {
+	s := &badSuite{t: t, l: l, before: map[*lab.Node]lab.Metrics{}, want: map[*lab.Node]map[string]uint64{}, answers: map[*lab.Node]uint64{}, expected: map[[2]any]bool{}, arrived: map[int]*lab.Host{}, first: int(caseNumber.Load()) + 1}
 	for _, h := range hosts {
 		s.add(h, h.Device)
 	}
@@ -240,7 +240,7 @@ func newSuite(t *testing.T, l *lab.Lab, hosts ...*lab.Host) *suite {
 	return s
 }
 
-func (s *suite) add(h *lab.Host, device string) {
+func (s *badSuite) add(h *lab.Host, device string) {
 	c, err := h.Capture(device, func(frame []byte) bool { return idOf(frame) >= 0 })
 	if err != nil {
 		s.t.Fatal(err)
@@ -249,7 +249,7 @@ func (s *suite) add(h *lab.Host, device string) {
 	s.watch = append(s.watch, &watched{h, c})
 }
 
-func (s *suite) of(h *lab.Host) *watched {
+func (s *badSuite) of(h *lab.Host) *watched {
 	for _, w := range s.watch {
 		if w.host == h {
 			return w
@@ -270,14 +270,14 @@ func (w *watched) ipOf(frame []byte) []byte {
 }
 
 // run sends each case and waits until it has ended as it must. sender hears the answers; id of case i is base+i.
-func (s *suite) run(sender *lab.Host, send func([]byte) error, cases []badCase) {
+func (s *badSuite) run(sender *lab.Host, send func([]byte) error, cases []badCase) {
 	s.t.Helper()
 	for _, c := range cases {
 		s.one(sender, send, c)
 	}
 }
 
-func (s *suite) one(sender *lab.Host, send func([]byte) error, c badCase) {
+func (s *badSuite) one(sender *lab.Host, send func([]byte) error, c badCase) {
 	s.t.Helper()
 	if c.send != nil {
 		send = c.send
@@ -311,7 +311,7 @@ func (s *suite) one(sender *lab.Host, send func([]byte) error, c badCase) {
 }
 
 // answerer is the node that drops the case and so answers it.
-func (s *suite) answerer(c badCase) *lab.Node {
+func (s *badSuite) answerer(c badCase) *lab.Node {
 	for n := range c.drops {
 		return n
 	}
@@ -321,7 +321,7 @@ func (s *suite) answerer(c badCase) *lab.Node {
 
 // awaitDrops waits for the case's drops. A case that ends otherwise is reported here, by name, and then taken as it
 // was, so that it does not spoil the account of the next.
-func (s *suite) awaitDrops(c badCase, before map[*lab.Node]lab.Metrics) {
+func (s *badSuite) awaitDrops(c badCase, before map[*lab.Node]lab.Metrics) {
 	s.t.Helper()
 	for n, reason := range c.drops {
 		noise := reason == "multicast" || reason == "answered"
@@ -344,7 +344,7 @@ func (s *suite) awaitDrops(c badCase, before map[*lab.Node]lab.Metrics) {
 	}
 }
 
-func (s *suite) quiet(m map[string]uint64) map[string]uint64 {
+func (s *badSuite) quiet(m map[string]uint64) map[string]uint64 {
 	m = maps.Clone(m)
 	for _, r := range badNoise {
 		delete(m, r)
@@ -354,7 +354,7 @@ func (s *suite) quiet(m map[string]uint64) map[string]uint64 {
 }
 
 // await polls the capture of h until pick likes a packet.
-func (s *suite) await(h *lab.Host, pick func(ip []byte) bool) bool {
+func (s *badSuite) await(h *lab.Host, pick func(ip []byte) bool) bool {
 	w := s.of(h)
 	for deadline, seen := time.Now().Add(5*time.Second), 0; ; time.Sleep(time.Millisecond) {
 		frames := w.capture.Frames()
@@ -396,7 +396,7 @@ func icmpErrorTo(ip []byte, to netip.Addr) (kind, code byte, mtu int, from netip
 }
 
 // awaitAnswer checks every field of the ICMP error that the sender must hear.
-func (s *suite) awaitAnswer(c badCase, id int, sender *lab.Host) {
+func (s *badSuite) awaitAnswer(c badCase, id int, sender *lab.Host) {
 	s.t.Helper()
 	v6 := c.packet[0]>>4 == 6
 	to := netip.Addr{}
@@ -445,7 +445,7 @@ func sameButTTL(got, sent []byte) bool {
 	return bytes.Equal(got, sent)
 }
 
-func (s *suite) awaitArrival(c badCase, id int) {
+func (s *badSuite) awaitArrival(c badCase, id int) {
 	s.t.Helper()
 	as := c.as
 	if as == nil {
@@ -464,7 +464,7 @@ func (s *suite) awaitArrival(c badCase, id int) {
 }
 
 // end checks the whole account: every drop, every answer, and that nothing was captured where it must not be.
-func (s *suite) end() {
+func (s *badSuite) end() {
 	s.t.Helper()
 	for n, want := range s.want {
 		n.Daemon.AssertDrops(s.t, s.before[n], s.quiet(want), badNoise...)
@@ -485,7 +485,7 @@ func (s *suite) end() {
 }
 
 // reaction reports an ICMP error of the host that a packet was for, and reached: nobody listens there.
-func (s *suite) reaction(id int, ip []byte) bool {
+func (s *badSuite) reaction(id int, ip []byte) bool {
 	h := s.arrived[id]
 	if h == nil {
 		return false

@@ -80,7 +80,7 @@ func TestBadInputFromPods(t *testing.T) {
 			x := newBadLab(t, outer6)
 			for _, p := range []*lab.Pod{x.veth, x.tun} {
 				t.Run(string(p.Attach), func(t *testing.T) {
-					s := newSuite(t, x.Lab, x.everyone()...)
+					s := newBadSuite(t, x.Lab, x.everyone()...)
 					for _, v6 := range []bool{false, true} {
 						s.run(&p.Host, p.InjectIP, x.misled(v6, p.Addr(v6), x.a.HostAddr(v6)))
 						if outer6 && !matrix() {
@@ -97,7 +97,7 @@ func TestBadInputFromPods(t *testing.T) {
 				})
 			}
 			t.Run("host", func(t *testing.T) {
-				s := newSuite(t, x.Lab, x.everyone()...)
+				s := newBadSuite(t, x.Lab, x.everyone()...)
 				send := func(b []byte) error { return x.a.SendFrame("penstock0", b) }
 				for _, v6 := range []bool{false, true} {
 					s.run(x.host, send, x.malformed(v6, x.a.HostAddr(v6)))

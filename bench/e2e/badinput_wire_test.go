@@ -38,7 +38,7 @@ func TestBadInputFromWire(t *testing.T) {
 			x := newBadLab(t, outer6)
 			for _, w := range x.wires() {
 				t.Run(w.encap, func(t *testing.T) {
-					s := newSuite(t, x.Lab, x.everyone()...)
+					s := newBadSuite(t, x.Lab, x.everyone()...)
 					send := func(inner []byte) error { return w.send(w.wrap(inner)) }
 					for _, v6 := range []bool{false, true} {
 						s.run(&w.pod.Host, send, onTheWire(x.malformed(v6, w.pod.Addr(v6)), x, w, v6))
