@@ -126,8 +126,7 @@ func TestParallelTCP(t *testing.T) {
 			}
 		}
 	}
-	var kernel *lab.Lab // kernel VXLAN beside it: one lab for all, as it keeps nothing from run to run
-	kernel = lab.New(t, lab.Config{Roles: []lab.Role{lab.KernelVXLAN, lab.KernelVXLAN}})
+	kernel := lab.New(t, lab.Config{Roles: []lab.Role{lab.KernelVXLAN, lab.KernelVXLAN}}) // one for all loads, as it keeps nothing from run to run
 	ka, kb := kernel.Nodes[0].AddPod(t, lab.Plain), kernel.Nodes[1].AddPod(t, lab.Plain)
 	for i, c := range loads {
 		t.Run(fmt.Sprintf("%s/%s/%d workers/%s/%s", c.encap, c.attach, c.workers, c.kind, family(c.v6)), func(t *testing.T) {

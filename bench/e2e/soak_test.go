@@ -1,0 +1,116 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/penstock-net/penstock/bench/lab"
+)
+
+// TestSoak: traffic while pods come and go, the configuration is reloaded and
+// the daemon is killed, for LAB_SOAK (make soak). Memory, descriptors and
+// goroutines stay flat, and the law holds at the end.
+func TestSoak(t *testing.T) {
+	lab.Require(t)
+	length := 5 * time.Second // a smoke test of the soak itself
+	if s := os.Getenv("LAB_SOAK"); s != "" {
+		var err error
+		if length, err = time.ParseDuration(s); err != nil {
+			t.Fatalf("LAB_SOAK is %q, it should be a duration such as 10m: %v", s, err)
+		}
+	}
+	l := lab.New(t, lab.Config{})
+	l.Start(t)
+	a, b := l.Nodes[0], l.Nodes[1]
+	pods := [2][]*lab.Pod{{a.AddPod(t, lab.Veth), a.AddPod(t, lab.Veth)}, {b.AddPod(t, lab.Veth), b.AddPod(t, lab.TUN)}}
+	rnd := rand.New(rand.NewPCG(1, uint64(length)))
+	var readings []usage
+	transfers, churns, reloads, kills := 0, 0, 0, 0
+	nextKill := time.Now().Add(length / 4)
+	for end := time.Now().Add(length); time.Now().Before(end); {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		for i := range pods[0] {
+			if _, err := lab.TransferTCP(ctx, &pods[0][i].Host, &pods[1][i].Host, i == 1, 16<<20, 16<<20); err != nil {
+				t.Errorf("transfer %d: %v", transfers, err)
+			}
+			transfers++
+		}
+		cancel()
+		guest := a.AddPod(t, []lab.Attach{lab.Veth, lab.TUN}[rnd.IntN(2)])
+		if err := guest.Ping(pods[1][0].IP4); err != nil {
+			t.Errorf("a new pod: %v", err)
+		}
+		guest.Remove(t)
+		churns++
+		b.Daemon.Reload(t, fmt.Sprintf("encap: {copyDSCP: %v}", churns%2 == 0))
+		reloads++
+		if time.Now().After(nextKill) { // node-b: the readings of node-a go on
+			nextKill = time.Now().Add(length / 4)
+			b.Daemon.AssertConserved(t)
+			b.Daemon.Kill()
+			b.Start(t)
+			for _, p := range pods[1] {
+				if p.Attach == lab.TUN { // its queue died with the daemon; penstock adopt is under test elsewhere
+					p.Remove(t)
+					continue
+				}
+				p.AttachAgain(t)
+			}
+			pods[1] = []*lab.Pod{pods[1][0], b.AddPod(t, lab.TUN)}
+			kills++
+		}
+		readings = append(readings, read(t, a.Daemon))
+	}
+	for _, n := range l.Nodes {
+		n.Daemon.AssertConserved(t)
+	}
+	quarter := max(1, len(readings)/4)
+	first, last := middle(readings[:quarter]), middle(readings[len(readings)-quarter:])
+	t.Logf("%s: %d transfers, %d pods, %d reloads, %d kills; first quarter %+v, last %+v", length, transfers, churns, reloads, kills, first, last)
+	if length < time.Minute {
+		return // too short to judge a slope
+	}
+	if last.rssKiB > first.rssKiB*6/5 || last.files > first.files+2 || last.goroutines > first.goroutines+4 {
+		t.Errorf("not flat: %+v, then %+v", first, last)
+	}
+}
+
+// usage is what a daemon holds at one moment.
+type usage struct{ rssKiB, files, goroutines int }
+
+func read(t *testing.T, d *lab.Daemon) (u usage) {
+	t.Helper()
+	pid := d.Process.Pid()
+	for line := range strings.Lines(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))))) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmRSS:" {
+			u.rssKiB = must(strconv.Atoi(f[1]))
+		}
+	}
+	u.files = len(must(os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))))
+	_, body, err := d.Get("/debug/pprof/goroutine?debug=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Sscanf(string(body), "goroutine profile: total %d", &u.goroutines)
+	return u
+}
+
+// middle is the median of each.
+func middle(us []usage) usage {
+	of := func(f func(usage) int) int {
+		var ns []int
+		for _, u := range us {
+			ns = append(ns, f(u))
+		}
+		slices.Sort(ns)
+		return ns[len(ns)/2]
+	}
+	return usage{of(func(u usage) int { return u.rssKiB }), of(func(u usage) int { return u.files }), of(func(u usage) int { return u.goroutines })}
+}
