@@ -137,3 +137,41 @@ func TestCollectAtStart(t *testing.T) {
 	queued.Remove(t)
 	nothingLeft(t, n)
 }
+
+// TestAdoptHalf: an ADD that was killed while it moved the TUN leaves it in the pod under the name it came with, and one whose pod
+// has lost it leaves nothing; the next daemon is ready at once all the same.
+func TestAdoptHalf(t *testing.T) {
+	lab.Require(t)
+	l := lab.New(t, lab.Config{Nodes: 1})
+	l.Start(t)
+	a := l.Nodes[0]
+	half, lost := a.AddPodByPlugin(t, lab.TUN), a.AddPodByPlugin(t, lab.TUN)
+	a.Daemon.Kill()
+	link, err := half.Netlink().LinkByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{half.Netlink().LinkSetDown(link), half.Netlink().LinkSetName(link, half.HostDevice)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if link, err = lost.Netlink().LinkByName("eth0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := lost.Netlink().LinkDel(link); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	a.Start(t)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the daemon was ready after %v", took)
+	}
+	pods, err := a.Daemon.Control().Pods(t.Context())
+	if err != nil || len(pods) != 1 || pods[0].Container != half.Container || pods[0].Phase != control.PhaseAttached {
+		t.Errorf("%+v, %v", pods, err)
+	}
+	half.Remove(t)
+	lost.Remove(t)
+	nothingLeft(t, a)
+}

@@ -52,7 +52,17 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		if p.Phase != control.PhaseWaiting {
 			continue
 		}
-		if err := bring(ctx, client, p); err != nil {
+		err := bring(ctx, client, p)
+		if errors.Is(err, errGone) {
+			// What was looked for is nowhere: the daemon left the pod waiting because the device is not in its own namespace.
+			if e := client.Detach(ctx, control.DetachRequest{Container: p.Container, Interface: p.Interface, Network: p.Network}); e != nil {
+				err = fmt.Errorf("%w; and the daemon cannot forget it: %w", err, e)
+			} else {
+				fmt.Fprintf(stdout, "forgot %s/%s: %v\n", p.Container, p.Interface, err)
+				continue
+			}
+		}
+		if err != nil {
 			fmt.Fprintf(stderr, "penstock adopt: %s/%s: %v\n", p.Container, p.Interface, err)
 			status = 1
 			continue
@@ -61,6 +71,10 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	return status
 }
+
+// errGone is about a pod that will never be adopted: its device is no more. That its namespace is not found says less: this
+// command may run where it is not mounted.
+var errGone = errors.New("nothing is left of it")
 
 func bring(ctx context.Context, client *control.Client, p control.Pod) error {
 	queue, err := open(p)
@@ -93,20 +107,33 @@ func open(p control.Pod) (*os.File, error) {
 	done := make(chan result)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, as it is in the pod
-		q, err := attach(ns, p.Interface)
+		q, err := attach(ns, p.Interface, p.Device)
 		done <- result{q, err}
 	}()
 	r := <-done
 	return r.queue, r.err
 }
 
-// attach runs on a thread of its own.
-func attach(ns *os.File, device string) (*os.File, error) {
+// attach runs on a thread of its own. The TUN may still have the name it came with, when an ADD was cut short or goes on just now.
+func attach(ns *os.File, name, cameAs string) (*os.File, error) {
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return nil, fmt.Errorf("its network namespace cannot be entered: %w", err)
 	}
-	if err := hasTUN(device); err != nil {
+	device := name
+	has, err := hasDevice(device)
+	if err == nil && !has {
+		device = cameAs
+		has, err = hasDevice(device)
+	}
+	if err == nil && !has { // the plugin may have renamed it between the two looks
+		device = name
+		has, err = hasDevice(device)
+	}
+	switch {
+	case err != nil:
 		return nil, err
+	case !has:
+		return nil, fmt.Errorf("%w: the pod has no device %s any more", errGone, name)
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -127,19 +154,25 @@ func attach(ns *os.File, device string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), device), nil
 }
 
-// hasTUN looks before TUNSETIFF would make a device of its own.
-func hasTUN(device string) error {
+// hasDevice looks before TUNSETIFF would make a device of its own.
+func hasDevice(device string) (bool, error) {
+	if device == "" {
+		return false, nil
+	}
 	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unix.Close(s)
 	req, err := unix.NewIfreq(device)
-	if err == nil {
-		err = unix.IoctlIfreq(s, unix.SIOCGIFINDEX, req)
-	}
 	if err != nil {
-		return fmt.Errorf("the pod has no device %s any more: %w", device, err)
+		return false, err
 	}
-	return nil
+	switch err := unix.IoctlIfreq(s, unix.SIOCGIFINDEX, req); {
+	case errors.Is(err, unix.ENODEV):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("device %s cannot be looked for: %w", device, err)
+	}
+	return true, nil
 }
