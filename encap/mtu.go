@@ -6,6 +6,9 @@ import "encoding/binary"
 // underlay that is too small it is 0 or negative.
 func PodMTU(underlay int, k Kind, outer6 bool) int { return underlay - k.Overhead(outer6) }
 
+// MinMTU6 is what every IPv6 link carries (RFC 8200 section 5).
+const MinMTU6 = 1280
+
 const (
 	tcpOptEnd = 0
 	tcpOptNOP = 1

@@ -244,3 +244,18 @@ func TestTTL(t *testing.T) {
 	}
 	r.check(nil)
 }
+
+// TestLearnedMTUv6: a path that pretends to carry less than IPv6 can do with does not silence IPv6 pods.
+func TestLearnedMTUv6(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindVXLAN))
+	pod := r.attach(AttachTUN, "a1", podA1v6)
+	r.f.peers[nodeB].state.learn(1280, time.Now())
+	for _, n := range []int{1280, 1281} {
+		pod.Inject(ring.FakePacket{Data: udpPacket(podA1v6, podBv6, 1, 2, n-48)})
+	}
+	r.turn()
+	if got := r.sends(); len(got) != 1 || len(got[0].Data) != 1280+encap.KindVXLAN.HeaderLen() {
+		t.Errorf("sent %s", shapes(got))
+	}
+	r.check(map[Reason]uint64{DropTooBig: 1})
+}

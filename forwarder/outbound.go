@@ -277,6 +277,10 @@ func (w *worker) toPeer(f *frame, p *peer) {
 		return
 	}
 	mtu := p.innerMTU(w.now)
+	if f.p.Version == 6 {
+		// IPv6 sends 1280 bytes whatever it is told (RFC 8200 section 5): told less, it would only be refused for ever.
+		mtu = max(mtu, min(encap.MinMTU6, p.mtu))
+	}
 	if w.live.clampMSS && f.p.Proto == encap.ProtoTCP {
 		encap.ClampMSS(f.ip(), &f.p, f.v, mtu)
 	}
