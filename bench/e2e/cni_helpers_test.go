@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/penstock-net/penstock/bench/lab"
+	"github.com/penstock-net/penstock/forwarder/control"
 )
 
 // needs skips a test where a program that a reference plugin calls is not there.
@@ -97,7 +98,7 @@ func nothingLeft(t *testing.T, n *lab.Node) {
 			t.Errorf("%s: address %+v is left", n.Name, a)
 		}
 	}
-	for _, dir := range []string{filepath.Join(filepath.Dir(n.Daemon.Config), "state", "pods"), filepath.Join(filepath.Dir(n.Daemon.Socket), "pending")} {
+	for _, dir := range []string{filepath.Join(filepath.Dir(n.Daemon.Config), "state", "pods"), control.PendingDir(n.Daemon.Socket)} {
 		entries, _ := os.ReadDir(dir)
 		if i := slices.IndexFunc(entries, func(e os.DirEntry) bool { return strings.HasSuffix(e.Name(), ".json") }); i >= 0 {
 			t.Errorf("%s: %s is left in %s", n.Name, entries[i].Name(), dir)

@@ -12,11 +12,12 @@ import (
 	"time"
 
 	"github.com/penstock-net/penstock/bench/lab"
+	"github.com/penstock-net/penstock/forwarder/control"
 )
 
 // queued counts the deletes that wait for a node's daemon.
 func queued(n *lab.Node) int {
-	files, _ := filepath.Glob(filepath.Join(filepath.Dir(n.Daemon.Socket), "pending", "*.json"))
+	files, _ := filepath.Glob(filepath.Join(control.PendingDir(n.Daemon.Socket), "*.json"))
 	return len(files)
 }
 

@@ -21,8 +21,15 @@ import (
 //	/run/penstock/pending/ps0123456789a.json   {"container":…,"interface":…}
 //	                      └ DeviceName: even a file that cannot be read says which pod is meant
 
-// PendingDir is where the deletes for the daemon behind a socket wait.
-func PendingDir(socket string) string { return filepath.Join(filepath.Dir(socket), "pending") }
+// PendingDir is where the deletes for the daemon behind a socket wait: pending beside penstock.sock, and NAME.pending beside any
+// other NAME.sock, so that daemons whose sockets are in one directory do not take each other's.
+func PendingDir(socket string) string {
+	dir, name := filepath.Split(socket)
+	if name == filepath.Base(DefaultSocket) {
+		return filepath.Join(dir, "pending")
+	}
+	return filepath.Join(dir, strings.TrimSuffix(name, ".sock")+".pending")
+}
 
 // PendingPath is the file of one pod's delete.
 func PendingPath(socket, container, iface string) string {

@@ -19,6 +19,8 @@ import (
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
+var pendingOf = filepath.Base(control.PendingDir("p.sock"))
+
 const dual = "node: {name: node-a, address: 192.0.2.1, podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}\nnetwork: {cidrs: [10.244.0.0/16, 'fd00:10:244::/48']}\n"
 
 func allocation(container string) control.AllocateRequest {
@@ -433,7 +435,7 @@ func TestDeathAtEveryStep(t *testing.T) {
 		var images []image
 		take := func() {
 			i := image{fmt.Sprint(op, " ", len(images)), len(images) > 0 && (op == "detach" || op == "gc" || op == "pending"), t.TempDir(), maps.Clone(f.links), maps.Clone(f.blocked), maps.Clone(f.netns)}
-			for _, sub := range []string{"state", "pending"} {
+			for _, sub := range []string{"state", pendingOf} {
 				if _, err := os.Stat(filepath.Join(filepath.Dir(r.path), sub)); err == nil {
 					if err := os.CopyFS(filepath.Join(i.dir, sub), os.DirFS(filepath.Join(filepath.Dir(r.path), sub))); err != nil {
 						t.Error(err)
@@ -492,7 +494,7 @@ func (i image) recover(t *testing.T) {
 	f := newFake()
 	f.links, f.blocked, f.netns = i.links, i.blocked, i.netns
 	path := file(t, "")
-	for _, sub := range []string{"state", "pending"} {
+	for _, sub := range []string{"state", pendingOf} {
 		if _, err := os.Stat(filepath.Join(i.dir, sub)); err == nil {
 			if err := os.CopyFS(filepath.Join(filepath.Dir(path), sub), os.DirFS(filepath.Join(i.dir, sub))); err != nil {
 				t.Fatal(err)
@@ -537,7 +539,7 @@ func (i image) recover(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(stateDir(path), "pods", "*.*")); len(left) > 0 {
 		t.Errorf("%s: left %v", i.at, left)
 	}
-	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "pending", "*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), pendingOf, "*")); len(left) > 0 {
 		t.Errorf("%s: left %v", i.at, left)
 	}
 	for name := range f.links {
