@@ -1,6 +1,6 @@
 // Package lab builds whole networks of nodes and pods in network namespaces, runs the real penstockd on
 // them, and sends traffic that proves what it claims. The demo, the end-to-end tests and the measurements
-// stand on it. It uses netlink, nftables and sockets only: no program beside penstockd is ever started.
+// stand on it. It uses netlink, nftables and sockets only: no program beside penstockd and CNI plugins is ever started.
 //
 //	   node-a (NS)                 fabric (NS)                node-b (NS)            outside (NS)
 //	┌───────────────────┐      ┌────────────────┐      ┌───────────────────┐      ┌────────────┐
