@@ -104,6 +104,7 @@ func TestRejectedFiles(t *testing.T) {
 	// New and right, in every file: another peer list, masquerade, MTU.
 	fresh := "host: {masquerade: true}\nencap: {mtu: 1400, clampMSS: true}\n" +
 		peersYAML(asPeer(b, netip.MustParsePrefix("10.244.50.0/24")), peerYAML{"third", netip.MustParseAddr("192.0.2.50"), spare})
+	settled(t, a)
 	before := view(t, a.Daemon)
 	check := func(t *testing.T, err error, want ...string) {
 		t.Helper()

@@ -113,7 +113,7 @@ func TestRestart(t *testing.T) {
 				for _, c := range talks {
 					c.goesOn(t, "before the restart of "+n.Name)
 				}
-				before := snapshot(t, n.NS)
+				before := settled(t, n)
 				end(t, n.Daemon)
 				if d := difference(before, snapshot(t, n.NS)); d != "" {
 					t.Errorf("%s: what stood before and what stands now:%s", name, d)
@@ -125,7 +125,7 @@ func TestRestart(t *testing.T) {
 					t.Fatalf("the connection ended with its daemon: %v", talks[0].err)
 				}
 				n.Start(t)
-				if d := difference(before, snapshot(t, n.NS)); d != "" {
+				if d := difference(before, settled(t, n)); d != "" {
 					t.Errorf("%s and a new start: what stood before and what stands now:%s", name, d)
 				}
 				for _, c := range talks {
@@ -177,7 +177,7 @@ func TestKilledAnywhere(t *testing.T) {
 	l.Start(t)
 	a, b := l.Nodes[0], l.Nodes[1]
 	bv := b.AddPod(t, lab.Veth)
-	want := snapshot(t, a.NS)
+	want := settled(t, a)
 	started := time.Now()
 	a.Start(t)
 	took := time.Since(started)
@@ -199,7 +199,7 @@ func TestKilledAnywhere(t *testing.T) {
 			}
 		}
 		a.Start(t)
-		if d := difference(want, snapshot(t, a.NS)); d != "" {
+		if d := difference(want, settled(t, a)); d != "" {
 			t.Errorf("after %d starts that were ended by %v:%s", kills, signal, d)
 		}
 		av := a.AddPod(t, lab.Veth)

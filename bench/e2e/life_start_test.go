@@ -46,7 +46,7 @@ func TestCleanup(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.Daemon.AssertConserved(t)
-	running := snapshot(t, a.NS)
+	running := settled(t, a)
 	if out, err := cleanUp(t, a, a.Daemon.Config); err == nil || !strings.Contains(out, "another penstockd is running") {
 		t.Errorf("--cleanup beside a living daemon: %v\n%s", err, out)
 	}
@@ -252,7 +252,7 @@ func TestTwoDaemons(t *testing.T) {
 	av, bv := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
 	tcp := [][2]*lab.Host{{&a.AddPod(t, lab.Veth).Host, &b.AddPod(t, lab.TUN).Host}, {&a.Host, &b.AddPod(t, lab.Veth).Host}}
 	pingBoth(t, &av.Host, &bv.Host)
-	before, metrics := snapshot(t, a.NS), a.Daemon.AtRest(t)
+	before, metrics := settled(t, a), a.Daemon.AtRest(t)
 	load := startLoad(t, [][2]*lab.Host{{&av.Host, &bv.Host}}, tcp[:1])
 	talk := converse(t, &a.Host, &bv.Host, false)
 	file, err := os.ReadFile(a.Daemon.Config)
@@ -363,6 +363,7 @@ func TestLogFormat(t *testing.T) {
 	if err := n.Daemon.Control().SetLogLevel(t.Context(), "error"); err != nil {
 		t.Fatal(err)
 	}
+	await(t, "the log tells of its new level", func() bool { return saying(t, n.Daemon.Process, "level was changed") == 1 })
 	before := len(logged(t, n.Daemon.Process))
 	n.Daemon.Reload(t, "encap: {copyDSCP: true}")
 	if after := len(logged(t, n.Daemon.Process)); after != before {
