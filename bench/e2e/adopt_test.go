@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -168,7 +169,8 @@ func TestAdoptHalf(t *testing.T) {
 		t.Errorf("the daemon was ready after %v", took)
 	}
 	pods, err := a.Daemon.Control().Pods(t.Context())
-	if err != nil || len(pods) != 1 || pods[0].Container != half.Container || pods[0].Phase != control.PhaseAttached {
+	slices.SortFunc(pods, func(a, b control.Pod) int { return strings.Compare(a.Phase, b.Phase) })
+	if err != nil || len(pods) != 2 || pods[0].Container != half.Container || pods[0].Phase != control.PhaseAttached || pods[1].Phase != control.PhaseReserved {
 		t.Errorf("%+v, %v", pods, err)
 	}
 	half.Remove(t)

@@ -42,42 +42,58 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	client := control.New(*socket)
-	pods, err := client.Pods(ctx)
-	if err != nil {
-		fmt.Fprintln(stderr, "penstock adopt:", err)
-		return 1
-	}
-	status := 0
-	for _, p := range pods {
-		if p.Phase != control.PhaseWaiting {
-			continue
-		}
-		err := bring(ctx, client, p)
-		if errors.Is(err, errGone) {
-			// What was looked for is nowhere: the daemon left the pod waiting because the device is not in its own namespace.
-			if e := client.Detach(ctx, control.DetachRequest{Container: p.Container, Interface: p.Interface, Network: p.Network}); e != nil {
-				err = fmt.Errorf("%w; and the daemon cannot forget it: %w", err, e)
-			} else {
-				fmt.Fprintf(stdout, "forgot %s/%s: %v\n", p.Container, p.Interface, err)
-				continue
+	var failed []string
+	for round := range rounds {
+		if round > 0 { // an ADD that was under way may have brought the queue meanwhile, or a DEL may have taken the pod
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
 			}
 		}
+		pods, err := client.Pods(ctx)
 		if err != nil {
-			fmt.Fprintf(stderr, "penstock adopt: %s/%s: %v\n", p.Container, p.Interface, err)
-			status = 1
-			continue
+			failed = []string{err.Error()}
+			break
 		}
-		fmt.Fprintf(stdout, "adopted %s/%s\n", p.Container, p.Interface)
+		failed = nil
+		for _, p := range pods {
+			if p.Phase != control.PhaseWaiting {
+				continue
+			}
+			if err := bring(ctx, client, p); err != nil {
+				failed = append(failed, fmt.Sprintf("%s/%s: %v", p.Container, p.Interface, err))
+			} else {
+				fmt.Fprintf(stdout, "adopted %s/%s\n", p.Container, p.Interface)
+			}
+		}
+		if len(failed) == 0 {
+			return 0
+		}
 	}
-	return status
+	for _, f := range failed {
+		fmt.Fprintln(stderr, "penstock adopt:", f)
+	}
+	return 1
 }
 
-// errGone is about a pod that will never be adopted: its device is no more. That its namespace is not found says less: this
-// command may run where it is not mounted.
-var errGone = errors.New("nothing is left of it")
+// How often what fails is tried, and how long apart.
+const (
+	rounds = 4
+	pause  = 300 * time.Millisecond
+)
+
+// errLost is about a pod whose device is nowhere: not in the daemon's namespace, or it would not wait, and not in its own. That
+// its namespace is not found says less: this command may run where it is not mounted.
+var errLost = errors.New("its device is gone")
 
 func bring(ctx context.Context, client *control.Client, p control.Pod) error {
 	queue, err := open(p)
+	if errors.Is(err, errLost) {
+		if e := client.Detach(ctx, control.DetachRequest{Container: p.Container, Interface: p.Interface, Lost: true}); e != nil {
+			err = fmt.Errorf("%w; and the daemon cannot be told: %w", err, e)
+		}
+		return err
+	}
 	if err != nil {
 		return err
 	}
@@ -133,7 +149,7 @@ func attach(ns *os.File, name, cameAs string) (*os.File, error) {
 	case err != nil:
 		return nil, err
 	case !has:
-		return nil, fmt.Errorf("%w: the pod has no device %s any more", errGone, name)
+		return nil, fmt.Errorf("%w: the pod has no %s any more", errLost, name)
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -74,6 +74,9 @@ type DetachRequest struct {
 	Container string `json:"container"`
 	Interface string `json:"interface"`
 	Network   string `json:"network,omitempty"` // for people: container and interface are the key
+	// Lost is what penstock adopt says: not the pod is gone but its TUN, which is nowhere. A pod that waits for it goes back to
+	// being reserved, so that an ADD that is under way makes a new one; any other is left alone.
+	Lost bool `json:"lost,omitempty"`
 }
 
 // Port is an attached pod, as POST /v1/attach and GET /v1/ports show it.

@@ -28,10 +28,31 @@ func (d *Daemon) Detach(ctx context.Context, r control.DetachRequest) error {
 	if p == nil {
 		return d.forgetDamaged(control.DeviceName(k.Container, k.Interface))
 	}
+	if r.Lost {
+		return d.lose(p)
+	}
 	if err := d.remove(p, false); err != nil {
 		return err
 	}
 	d.log.Info("detached", "pod", k.Container, "interface", k.Interface)
+	return nil
+}
+
+// lose makes a pod that waits for a TUN that is nowhere a mere reservation. The ADD that will repeat its attach may be under way;
+// if none is, the reservation is collected in its time.
+func (d *Daemon) lose(p *pod) error {
+	if p.phase() != control.PhaseWaiting {
+		return nil
+	}
+	rec := *p.rec
+	rec.Phase = control.PhaseReserved
+	if err := d.pods.store.Save(&rec); err != nil {
+		return err
+	}
+	p.rec = &rec
+	d.pods.put(p)
+	d.countWaiting()
+	d.log.Warn("the TUN of a pod is nowhere; its addresses stay reserved for a while", "pod", rec.Key())
 	return nil
 }
 

@@ -94,3 +94,40 @@ func TestHalfQueuedDelete(t *testing.T) {
 		t.Errorf("after GC: there %v, %v", there(), err)
 	}
 }
+
+// TestLostTUN: the file said attached, and the daemon died before it had made the TUN.
+func TestLostTUN(t *testing.T) {
+	f := newFake()
+	r := run(t, f, dual)
+	f.netns["/ns/c1"] = "4:c1"
+	q := allocation("c1")
+	q.Attach = control.AttachTUN
+	a, err := r.client.Allocate(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attach := control.AttachRequest{Container: "c1", Interface: "eth0", Network: "n", Attach: control.AttachTUN}
+	lost := control.DetachRequest{Container: "c1", Interface: "eth0", Lost: true}
+	if _, err := r.client.Attach(t.Context(), attach); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.client.Detach(t.Context(), lost); err != nil || r.phases(t) != "c1 attached" {
+		t.Errorf("a pod that does not wait: %v, %s", err, r.phases(t))
+	}
+	r.stop()
+	f.mu.Lock()
+	delete(f.links, a.Device)
+	f.mu.Unlock()
+	r = restartUntil(t, f, r.path, func(s control.Status) bool { return s.Waiting == 1 })
+	for range 2 {
+		if err := r.client.Detach(t.Context(), lost); err != nil || r.phases(t) != "c1 reserved" {
+			t.Errorf("%v, %s", err, r.phases(t))
+		}
+	}
+	if s, err := r.client.Status(t.Context()); err != nil || !s.Ready {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if p, err := r.client.Attach(t.Context(), attach); err != nil || len(p.Addresses) != 2 || r.phases(t) != "c1 attached" {
+		t.Errorf("the ADD that goes on: %+v, %v, %s", p, err, r.phases(t))
+	}
+}
