@@ -9,6 +9,8 @@ CONFDIR     ?= /etc/penstock
 FUZZTIME    ?= 10s
 BENCHTIME   ?= 1s
 SOAKTIME    ?= 10m
+KILLS       ?= 1000
+SEED        ?=
 
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # gotestsum prints one line a package, and at the end every skipped test with its reason and every failed one with its output.
@@ -23,7 +25,7 @@ export CGO_ENABLED ?= 0
 
 say = @printf '==> %s\n' "$(1)"
 
-.PHONY: help build demo test race lint fuzz bench microbench profile matrix soak install uninstall clean need-go need-root need-cc
+.PHONY: help build demo test race lint fuzz bench microbench profile matrix soak torture install uninstall clean need-go need-root need-cc
 
 # What a target needs, asked for before anything is built.
 need-go:
@@ -95,6 +97,10 @@ matrix: need-root need-cc ## end-to-end tests in all combinations of encapsulati
 soak: need-root build ## traffic, attachments and reloads for SOAKTIME (10m) (root)
 	$(call say,soak for $(SOAKTIME))
 	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd LAB_SOAK=$(SOAKTIME) $(GOTESTSUM) -count=1 -timeout 0 -run 'Soak' ./bench/...
+
+torture: need-root build ## the plugin and the daemon killed KILLS (1000) times while pods come and go; SEED repeats a run (root)
+	$(call say,torture: $(KILLS) kills)
+	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd KILLS=$(KILLS) SEED=$(SEED) $(GO) test -count=1 -timeout 60m -v ./bench/torture
 
 install: build ## into PREFIX (/usr/local), CNIBIN (/opt/cni/bin), UNITDIR; DESTDIR is honoured
 	$(call say,installing)
