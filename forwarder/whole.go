@@ -11,8 +11,10 @@ import (
 // A superframe may leave whole: encapsulated in one write to the TAP
 // penstock-gso, from where it is redirected to the uplink, to be cut by the NIC,
 // by the kernel, or never (mechanism 1 of the design). It needs the way to the
-// peer (package uplink tells it), a UDP encapsulation, and a partial inner
-// checksum. Whatever is missing, transmitSegments does the same in small.
+// peer (package uplink tells it), vxlan, and a partial inner checksum. Whatever is
+// missing, transmitSegments does the same in small. Not udp: where nothing cuts it
+// on its way (a veth, a virtual NIC) a superframe reaches the peer's plain socket
+// whole, and flannel, which may be that peer, reads one packet's length of it.
 //
 // Order: the write returns when the frame stands in the uplink's queue, as a
 // send does. So whole frames stand among the runs of their flow's socket, whose
@@ -67,7 +69,7 @@ func (w *worker) transmitWhole(f *frame, p *peer) bool {
 		p.state.wantsWhole.Store(true)
 	}
 	path := p.state.path.Load()
-	if path == nil || w.tunnel == nil || p.kind == encap.KindIPIP || f.v.Flags&encap.NeedsCsum == 0 || w.f.noWhole.Load()&wholeBit(f.v) != 0 {
+	if path == nil || w.tunnel == nil || p.kind != encap.KindVXLAN || f.v.Flags&encap.NeedsCsum == 0 || w.f.noWhole.Load()&wholeBit(f.v) != 0 {
 		return false
 	}
 	w.makeRoom()

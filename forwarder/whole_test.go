@@ -141,6 +141,7 @@ func TestNotWhole(t *testing.T) {
 	}{
 		{"no way", encap.KindVXLAN, nil, 40000},
 		{"ipip", encap.KindIPIP, &UplinkPath{}, 40000},
+		{"udp", encap.KindUDP, &UplinkPath{}, 40000},
 		{"too long", encap.KindVXLAN, &UplinkPath{}, 65490},
 	} {
 		t.Run(c.name, func(t *testing.T) {

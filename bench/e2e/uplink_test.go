@@ -63,7 +63,7 @@ func needWhole(t *testing.T, n *lab.Node) {
 // second uplink, then over a bridge, and back.
 func TestWholeFollowsTheRoute(t *testing.T) {
 	lab.Require(t)
-	for _, encap := range []string{"vxlan", "udp"} {
+	for _, encap := range []string{"vxlan"} { // udp peers may be flannel, which reads one packet's length: see forwarder/whole.go
 		t.Run(encap, func(t *testing.T) {
 			l := lab.New(t, lab.Config{Encap: encap, Wiring: lab.Routed})
 			l.Start(t)
