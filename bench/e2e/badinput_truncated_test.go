@@ -49,7 +49,8 @@ func TestTruncatedSuperframe(t *testing.T) {
 				if unread == 0 || whole <= 0 || ring == "auto" && truncated == 0 {
 					t.Errorf("%s: the buffer was not full, or took nothing at all", family(v6))
 				}
-				if c.Received != burst*whole || c.Corrupt+c.BadBorder+c.Strangers+c.Duplicated+c.Reordered > 0 {
+				// Of the unread, a few may be the pod's own IPv6 chatter: then more of ours were whole.
+				if noise := c.Received/burst - whole; noise < 0 || noise > 4 || c.Received%burst != 0 || c.Corrupt+c.BadBorder+c.Strangers+c.Duplicated+c.Reordered > 0 {
 					t.Errorf("%s: %d superframes of %d messages were delivered, and received was %+v", family(v6), whole, burst, c)
 				}
 				a.Daemon.AssertDrops(t, before, nonZero(map[string]uint64{"truncated": uint64(truncated)}), badNoise...)
