@@ -178,6 +178,11 @@ func (f *Forwarder) attach(spec PortSpec, open func(*port) error) (PortInfo, err
 		undo()
 		return PortInfo{}, err
 	}
+	if f.flows.size() > 0 {
+		// Answers to flows that were translated before this pod was (re)attached:
+		// asked once more when the routes stand, as Preload asks these.
+		p.translated.Store(true)
+	}
 	if p.link != 0 && p.mac.Load() == 0 {
 		f.onWorker(p.worker, func(w *worker) error {
 			w.begin()
@@ -321,6 +326,7 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 		}
 		p.mac.Store(packMAC(encap.MAC(m)))
 	}
+	p.translated.Store(f.flows.size() > 0)
 	load := make([]int, len(f.workers))
 	for _, o := range f.ports {
 		if o.hop.kind != hopRouted {
@@ -332,8 +338,6 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 			p.worker = w
 		}
 	}
-	// Answers to flows that were translated before this pod was (re)attached.
-	p.translated.Store(f.flows.size() > 0)
 	return p, nil
 }
 
