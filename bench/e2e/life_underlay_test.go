@@ -100,6 +100,7 @@ func TestUplinkDown(t *testing.T) {
 			for reason, n := range a.Daemon.AssertConserved(t).Dropped() {
 				switch reason {
 				case "underlay_unreachable", "multicast", "answered":
+				case "port_full": // the kernel's queue of received packets is one a CPU, for all namespaces of the machine
 				default:
 					t.Errorf("%d drops %s: what an uplink that is down costs has another name", n, reason)
 				}
