@@ -239,9 +239,30 @@ func (d *Daemon) watchPending(ctx context.Context) error {
 				d.log.Warn("queued deletes are not finished; trying again", "error", err)
 			}
 		}
+		d.collectWaiting(ctx)
 		if time.Since(collected) >= reservedGrace/4 {
 			collected = time.Now()
 			d.collectReservations(ctx)
+		}
+	}
+}
+
+// collectWaiting takes away pods that wait for their queue and whose namespace has gone meanwhile, as restore does with those
+// whose namespace had gone before: nobody can bring their queue, and the daemon would not be ready for their sake.
+func (d *Daemon) collectWaiting(ctx context.Context) {
+	if d.pods.waiting() == 0 {
+		return
+	}
+	gone := func(p *pod) bool { return p.phase() == control.PhaseWaiting && d.netnsGone(p.rec) }
+	for _, p := range d.pods.list() {
+		if !gone(&p) {
+			continue
+		}
+		switch removed, err := d.collect(ctx, p.rec.Key(), gone); {
+		case err != nil && ctx.Err() == nil:
+			d.log.Warn("a pod whose network namespace is gone stays", "pod", p.rec.Key(), "error", err)
+		case removed:
+			d.log.Info("collected a pod that is gone", "pod", p.rec.Key(), "why", "its network namespace is gone")
 		}
 	}
 }

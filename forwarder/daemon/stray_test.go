@@ -131,3 +131,35 @@ func TestLostTUN(t *testing.T) {
 		t.Errorf("the ADD that goes on: %+v, %v, %s", p, err, r.phases(t))
 	}
 }
+
+// TestNamespaceGoneWhileWaiting: a pod that goes while it waits for its queue does not keep the daemon from being ready.
+func TestNamespaceGoneWhileWaiting(t *testing.T) {
+	f := newFake()
+	r := run(t, f, dual)
+	f.netns["/ns/c1"] = "4:c1"
+	q := allocation("c1")
+	q.Attach = control.AttachTUN
+	a, err := r.client.Allocate(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.Attach(t.Context(), control.AttachRequest{Container: "c1", Interface: "eth0", Network: "n", Attach: control.AttachTUN}); err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	f.mu.Lock()
+	delete(f.links, a.Device) // it is in the pod
+	f.mu.Unlock()
+	r = restartUntil(t, f, r.path, func(s control.Status) bool { return s.Waiting == 1 })
+	f.mu.Lock()
+	delete(f.netns, "/ns/c1")
+	f.mu.Unlock()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if s, err := r.client.Status(t.Context()); err == nil && s.Ready && r.phases(t) == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("there is still %s", r.phases(t))
+		}
+	}
+}
