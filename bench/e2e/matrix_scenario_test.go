@@ -139,14 +139,41 @@ func coreTraffic(t *testing.T, a, b *lab.Pod, v6 bool, mtu int, lossy bool) {
 	}
 	if err := persistently(t, a.Node.Lab, lossy, func() error { return coreEchoes(ctx, a, b, v6, mtu) }); err != nil {
 		t.Errorf("%s: %v", what, err)
+		whereLost(t, a.Node.Lab)
 	}
 	for _, pair := range [][2]*lab.Pod{{a, b}, {b, a}} {
 		if err := persistently(t, a.Node.Lab, lossy, func() error { return coreStreams(ctx, pair[0], pair[1], v6, mtu) }); err != nil {
 			t.Errorf("%s: %s → %s: %v", what, pair[0].Name, pair[1].Name, err)
-			for _, n := range []*lab.Node{a.Node, b.Node} {
-				m := n.Daemon.Metrics(t)
-				t.Logf("%s: drops %v, unread %.0f", n.Name, m.Dropped(), m.Sum("penstock_port_unread_packets_total"))
+			whereLost(t, a.Node.Lab)
+		}
+	}
+}
+
+// whereLost says what every daemon, device and socket knows of packets that it did not pass on.
+func whereLost(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	devices := func(n *lab.NS) {
+		for _, name := range n.LinkNames() {
+			if s, err := n.LinkStats(name); err == nil && s.RxDropped+s.TxDropped+s.RxErrors+s.TxErrors > 0 {
+				t.Logf("%s %s: received %d, dropped %d, errors %d; sent %d, dropped %d, errors %d", n.Name, name,
+					s.RxPackets, s.RxDropped, s.RxErrors, s.TxPackets, s.TxDropped, s.TxErrors)
 			}
+		}
+		if s, err := n.Snmp(); err == nil {
+			for _, key := range []string{"Udp.RcvbufErrors", "Udp.InErrors", "Udp.NoPorts", "Udp6RcvbufErrors", "Udp6.RcvbufErrors", "Ip.InDiscards", "Ip.OutDiscards", "Ip6.InDiscards", "Ip.ReasmFails", "Ip6.ReasmFails"} {
+				if s[key] > 0 {
+					t.Logf("%s %s: %d", n.Name, key, s[key])
+				}
+			}
+		}
+	}
+	devices(l.Fabric)
+	for _, n := range l.Nodes {
+		m := n.Daemon.Metrics(t)
+		t.Logf("%s: drops %v, unread %.0f", n.Name, m.Dropped(), m.Sum("penstock_port_unread_packets_total"))
+		devices(n.NS)
+		for _, p := range n.Pods {
+			devices(p.NS)
 		}
 	}
 }
