@@ -53,8 +53,23 @@ func (d *Daemon) begin(ctx context.Context, k control.PodKey) (done func(), err 
 	return done, nil
 }
 
-// Allocate reserves addresses for a pod. Asking for the same again is answered with what is there.
+// Allocate reserves addresses for a pod. Asking for the same again is answered with what is there. An address may be held by a
+// pod whose delete is queued, so what is queued is done before an address is refused.
 func (d *Daemon) Allocate(ctx context.Context, r control.AllocateRequest) (control.Allocation, error) {
+	a, err := d.allocate(ctx, r)
+	if c := control.CodeOf(err); err == nil || c != control.Conflict && c != control.Exhausted {
+		return a, err
+	}
+	if queued, e := control.Pending(d.state.Load().cfg.Control.Socket); e != nil || len(queued) == 0 {
+		return a, err
+	}
+	if e := d.finishAllPending(ctx); e != nil {
+		return a, err
+	}
+	return d.allocate(ctx, r)
+}
+
+func (d *Daemon) allocate(ctx context.Context, r control.AllocateRequest) (control.Allocation, error) {
 	if r.Attach == "" {
 		r.Attach = control.AttachVeth
 	}

@@ -163,3 +163,26 @@ func TestNamespaceGoneWhileWaiting(t *testing.T) {
 		}
 	}
 }
+
+// TestAddressOfQueuedDelete: a pod may have the address of another one as soon as that one's DEL has succeeded, queued or not.
+func TestAddressOfQueuedDelete(t *testing.T) {
+	r := run(t, newFake(), dual)
+	old, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := allocation("c2")
+	q.Requested = old.Addresses
+	if _, err := r.client.Allocate(t.Context(), q); control.CodeOf(err) != control.Conflict {
+		t.Errorf("in use: %v", err)
+	}
+	if err := control.WritePending(r.state.Load().cfg.Control.Socket, control.DetachRequest{Container: "c1", Interface: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := r.client.Allocate(t.Context(), q); err != nil || a.Addresses[0] != old.Addresses[0] {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if p := r.phases(t); p != "c2 reserved" {
+		t.Errorf("there is %s", p)
+	}
+}
