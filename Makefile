@@ -58,7 +58,7 @@ test: need-root lint build runtime ## vet, staticcheck, unit tests and end-to-en
 	$(call say,unit tests)
 	@$(GOTESTSUM) -count=1 -timeout 5m $(UNIT)
 	$(call say,end-to-end tests: real daemons in network namespaces)
-	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd $(GOTESTSUM) -count=1 -p 1 -timeout 9m ./bench/...
+	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd $(GOTESTSUM) -count=1 -p 1 -timeout 15m ./bench/...
 
 race: export CGO_ENABLED = 1
 race: need-root need-cc ## unit tests and end-to-end tests with the race detector, daemons included (root)
