@@ -143,6 +143,26 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// TestConfigCheck: the number of mistakes is said in English, and a valid file is not said to fit the machine.
+func TestConfigCheck(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "p.yaml")
+	for _, test := range []struct {
+		yaml, want string
+		status     int
+	}{
+		{"node: {podCidrs: [10.244.1.0/24]}\nnetwork: {cidrs: [10.244.0.0/16]}\n", "has 1 mistake:\n", exitConfig},
+		{"encap: {type: gre}\n", "has 3 mistakes:\n", exitConfig},
+		{"node: {podCIDRs: [10.244.1.0/24]}\nnetwork: {cidrs: [10.244.0.0/16]}\n", "whether the machine fits it", 0},
+	} {
+		if err := os.WriteFile(path, []byte(test.yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if status, out, stderr := ctl(t, "config", "check", path); status != test.status || !strings.Contains(out+stderr, test.want) {
+			t.Errorf("%s: %d %q %q, want %q", test.yaml, status, out, stderr, test.want)
+		}
+	}
+}
+
 func TestExitStatuses(t *testing.T) {
 	f := &fake{}
 	socket := serve(t, f)

@@ -133,7 +133,11 @@ func (t *tool) config() *cobra.Command {
 	c.AddCommand(&cobra.Command{
 		Use:   "check [PATH]",
 		Short: "Say all that is wrong with a configuration file, by line (default " + config.DefaultPath + ")",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `Say all that is wrong with a configuration file, by line (default ` + config.DefaultPath + `).
+
+It looks at the file alone and not at the machine: whether node.address is there, the MTU fits and the devices can be made,
+the daemon says when it starts or reloads.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := config.DefaultPath
 			if len(args) == 1 {
@@ -142,12 +146,12 @@ func (t *tool) config() *cobra.Command {
 			_, err := config.Load(path)
 			var mistakes config.Errors
 			if errors.As(err, &mistakes) {
-				return fmt.Errorf("%s has %d mistakes:\n%w", path, len(mistakes), mistakes)
+				return fmt.Errorf("%s has %s:\n%w", path, mistakes.Count(), mistakes)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(t.out, "%s is valid\n", path)
+			fmt.Fprintf(t.out, "%s is valid in itself; whether the machine fits it (address, MTU, devices) shows when the daemon starts or reloads\n", path)
 			return nil
 		},
 	}, &cobra.Command{

@@ -66,7 +66,7 @@ func run(args []string, stdout, stderr *os.File) int {
 	switch {
 	case check:
 		if err = daemon.Check(o.Config); err == nil {
-			fmt.Fprintf(stdout, "%s is valid\n", o.Config)
+			fmt.Fprintf(stdout, "%s is valid in itself; whether the machine fits it (address, MTU, devices) shows at the start\n", o.Config)
 		}
 	case *cleanup:
 		ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)

@@ -39,10 +39,21 @@ func TestExampleIsDefault(t *testing.T) {
 	}
 }
 
+// TestExampleTakesEveryType: who changes nothing but the encapsulation has a right file still.
+func TestExampleTakesEveryType(t *testing.T) {
+	for _, kind := range []string{"udp", "vxlan", "ipip"} {
+		c, err := Parse("penstock.yaml", []byte(strings.Replace(string(Example), "type: vxlan ", "type: "+kind, 1)))
+		if err != nil || c.Encap.Type != kind || c.Encap.Port != defaultPort(kind) {
+			t.Errorf("%s: %+v, %v", kind, c, err)
+		}
+	}
+}
+
 // TestExampleStatesEveryKey also holds the (restart) marks to what Diff does.
 func TestExampleStatesEveryKey(t *testing.T) {
 	all := strings.ReplaceAll(string(Example), "  # name:", "  name:")
 	all = strings.ReplaceAll(all, "  # address:", "  address:")
+	all = strings.ReplaceAll(all, "  # port:", "  port:")
 	c, err := Parse("penstock.yaml", []byte(all))
 	if err != nil {
 		t.Fatal(err)

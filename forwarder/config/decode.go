@@ -36,7 +36,11 @@ func mapping(fields ...field) reader {
 			case k.Kind != yaml.ScalarNode:
 				s.addAt(at, key, "a key must be a word, not %s", describe(k))
 			case f == nil:
-				s.addAt(at, path, "this key is unknown: %s", suggest(k.Value, fields))
+				meant, advice := suggest(k.Value, fields)
+				s.addAt(at, path, "this key is unknown: %s", advice)
+				if meant != "" {
+					s.misspelt(join(key, meant))
+				}
 			case twice:
 				s.addAt(at, path, "this key was already given in line %d: remove one of the two", before.line)
 			default:
@@ -96,8 +100,8 @@ func names(fields []field) string {
 	return strings.Join(all, ", ")
 }
 
-// suggest says what an unknown key may have meant.
-func suggest(name string, fields []field) string {
+// suggest says what an unknown key may have meant; meant is empty if nothing is near.
+func suggest(name string, fields []field) (meant, advice string) {
 	best, least := "", 3
 	for _, f := range fields {
 		if d := distance(strings.ToLower(name), strings.ToLower(f.name)); d < least && d < len(f.name) {
@@ -105,9 +109,9 @@ func suggest(name string, fields []field) string {
 		}
 	}
 	if best != "" {
-		return "did you mean " + best + "?"
+		return best, "did you mean " + best + "?"
 	}
-	return "remove it or use one of " + names(fields)
+	return "", "remove it or use one of " + names(fields)
 }
 
 // distance is the number of letters to insert, remove or change (Levenshtein).

@@ -66,6 +66,14 @@ encap: {type: gre}
 		`6:15: encap.type: this must be udp, vxlan or ipip, not "gre"`,
 	}},
 
+	// A misspelt key is one mistake: what it meant is not missing as well.
+	{"podCidrs", "node: {podCidrs: [10.244.1.0/24]}\nnetwork: {cidrs: [10.244.0.0/16]}\n", []string{"1:8: node.podCidrs: this key is unknown: did you mean podCIDRs?"}},
+	{"nodes", "nodes: {podCIDRs: [10.244.1.0/24]}\nnetwork: {cidrs: [10.244.0.0/16]}\n", []string{"1:1: nodes: this key is unknown: did you mean node?"}},
+	{"podCidrs of a peer", needed + "peers: [{name: node-b, adress: 192.0.2.2, podCidrs: [10.244.2.0/24]}]\n", []string{
+		"3:24: peers[0].adress: this key is unknown: did you mean address?",
+		"3:43: peers[0].podCidrs: this key is unknown: did you mean podCIDRs?",
+	}},
+
 	// The file as a whole.
 	{"no YAML", "node: [\n", []string{"1:1: this is not YAML: did not find expected node content"}},
 	{"no YAML in line 1", "a: b: c\n", []string{"1:1: this is not YAML: mapping values are not allowed"}},

@@ -34,6 +34,14 @@ func (p Problem) String() string {
 // Errors are all mistakes of a file, by line and column.
 type Errors []Problem
 
+// Count says how many there are.
+func (e Errors) Count() string {
+	if len(e) == 1 {
+		return "1 mistake"
+	}
+	return fmt.Sprintf("%d mistakes", len(e))
+}
+
 // Error returns one line for each.
 func (e Errors) Error() string {
 	lines := make([]string, len(e))
@@ -51,6 +59,7 @@ type source struct {
 	file     string
 	places   map[string]place
 	wrong    map[string]bool // keys that have a problem
+	meant    map[string]bool // keys that an unknown one probably is
 	problems Errors
 }
 
@@ -60,8 +69,28 @@ func (s *source) has(key string) bool {
 	return ok
 }
 
-// noted reports whether there is a problem with that very key already.
-func (s *source) noted(key string) bool { return s.wrong[key] }
+// noted reports whether there is a problem with that very key already, or it
+// lies under one that is misspelt.
+func (s *source) noted(key string) bool {
+	if s.wrong[key] {
+		return true
+	}
+	for ; key != ""; key = key[:max(0, strings.LastIndexAny(key, ".["))] {
+		if s.meant[key] {
+			return true
+		}
+	}
+	return false
+}
+
+// misspelt notes that an unknown key probably meant this one: then it is not
+// missing as well.
+func (s *source) misspelt(key string) {
+	if s.meant == nil {
+		s.meant = make(map[string]bool)
+	}
+	s.meant[key] = true
+}
 
 // at returns the place of a key or, where the file leaves it out, of the
 // nearest key around it.
