@@ -41,20 +41,13 @@ type tally struct {
 	generated [generatedKinds]uint64
 	forwarded [directions][encapKinds]struct{ packets, bytes uint64 }
 	dropped   [reasons]uint64
+	lost      uint64 // the sum of dropped; never published, never reset: who asks takes a difference
 	sends     uint64 // datagrams handed to the kernel; a run is one
 	runs      uint64 // of these, with UDP_SEGMENT
 	writes    uint64 // writes to ports
 	merged    uint64 // frames that travelled in a merged write behind its first
 	segmented uint64 // superframes cut in software
 	whole     uint64 // superframes that left encapsulated and uncut
-}
-
-// drops is the number of frames dropped since the last publish.
-func (t *tally) drops() (n uint64) {
-	for _, d := range &t.dropped {
-		n += d
-	}
-	return n
 }
 
 // ledger is the published sum of a worker's tallies, read by anyone.

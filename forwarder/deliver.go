@@ -347,7 +347,7 @@ func (w *worker) written(b *outbox, d *delivery) {
 	if b.broken != dropNone && frames > 0 {
 		frames--
 		w.drop(b.broken)
-		b.port.dropped.Add(1)
+		w.dropFor(b.port, 1)
 		b.broken = dropNone
 	}
 	w.tally.writes++
@@ -360,8 +360,7 @@ func (w *worker) delivered(p *port, to Direction, frames, bytes uint64) {
 	c.packets += frames
 	c.bytes += bytes
 	if to == Pod {
-		p.got.packets.Add(frames)
-		p.got.bytes.Add(bytes)
+		p.accounts[w.index].got.add(frames, bytes)
 	}
 }
 
@@ -370,5 +369,12 @@ func (w *worker) unwritten(b *outbox, d *delivery, r Reason) {
 		b.broken = r
 	}
 	w.dropN(r, int(d.frames))
-	b.port.dropped.Add(uint64(d.frames))
+	w.dropFor(b.port, uint64(d.frames))
+}
+
+// dropFor notes in a pod's account that frames for it were dropped; the host has none.
+func (w *worker) dropFor(p *port, frames uint64) {
+	if p.direction == Pod {
+		p.accounts[w.index].drop(frames)
+	}
 }

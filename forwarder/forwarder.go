@@ -400,8 +400,9 @@ func (f *Forwarder) Counters() Counters {
 	}
 	now := time.Now().Unix()
 	for _, p := range *f.peerList.Load() {
-		c.Peers = append(c.Peers, PeerCounters{Name: p.spec.Name, Address: p.spec.Address.String(), Sent: p.state.sent.load(),
-			Got: p.state.got.load(), Dropped: p.state.dropped.Load(), MTU: p.innerMTU(now), LastSeen: p.state.lastSeen.Load()})
+		t := p.state.accounts.total()
+		c.Peers = append(c.Peers, PeerCounters{Name: p.spec.Name, Address: p.spec.Address.String(), Sent: t.sent,
+			Got: t.got, Dropped: t.dropped, MTU: p.innerMTU(now), LastSeen: t.lastSeen})
 	}
 	for _, p := range *f.portList.Load() {
 		c.Ports = append(c.Ports, p.counters())

@@ -31,7 +31,10 @@ func (r *rig) balance() {
 	r.t.Helper()
 	w := r.f.workers[0]
 	t := &w.tally
-	in, out := uint64(0), t.drops()
+	in, out := uint64(0), uint64(0)
+	for _, n := range t.dropped {
+		out += n
+	}
 	for _, n := range t.received {
 		in += n
 	}

@@ -30,13 +30,12 @@ func (w *worker) inbound(l *lane, n int) {
 			w.drop(DropTruncated)
 			continue
 		}
-		s := p.state
-		s.lastSeen.Store(w.now)
-		before, got := w.tally.drops(), w.tally.received[Wire]
+		before, got := w.tally.lost, w.tally.received[Wire]
 		bytes := w.receive(p, d)
-		s.got.packets.Add(w.tally.received[Wire] - got)
-		s.got.bytes.Add(uint64(bytes))
-		s.dropped.Add(w.tally.drops() - before)
+		a := &p.state.accounts[w.index]
+		a.seen(w.now)
+		a.got.add(w.tally.received[Wire]-got, uint64(bytes))
+		a.drop(w.tally.lost - before)
 	}
 }
 

@@ -26,15 +26,15 @@ func (f *frame) ip() []byte { return f.mem[f.at:] }
 // The frames are lent until the flush that follows it.
 func (w *worker) outbound(in *port, frames []ring.Frame) {
 	w.tally.received[in.direction] += uint64(len(frames))
-	in.lastSeen.Store(w.now)
-	bytes, before := 0, w.tally.drops()
+	bytes, before := 0, w.tally.lost
 	for i := range frames {
 		bytes += w.outboundFrame(in, &frames[i])
 	}
 	if in.direction == Pod {
-		in.sent.packets.Add(uint64(len(frames)))
-		in.sent.bytes.Add(uint64(bytes))
-		in.dropped.Add(w.tally.drops() - before)
+		a := &in.accounts[w.index]
+		a.seen(w.now)
+		a.sent.add(uint64(len(frames)), uint64(bytes))
+		a.drop(w.tally.lost - before)
 	}
 }
 

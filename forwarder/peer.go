@@ -55,14 +55,8 @@ type peerState struct {
 	path       atomic.Pointer[UplinkPath] // how superframes reach it whole; nil: not
 	wantsWhole atomic.Bool                // a superframe was to leave to it; the watcher of uplinks takes it back
 	noSegment  atomic.Bool                // the route refused UDP_SEGMENT (EIO)
-	sent, got  volume
-	dropped    atomic.Uint64
-	lastSeen   atomic.Int64 // Unix seconds
+	accounts   accounts                   // by worker
 }
-
-type volume struct{ packets, bytes atomic.Uint64 }
-
-func (v *volume) load() Volume { return Volume{v.packets.Load(), v.bytes.Load()} }
 
 // learnedLifetime is how long a path MTU from an ICMP error is believed.
 const learnedLifetime = 10 * time.Minute
@@ -238,7 +232,7 @@ func (f *Forwarder) adoptStates(next []*peer) (fresh []*peer) {
 			p.state = old.state
 			continue
 		}
-		p.state = &peerState{index: f.peerSlots.take()}
+		p.state = &peerState{index: f.peerSlots.take(), accounts: f.newAccounts()}
 		fresh = append(fresh, p)
 	}
 	return fresh

@@ -78,9 +78,7 @@ type port struct {
 
 	mac        atomic.Uint64 // the pod's, in the low 48 bits; 0: not known yet
 	translated atomic.Bool   // the host has translated flows of this pod: look into the flow memory
-	sent, got  volume
-	dropped    atomic.Uint64
-	lastSeen   atomic.Int64 // Unix seconds of the last frame from the pod
+	accounts   accounts      // by worker; nil of the host's queues
 }
 
 func (p *port) info() PortInfo {
@@ -93,8 +91,9 @@ func (p *port) info() PortInfo {
 }
 
 func (p *port) counters() PortCounters {
+	t := p.accounts.total()
 	c := PortCounters{Container: p.spec.Container, Interface: p.spec.Interface, Device: p.spec.Device,
-		Sent: p.sent.load(), Got: p.got.load(), Dropped: p.dropped.Load(), LastSeen: p.lastSeen.Load()}
+		Sent: t.sent, Got: t.got, Dropped: t.dropped, LastSeen: t.lastSeen}
 	if p.stats != nil {
 		if s, err := p.stats(); err == nil {
 			c.RingDrops = s.Dropped
@@ -270,7 +269,7 @@ func sameSpec(a, b PortSpec) bool {
 // newPort checks the spec and fills a port, without opening anything.
 func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 	s := &f.settings
-	p := &port{spec: spec, direction: Pod, mtu: spec.MTU}
+	p := &port{spec: spec, direction: Pod, mtu: spec.MTU, accounts: f.newAccounts()}
 	p.hop = &hop{kind: hopPort, port: p}
 	what := spec.Container + "/" + spec.Interface
 	if err := spec.Bandwidth.check(); err != nil {

@@ -172,7 +172,7 @@ func (w *worker) queue(q *queue, b *outbox, d *delivery) {
 	if b.broken != dropNone && frames > 0 { // the frame that ends here has lost a piece
 		frames--
 		w.drop(b.broken)
-		b.port.dropped.Add(1)
+		w.dropFor(b.port, 1)
 		b.broken = dropNone
 	}
 	e := q.slot(q.n)
@@ -236,13 +236,13 @@ func (w *worker) end(p *port, e *waiting, r Reason) {
 	if r != dropNone {
 		*broken = r
 		w.dropN(r, int(frames))
-		p.dropped.Add(uint64(frames))
+		w.dropFor(p, uint64(frames))
 		return
 	}
 	if *broken != dropNone && frames > 0 {
 		frames--
 		w.drop(*broken)
-		p.dropped.Add(1)
+		w.dropFor(p, 1)
 	}
 	w.tally.writes++
 	w.delivered(p, e.to, uint64(frames), uint64(e.bytes))

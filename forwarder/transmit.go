@@ -388,8 +388,7 @@ func (w *worker) sent(e *egress, r *run) {
 	c := &w.tally.forwarded[Wire][r.peer.kind]
 	c.packets += frames
 	c.bytes += uint64(r.inner)
-	r.peer.state.sent.packets.Add(frames)
-	r.peer.state.sent.bytes.Add(uint64(r.inner))
+	r.peer.state.accounts[w.index].sent.add(frames, uint64(r.inner))
 }
 
 // unsent drops a run's frames.
@@ -401,7 +400,7 @@ func (w *worker) unsent(e *egress, r *run, reason Reason) {
 
 func (w *worker) lose(r *run, frames int, reason Reason) {
 	w.dropN(reason, frames)
-	r.peer.state.dropped.Add(uint64(frames))
+	r.peer.state.accounts[w.index].drop(uint64(frames))
 }
 
 // replay sends a run that UDP_SEGMENT was refused for datagram by datagram.

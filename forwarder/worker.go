@@ -377,9 +377,12 @@ func (w *worker) growOutboxes(n int) {
 }
 
 // drop ends a frame.
-func (w *worker) drop(r Reason) { w.tally.dropped[r]++ }
+func (w *worker) drop(r Reason) { w.dropN(r, 1) }
 
-func (w *worker) dropN(r Reason, n int) { w.tally.dropped[r] += uint64(n) }
+func (w *worker) dropN(r Reason, n int) {
+	w.tally.dropped[r] += uint64(n)
+	w.tally.lost += uint64(n)
+}
 
 var faultReason = [encap.NumFaults]Reason{
 	encap.FaultShort:             DropShort,

@@ -91,12 +91,13 @@ type Port struct {
 	Network   string       `json:"network,omitempty"`
 	Owner     string       `json:"owner,omitempty"`
 	Bandwidth *Bandwidth   `json:"bandwidth,omitempty"`
-	Phase     string       `json:"phase,omitempty"` // PhaseAttached or PhaseWaiting
-	Worker    int          `json:"worker"`          // the one that reads the port
-	Received  Traffic      `json:"received"`        // from the pod
-	Sent      Traffic      `json:"sent"`            // to the pod
-	Dropped   uint64       `json:"dropped"`         // frames from or for the pod that ended in a drop
-	RingDrops uint64       `json:"ringDrops"`       // frames from the pod that the kernel had no room for: they were never received
+	Phase     string       `json:"phase,omitempty"`    // PhaseAttached or PhaseWaiting
+	Worker    int          `json:"worker"`             // the one that reads the port
+	Received  Traffic      `json:"received"`           // from the pod
+	Sent      Traffic      `json:"sent"`               // to the pod
+	Dropped   uint64       `json:"dropped"`            // frames from or for the pod that ended in a drop
+	LastSeen  *time.Time   `json:"lastSeen,omitempty"` // when the pod last sent something
+	RingDrops uint64       `json:"ringDrops"`          // frames from the pod that the kernel had no room for: they were never received
 }
 
 // Traffic counts frames: a superframe is one.

@@ -54,8 +54,17 @@ func describePort(p forwarder.PortInfo) control.Port {
 	return control.Port{
 		Container: p.PortSpec.Container, Interface: p.PortSpec.Interface, Attach: p.Attach, Device: p.PortSpec.Device, MAC: p.MAC,
 		Addresses: p.Addresses, MTU: p.MTU, Worker: p.Worker,
-		Received: traffic(p.Sent), Sent: traffic(p.Got), Dropped: p.Dropped, RingDrops: p.RingDrops,
+		Received: traffic(p.Sent), Sent: traffic(p.Got), Dropped: p.Dropped, RingDrops: p.RingDrops, LastSeen: seen(p.LastSeen),
 	}
+}
+
+// seen is a moment in Unix seconds, nil for never.
+func seen(unix int64) *time.Time {
+	if unix == 0 {
+		return nil
+	}
+	t := time.Unix(unix, 0).UTC()
+	return &t
 }
 
 func traffic(v forwarder.Volume) control.Traffic {
@@ -80,10 +89,7 @@ func (d *Daemon) Peers(context.Context) ([]control.Peer, error) {
 		c := counters[p.Address.String()]
 		o.Received, o.Sent, o.Dropped = traffic(c.Got), traffic(c.Sent), c.Dropped
 		o.MTU = cmp.Or(c.MTU, encap.PodMTU(s.underlay.MTU, k, s.cfg.Node.Address.Is6()))
-		if c.LastSeen != 0 {
-			t := time.Unix(c.LastSeen, 0).UTC()
-			o.LastSeen = &t
-		}
+		o.LastSeen = seen(c.LastSeen)
 		list = append(list, o)
 	}
 	slices.SortFunc(list, func(a, b control.Peer) int { return cmp.Or(cmp.Compare(a.Name, b.Name), a.Address.Compare(b.Address)) })

@@ -1,0 +1,59 @@
+package forwarder
+
+import "sync/atomic"
+
+// account is one worker's part of what is counted for a peer or a pod. That
+// worker alone adds to it, once a run, a write or a batch; it fills a cache line,
+// so that no two workers ever fight for one. Whoever asks adds the workers' up.
+type account struct {
+	sent, got volume        // of a peer: to it, from it; of a port: by the pod, to the pod
+	dropped   atomic.Uint64 // frames that ended in a drop
+	lastSeen  atomic.Int64  // Unix seconds of the last frame from it; 0: never
+	_         [16]byte
+}
+
+type volume struct{ packets, bytes atomic.Uint64 }
+
+func (v *volume) add(packets, bytes uint64) {
+	v.packets.Add(packets)
+	v.bytes.Add(bytes)
+}
+
+// seen notes that something came. The clock has seconds: most batches write nothing.
+func (a *account) seen(now int64) {
+	if a.lastSeen.Load() != now {
+		a.lastSeen.Store(now)
+	}
+}
+
+// drop counts frames for or from whom the account is.
+func (a *account) drop(frames uint64) {
+	if frames != 0 {
+		a.dropped.Add(frames)
+	}
+}
+
+// accounts has one for each worker, by index.
+type accounts []account
+
+func (f *Forwarder) newAccounts() accounts { return make(accounts, f.settings.Workers) }
+
+// total adds up what the workers have counted.
+type total struct {
+	sent, got Volume
+	dropped   uint64
+	lastSeen  int64
+}
+
+func (as accounts) total() (t total) {
+	for i := range as {
+		a := &as[i]
+		t.sent.Packets += a.sent.packets.Load()
+		t.sent.Bytes += a.sent.bytes.Load()
+		t.got.Packets += a.got.packets.Load()
+		t.got.Bytes += a.got.bytes.Load()
+		t.dropped += a.dropped.Load()
+		t.lastSeen = max(t.lastSeen, a.lastSeen.Load())
+	}
+	return t
+}
