@@ -49,6 +49,12 @@ func (f *fake) Routes(context.Context) ([]control.Route, error) {
 func (f *fake) Drops(context.Context) ([]control.Drop, error) {
 	return []control.Drop{{Reason: "spoofed", Packets: 5, Meaning: "a pod sent with a source that is not its address", Remedy: "look at that pod"}}, f.err
 }
+func (f *fake) Probe(_ context.Context, r control.ProbeRequest) (control.Probe, error) {
+	return control.Probe{Peer: r.Peer, Node: true, AnsweredBy: control.AnsweredByPenstock, MTU: 1450, Passes: 1450, Back: 1450}, f.err
+}
+func (f *fake) Bench(_ context.Context, r control.BenchRequest) (control.Bench, error) {
+	return control.Bench{Peer: r.Peer, Latency: control.Latency{Sent: 10, P50: 123}, Bulk: control.BenchFlow{Size: 1450, Sent: 100, Delivered: 99, BitsSecond: 2.5e9}}, f.err
+}
 func (f *fake) Reload(context.Context) (control.Reloaded, error) {
 	return control.Reloaded{Changed: []string{"peers"}}, f.err
 }
@@ -117,6 +123,9 @@ func TestCommands(t *testing.T) {
 		{"routes", "node-b 192.0.2.2"},
 		{"drops", "look at that pod"},
 		{"reload", "reloaded; changed: peers"},
+		{"bench node-b", "bulk       1450   100   1%    2.5Gbit/s"},
+		{"bench node-b --time 200ms", "p50 123µs"},
+		{"__complete bench \"\"", "node-b"},
 		{"loglevel", "info"},
 		{"loglevel debug", "debug"},
 		{"attach c1 eth0 --device ve1 --address 10.244.1.2,fd00::2 --address 10.244.1.3", "attached c1/eth0: veth ve1, 10.244.1.2 fd00::2 10.244.1.3, MTU 1450"},

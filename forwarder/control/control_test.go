@@ -87,6 +87,12 @@ func (f *fake) Routes(context.Context) ([]Route, error) { panic("deliberate") }
 func (f *fake) Drops(context.Context) ([]Drop, error) {
 	return []Drop{{Reason: "ttl", Packets: 3}, {Reason: "no_route", Packets: 1}}, f.err
 }
+func (f *fake) Probe(_ context.Context, r ProbeRequest) (Probe, error) {
+	return Probe{Peer: r.Peer, AnsweredBy: AnsweredByHost}, f.err
+}
+func (f *fake) Bench(_ context.Context, r BenchRequest) (Bench, error) {
+	return Bench{Peer: r.Peer, Latency: Latency{Sent: int(r.Milliseconds)}}, f.err
+}
 func (f *fake) Reload(context.Context) (Reloaded, error) {
 	return Reloaded{Changed: []string{"encap.copyDSCP"}}, f.err
 }
@@ -196,6 +202,15 @@ func TestEverythingOnce(t *testing.T) {
 	}
 	if r, err := c.Reload(ctx); err != nil || len(r.Changed) != 1 {
 		t.Errorf("Reload: %+v, %v", r, err)
+	}
+	if p, err := c.Probe(ctx, ProbeRequest{Peer: "node-b"}); err != nil || p.Peer != "node-b" || p.AnsweredBy != AnsweredByHost {
+		t.Errorf("Probe: %+v, %v", p, err)
+	}
+	if b, err := c.Bench(ctx, BenchRequest{Peer: "node-b", Milliseconds: 7}); err != nil || b.Latency.Sent != 7 {
+		t.Errorf("Bench: %+v, %v", b, err)
+	}
+	if pid, err := c.Process(ctx); err != nil || pid != os.Getpid() {
+		t.Errorf("Process: %d, %v", pid, err)
 	}
 	if err := c.SetLogLevel(ctx, "debug"); err != nil {
 		t.Error(err)

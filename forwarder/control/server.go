@@ -39,6 +39,8 @@ type Backend interface {
 	Routes(context.Context) ([]Route, error)
 	Drops(context.Context) ([]Drop, error)
 	Reload(context.Context) (Reloaded, error)
+	Probe(context.Context, ProbeRequest) (Probe, error)
+	Bench(context.Context, BenchRequest) (Bench, error)
 	LogLevel() string
 	SetLogLevel(string) error
 }
@@ -99,6 +101,8 @@ func Handler(b Backend, log *slog.Logger) http.Handler {
 		"/v1/pods":     {http.MethodGet: list("pods", b.Pods)},
 		"/v1/ipam":     {http.MethodGet: get(b.IPAM)},
 		"/v1/reload":   {http.MethodPost: get(b.Reload)},
+		"/v1/probe":    {http.MethodPost: post(b.Probe)},
+		"/v1/bench":    {http.MethodPost: post(b.Bench)},
 		"/v1/loglevel": {
 			http.MethodGet: get(func(context.Context) (LogLevel, error) { return LogLevel{b.LogLevel()}, nil }),
 			http.MethodPut: post(func(_ context.Context, l LogLevel) (LogLevel, error) {

@@ -50,6 +50,7 @@ type Daemon struct {
 	host     host
 	flows    flows   // nil without conntrack
 	uplinks  uplinks // nil where superframes cannot leave whole
+	prober   prober  // answers other nodes' doctor and bench, and asks for ours
 	peers    *static.Feed
 
 	state  atomic.Pointer[state]
@@ -171,6 +172,9 @@ func (d *Daemon) stop(g *errgroup.Group, cancel context.CancelFunc) error {
 }
 
 func (d *Daemon) closeQuietly() {
+	if d.prober != nil {
+		d.prober.Close()
+	}
 	if d.flows != nil {
 		d.flows.Close()
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/probe"
 	"github.com/penstock-net/penstock/forwarder/uplink"
 	"github.com/penstock-net/penstock/table/feed"
 )
@@ -430,3 +431,33 @@ func (r *running) stop() error {
 	r.ended <- nil // for the cleanup
 	return err
 }
+
+func (f *fake) NewProber(string) prober { return &fakeProber{} }
+
+// fakeProber remembers what it was asked.
+type fakeProber struct {
+	mu         sync.Mutex
+	own, peers []netip.Addr
+	target     probe.Target
+	path       probe.Path
+	bench      error
+}
+
+func (p *fakeProber) Set(own, peers []netip.Addr) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.own, p.peers = own, peers
+	return nil
+}
+
+func (p *fakeProber) Path(_ context.Context, t probe.Target) (probe.Path, error) {
+	p.target = t
+	return p.path, nil
+}
+
+func (p *fakeProber) Bench(_ context.Context, t probe.Target, took time.Duration) (probe.Bench, error) {
+	p.target = t
+	return probe.Bench{Bulk: probe.Flow{Size: 1000, Sent: 20, Delivered: 10, Took: took}}, p.bench
+}
+
+func (p *fakeProber) Close() error { return nil }

@@ -14,6 +14,7 @@ import (
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/probe"
 	"github.com/penstock-net/penstock/forwarder/uplink"
 	"github.com/penstock-net/penstock/table/feed"
 )
@@ -72,6 +73,7 @@ type machine interface {
 	NewHost(hostnet.Config) (host, error)
 	OpenFlows(hostflow.Config) (flows, error)
 	NewUplinks(uplink.Config) uplinks
+	NewProber(device string) prober
 	Link(name string) (link, error) // errNoLink if there is none
 	Links() ([]link, error)
 	RemoveLink(name string) error           // errNoLink if there is none
@@ -148,6 +150,8 @@ func (linux) OpenFlows(c hostflow.Config) (flows, error) {
 }
 
 func (linux) NewUplinks(c uplink.Config) uplinks { return uplink.New(c) }
+
+func (linux) NewProber(device string) prober { return probe.New(device) }
 
 func (linux) Link(name string) (link, error) {
 	l, err := netlink.LinkByName(name)

@@ -76,6 +76,9 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 		return err
 	}
 	d.state.Store(next)
+	d.prober = d.machine.NewProber(cfg.Host.Device)
+	undo.add(d.prober.Close)
+	d.answerPeers(next)
 	if err = d.restorePods(ctx, next); err != nil {
 		return err
 	}

@@ -188,6 +188,7 @@ func (d *Daemon) swap(ctx context.Context, next *state) (err error) {
 	}
 	d.state.Store(next)
 	d.setUplinkPeers(next.peers)
+	d.answerPeers(next)
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 // uplinks follows the ways on which superframes leave whole: *uplink.Watcher.
 type uplinks interface {
 	SetPeers([]netip.Addr)
+	Paths() []uplink.Path
 	Run(context.Context) error
 }
 
