@@ -227,6 +227,8 @@ func (r *request) checkBandwidth() error {
 	case b == nil:
 	case *b == (control.Bandwidth{}):
 		r.conf.RuntimeConfig.Bandwidth = nil
+	case r.attach == control.AttachRouted:
+		return invalid("bandwidth cannot be bounded with attach routed, as the daemon reads none of the pod's packets: chain the plugin bandwidth behind bridge or ptp and give it the capability instead of penstock")
 	case (b.IngressRate == 0) != (b.IngressBurst == 0):
 		return invalid("bandwidth: ingressRate %d and ingressBurst %d go together: a limit needs both", b.IngressRate, b.IngressBurst)
 	case (b.EgressRate == 0) != (b.EgressBurst == 0):

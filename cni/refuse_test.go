@@ -181,6 +181,10 @@ func TestRoutedRefused(t *testing.T) {
 		{"routes too", func(p *pod) map[string]any {
 			return map[string]any{"routes": []any{map[string]any{"dst": "10.0.0.0/8"}}, "prevResult": w.bridged(p, "1.1.0", "10.244.1.60/32")}
 		}, "routes cannot be used"},
+		{"bandwidth", func(p *pod) map[string]any {
+			return map[string]any{"prevResult": w.bridged(p, "1.1.0", "10.244.1.60/32"),
+				"runtimeConfig": map[string]any{"bandwidth": map[string]any{"ingressRate": 1000, "ingressBurst": 1000}}}
+		}, "bandwidth cannot be bounded with attach routed"},
 		{"outside", func(p *pod) map[string]any {
 			return map[string]any{"prevResult": w.bridged(p, "1.1.0", "172.16.0.9/32")}
 		}, "172.16.0.9 lies in none"},

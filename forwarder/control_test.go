@@ -56,8 +56,11 @@ func TestAttachErrors(t *testing.T) {
 		"MTU 70000":         func(s *PortSpec, _ *rig) { s.MTU = 70000 },
 		"IPv6 with MTU 600": func(s *PortSpec, _ *rig) { s.MTU, s.Addresses = 600, addrs(podA2v6) },
 		"multicast MAC":     func(s *PortSpec, _ *rig) { s.MAC = "01:00:5e:00:00:01" },
-		"no MAC":            func(s *PortSpec, _ *rig) { s.MAC = "hello" },
-		"no buffer left":    func(s *PortSpec, r *rig) { s.Attach = AttachVeth; r.f.settings.TotalBuffer = 2<<20 + 100 },
+		"routed bandwidth": func(s *PortSpec, _ *rig) {
+			s.Attach, s.Device, s.Bandwidth = AttachRouted, "", Bandwidth{EgressRate: 1e6, EgressBurst: 1e6}
+		},
+		"no MAC":         func(s *PortSpec, _ *rig) { s.MAC = "hello" },
+		"no buffer left": func(s *PortSpec, r *rig) { s.Attach = AttachVeth; r.f.settings.TotalBuffer = 2<<20 + 100 },
 		"device refused": func(s *PortSpec, r *rig) {
 			r.f.env.createTUN = func(ring.TUNConfig, bool) (ring.Port, ring.Offload, error) { return nil, 0, errors.New("no device") }
 		},

@@ -20,11 +20,7 @@ func kernel() environment {
 			return s, s.Stats, nil
 		},
 		createTUN: func(c ring.TUNConfig, offload bool) (ring.Port, ring.Offload, error) {
-			ports, o, err := openTUN(c, offload)
-			if err != nil {
-				return nil, 0, err
-			}
-			return ports[0], o, nil
+			return createTUN(c, func(qs []*ring.Queue) ([]ring.Port, ring.Offload, error) { return setOffloads(c.Name, qs, offload) })
 		},
 		adoptTUN: func(fd int, offload bool) (ring.Port, ring.Offload, error) {
 			q, err := ring.AdoptQueue(fd)
@@ -49,6 +45,24 @@ func kernel() environment {
 			return ts, err
 		},
 	}
+}
+
+// createTUN makes a pod's TUN. It is made to last only when all else has worked, so that what fails on the way leaves no device.
+func createTUN(c ring.TUNConfig, negotiate func([]*ring.Queue) ([]ring.Port, ring.Offload, error)) (ring.Port, ring.Offload, error) {
+	c.Queues, c.Persistent = 1, false
+	qs, err := ring.CreateTUN(c)
+	if err != nil {
+		return nil, 0, err
+	}
+	ports, taken, err := negotiate(qs)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := qs[0].SetPersist(true); err != nil {
+		qs[0].Close()
+		return nil, 0, err
+	}
+	return ports[0], taken, nil
 }
 
 // openTUN makes or finds a TUN and says which offloads its queues took.

@@ -119,24 +119,24 @@ const minPortBuffer = 512 << 10
 func (f *Forwarder) Attach(spec PortSpec) (PortInfo, error) {
 	f.control.Lock()
 	defer f.control.Unlock()
-	return f.attach(spec, f.openPort)
+	return f.attach(spec, f.openPort, true)
 }
 
 // Adopt is Attach for a TUN that exists already, in whatever network namespace, by a queue of it. The forwarder owns fd from
-// then on, also when this fails.
+// then on, also when this fails; the TUN then stays as it is, because it is a living pod's.
 func (f *Forwarder) Adopt(spec PortSpec, fd int) (PortInfo, error) {
 	f.control.Lock()
 	defer f.control.Unlock()
 	taken := false
-	i, err := f.attach(spec, func(p *port) error { taken = true; return f.adoptPort(p, fd) })
+	i, err := f.attach(spec, func(p *port) error { taken = true; return f.adoptPort(p, fd) }, false)
 	if !taken {
 		unix.Close(fd)
 	}
 	return i, err
 }
 
-// attach is Attach with a way to open the device; f.control is held.
-func (f *Forwarder) attach(spec PortSpec, open func(*port) error) (PortInfo, error) {
+// attach is Attach with a way to open the device, which an attach that fails takes away again if it made it; f.control is held.
+func (f *Forwarder) attach(spec PortSpec, open func(*port) error, makes bool) (PortInfo, error) {
 	if old := f.findPort(spec.Container, spec.Interface); old != nil {
 		if sameSpec(old.spec, spec) {
 			return old.info(), nil
@@ -166,7 +166,7 @@ func (f *Forwarder) attach(spec PortSpec, open func(*port) error) (PortInfo, err
 	undo := func() {
 		f.onAll(func(w *worker) { w.outboxes[p.index].port = nil })
 		f.portSlots.give(p.index)
-		f.closePort(p, true)
+		f.closePort(p, makes)
 	}
 	if err := f.onWorker(p.worker, func(w *worker) error { return w.addPort(p) }); err != nil {
 		undo()
@@ -282,6 +282,9 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 	case AttachVeth, AttachTUN:
 	case AttachRouted:
 		p.hop.kind = hopRouted
+		if spec.Bandwidth != (Bandwidth{}) {
+			return nil, fmt.Errorf("%s: no frame of a %s pod is read here, so its bandwidth cannot be bounded: bound it where its device is made", what, spec.Attach)
+		}
 	default:
 		return nil, fmt.Errorf("%s: attach is %q, it can be %q, %q or %q", what, spec.Attach, AttachVeth, AttachTUN, AttachRouted)
 	}
@@ -347,7 +350,7 @@ func (f *Forwarder) openPort(p *port) error {
 		return err
 	}
 	if p.spec.Attach == AttachTUN {
-		cfg := ring.TUNConfig{Name: p.spec.Device, Queues: 1, Persistent: true, MTU: p.mtu}
+		cfg := ring.TUNConfig{Name: p.spec.Device, MTU: p.mtu}
 		if p.throttle != nil {
 			cfg.QueueLen = p.throttle.tunQueue(p.mtu)
 		}

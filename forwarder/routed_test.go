@@ -97,3 +97,40 @@ func TestAdoptOwnsTheDescriptor(t *testing.T) {
 		t.Errorf("a veth: %v, closed %v", err, closed(fd))
 	}
 }
+
+// lastingQueue remembers whether its device is to outlive it.
+type lastingQueue struct {
+	*ring.FakeQueue
+	lasts bool
+}
+
+func (q *lastingQueue) SetPersist(on bool) error { q.lasts = on; return nil }
+
+// TestFailedAdoptionKeepsTheTUN: the device is a living pod's. One that an attach has made goes when the attach fails, and an
+// adopted one goes when its pod is detached.
+func TestFailedAdoptionKeepsTheTUN(t *testing.T) {
+	spec := PortSpec{Container: "c", Interface: "eth0", Attach: AttachTUN, Device: "t", Addresses: []netip.Addr{podA1}}
+	for _, polled := range []bool{false, true} {
+		r := newRig(t, testSettings(encap.KindUDP))
+		q := &lastingQueue{ring.NewFakeQueue(), true}
+		if !polled {
+			q.Close() // epoll takes no closed descriptor
+		}
+		r.f.env.adoptTUN = func(int, bool) (ring.Port, ring.Offload, error) { return q, 0, nil }
+		r.f.env.createTUN = func(ring.TUNConfig, bool) (ring.Port, ring.Offload, error) { return q, 0, nil }
+		if _, err := r.f.Adopt(spec, -1); (err == nil) != polled {
+			t.Fatalf("polled %v: %v", polled, err)
+		}
+		if !q.lasts {
+			t.Errorf("polled %v: adoption has taken the pod's TUN", polled)
+		}
+		if polled {
+			r.f.Detach("c", "eth0")
+		} else if _, err := r.f.Attach(spec); err == nil {
+			t.Fatal("a closed queue was attached")
+		}
+		if q.lasts {
+			t.Errorf("polled %v: the TUN is left", polled)
+		}
+	}
+}

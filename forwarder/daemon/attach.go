@@ -296,6 +296,9 @@ func (s *state) portSpec(r control.AttachRequest) (forwarder.PortSpec, error) {
 		if (b.IngressRate == 0) != (b.IngressBurst == 0) || (b.EgressRate == 0) != (b.EgressBurst == 0) {
 			return bad("bandwidth: a rate needs its burst, and a burst its rate")
 		}
+		if spec.Attach == control.AttachRouted && *b != (control.Bandwidth{}) {
+			return forwarder.PortSpec{}, control.Errorf(control.Unsupported, "bandwidth: the daemon reads no packet of a routed pod and cannot bound it: chain the plugin bandwidth behind bridge or ptp")
+		}
 		spec.Bandwidth = forwarder.Bandwidth(*b)
 	}
 	if len(spec.Addresses) == 0 {

@@ -104,10 +104,13 @@ func TestAttachRefuses(t *testing.T) {
 		"routed by our TUN":  {with(func(q *control.AttachRequest) { q.Attach = "routed" }), control.Unsupported, "needs a route"},
 		"broadcast":          {request("c2", "ve2", "10.244.1.255"), control.BadRequest, "broadcast"},
 		"rate and no burst":  {with(func(q *control.AttachRequest) { q.Bandwidth = &control.Bandwidth{IngressRate: 1} }), control.BadRequest, "burst"},
-		"TUN over a veth":    {with(func(q *control.AttachRequest) { q.Attach = control.AttachTUN }), control.Conflict, "already"},
-		"multicast MAC":      {with(func(q *control.AttachRequest) { q.MAC = "01:00:5e:00:00:01" }), control.BadRequest, "mac"},
-		"no MAC":             {with(func(q *control.AttachRequest) { q.MAC = "x" }), control.BadRequest, "mac"},
-		"small MTU":          {with(func(q *control.AttachRequest) { q.MTU = 500 }), control.BadRequest, "mtu"},
+		"routed and a rate": {with(func(q *control.AttachRequest) {
+			q.Attach, q.Bandwidth = "routed", &control.Bandwidth{IngressRate: 1, IngressBurst: 1}
+		}), control.Unsupported, "cannot bound"},
+		"TUN over a veth": {with(func(q *control.AttachRequest) { q.Attach = control.AttachTUN }), control.Conflict, "already"},
+		"multicast MAC":   {with(func(q *control.AttachRequest) { q.MAC = "01:00:5e:00:00:01" }), control.BadRequest, "mac"},
+		"no MAC":          {with(func(q *control.AttachRequest) { q.MAC = "x" }), control.BadRequest, "mac"},
+		"small MTU":       {with(func(q *control.AttachRequest) { q.MTU = 500 }), control.BadRequest, "mtu"},
 		"small IPv6 MTU": {with(func(q *control.AttachRequest) {
 			q.MTU, q.Addresses = 1279, append(q.Addresses, netip.MustParseAddr("fd00:10:244:1::3"))
 		}), control.BadRequest, "1280"},
