@@ -15,6 +15,7 @@ const keepBypass = 16
 // from here means that the device's queue is full.
 func (s *PacketSocket) Write(p *Packets, from int) (n int, err error) {
 	for i := from; i < p.nmsg; {
+		direct := s.bypass.Load() // before the attempt: another worker may switch it for good behind ours
 		sent, errno := sysSendmmsg(s.fd, p.msgs[i:p.nmsg])
 		if errno == unix.ENETDOWN {
 			// It may be the socket's pending error, of an earlier time.
@@ -22,7 +23,7 @@ func (s *PacketSocket) Write(p *Packets, from int) (n int, err error) {
 			sent, errno = sysSendmmsg(s.fd, p.msgs[i:p.nmsg])
 		}
 		switch {
-		case errno == unix.ENOBUFS && p.super(i) && s.bypass.Load():
+		case errno == unix.ENOBUFS && p.super(i) && direct:
 			sent, errno = s.writeQueued(p.msgs[i : i+1])
 		case errno == 0 && s.fallback.Load() > 0:
 			for k := i; k < i+sent; k++ {
@@ -46,6 +47,9 @@ func (p *Packets) super(i int) bool { return p.hdrs[i][1] != GSONone }
 func (s *PacketSocket) writeQueued(msg []mmsghdr) (int, unix.Errno) {
 	s.queuedMu.Lock()
 	defer s.queuedMu.Unlock()
+	if !s.bypass.Load() {
+		return sysSendmmsg(s.fd, msg)
+	}
 	if unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 0) != nil {
 		return 0, unix.ENOBUFS
 	}
