@@ -35,7 +35,7 @@ func TestDeleteAnyway(t *testing.T) {
 				{"another attach", func(_ *pod, c *call) { c.conf["attach"] = "nonsense" }, false},
 				{"bad values", func(_ *pod, c *call) { c.conf["mtu"] = 3; c.conf["routes"] = []any{nil} }, false},
 				{"dead daemon", func(*pod, *call) { w.stop() }, true},
-				{"daemon that hangs", func(*pod, *call) { w.set(func() { w.hang["/v1/detach"] = true }) }, true},
+				{"daemon that hangs", func(*pod, *call) { w.patience("1s"); w.set(func() { w.hang["/v1/detach"] = true }) }, true},
 				{"daemon that fails", func(*pod, *call) {
 					w.set(func() { w.errs["/v1/detach"] = control.Errorf(control.Internal, "the disk is on fire") })
 				}, true},
@@ -45,6 +45,7 @@ func TestDeleteAnyway(t *testing.T) {
 				}
 				t.Run(fmt.Sprint(attach, "/", v, "/", test.name), func(t *testing.T) {
 					w.t = t
+					w.patience("20s")
 					p := w.newPod()
 					conf := map[string]any{"attach": attach}
 					if attach == "routed" {
@@ -73,6 +74,7 @@ func TestDeleteAnyway(t *testing.T) {
 						control.RemovePending(w.socket, control.DeviceName(p.id, "eth0"))
 						w.stop()
 						w.start()
+						w.patience("20s")
 						w.set(func() { delete(w.pods, control.PodKey{Container: p.id, Interface: "eth0"}) })
 					}
 					// What DEL could not reach is in the pod's namespace; the last one is as it should be.
@@ -154,7 +156,7 @@ func TestKilled(t *testing.T) {
 					if err := cmd.start(); err != nil {
 						t.Fatal(err)
 					}
-					for end := time.Now().Add(5 * time.Second); w.called(path) == before && time.Now().Before(end); {
+					for end := time.Now().Add(30 * time.Second); w.called(path) == before && time.Now().Before(end); {
 						time.Sleep(time.Millisecond)
 					}
 					cancel() // SIGKILL

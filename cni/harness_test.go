@@ -99,12 +99,18 @@ func newWorld(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
-	w.env = []string{"PATH=" + os.Getenv("PATH"), "TEST_PATIENCE=1s", "FAKE_IPAM_LOG=" + filepath.Join(w.bin, "ipam.log")}
+	w.env = []string{"PATH=" + os.Getenv("PATH"), "TEST_PATIENCE=20s", "FAKE_IPAM_LOG=" + filepath.Join(w.bin, "ipam.log")}
 	w.fake = &fake{socket: filepath.Join(t.TempDir(), "p.sock"), node: w.node, mtu: 1450, families: []int{4, 6}}
 	w.fake.pods = map[control.PodKey]*control.Pod{}
 	w.start()
 	t.Cleanup(w.stop)
 	return w
+}
+
+// patience is how long the plugin waits for the daemon: long, but where a test wants it to give up.
+func (w *world) patience(d string) {
+	w.env = slices.DeleteFunc(slices.Clone(w.env), func(s string) bool { return strings.HasPrefix(s, "TEST_PATIENCE=") })
+	w.env = append(w.env, "TEST_PATIENCE="+d)
 }
 
 func (f *fake) start() {

@@ -303,7 +303,7 @@ func TestStop(t *testing.T) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("attach hangs after the stop")
 	}
 	r.check(nil)
@@ -325,7 +325,7 @@ func TestStopStuck(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Stop: %v", err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("Stop waits for ever")
 	}
 	close(release)

@@ -19,7 +19,7 @@ import (
 // settleDown waits until the workers have nothing left to do.
 func (r *rig) settleDown() {
 	r.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for last := []uint64(nil); time.Now().Before(deadline); {
 		time.Sleep(20 * time.Millisecond)
 		turns, waiting := r.f.Progress()

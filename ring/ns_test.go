@@ -157,15 +157,15 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// eventually polls cond for two seconds.
+// eventually polls cond for twenty seconds.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(2 * time.Second); ; time.Sleep(200 * time.Microsecond) {
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Microsecond) {
 		if cond() {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("after 2 s still not: %s", what)
+			t.Fatalf("after 20 s still not: %s", what)
 		}
 	}
 }

@@ -241,7 +241,7 @@ func relayTCP(t *testing.T, pa, pb Port, a, b *testNS, dev string) {
 		var l net.Listener
 		b.do(func() { l, err = net.Listen("tcp", addr); must(t, err) })
 		var conn net.Conn
-		a.do(func() { conn, err = net.DialTimeout("tcp", addr, 5*time.Second); must(t, err) })
+		a.do(func() { conn, err = net.DialTimeout("tcp", addr, 20*time.Second); must(t, err) })
 		peer, err := l.Accept()
 		must(t, err)
 		l.Close()
@@ -263,7 +263,7 @@ func relayTCP(t *testing.T, pa, pb Port, a, b *testNS, dev string) {
 }
 
 func transfer(from, to net.Conn, seed uint64, size int64) error {
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	from.SetDeadline(deadline)
 	to.SetDeadline(deadline)
 	sent, got := sha256.New(), sha256.New()
@@ -307,7 +307,7 @@ func TestTUNWriteUSO(t *testing.T) {
 		t.Fatal(n, err)
 	}
 	for _, want := range []int{1200, 1200, 600} {
-		conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+		conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 		n, err := conn.Read(make([]byte, 2000))
 		if n != want || err != nil {
 			t.Errorf("a datagram of %d bytes, %v; want %d", n, err, want)

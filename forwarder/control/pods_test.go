@@ -95,7 +95,7 @@ func TestAdoptRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		u := conn.(*net.UnixConn)
-		u.SetDeadline(time.Now().Add(5 * time.Second))
+		u.SetDeadline(time.Now().Add(30 * time.Second))
 		u.Write([]byte(hello))
 		b := make([]byte, 1024)
 		if n, err := u.Read(b); err != nil || !strings.HasPrefix(string(b[:n]), "HTTP/1.1 101") {
@@ -121,7 +121,7 @@ func TestAdoptRefuses(t *testing.T) {
 	if len(f.adopted) > 0 {
 		t.Errorf("adopted %q", f.adopted)
 	}
-	for deadline := time.Now().Add(3 * time.Second); count() > before && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); count() > before && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 	}
 	if n := count(); n > before {
 		t.Errorf("%d descriptors before, %d after", before, n)

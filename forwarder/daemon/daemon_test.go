@@ -208,7 +208,7 @@ func TestRoutesAreRepaired(t *testing.T) {
 	for range 100 {
 		f.routes()
 	}
-	for deadline := time.Now().Add(5 * time.Second); !slices.Contains(f.deeds(), "apply"); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !slices.Contains(f.deeds(), "apply"); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody looked at the routes")
 		}
@@ -229,7 +229,7 @@ func TestSystemdIsTold(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", path)
 	next := func() string {
 		b := make([]byte, 200)
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		c.SetReadDeadline(time.Now().Add(30 * time.Second))
 		n, err := c.Read(b)
 		if err != nil {
 			t.Fatal(err)

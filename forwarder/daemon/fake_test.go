@@ -399,7 +399,7 @@ func restartUntil(t *testing.T, f *fake, path string, until func(control.Status)
 	go func() { r.ended <- d.run(ctx, r.hangup) }()
 	t.Cleanup(func() { r.cancel(); <-r.ended })
 	r.client = control.New(filepath.Join(filepath.Dir(r.path), "p.sock"))
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		if s, err := r.client.Status(t.Context()); err == nil && until(s) && f.watching() {
 			break
 		}

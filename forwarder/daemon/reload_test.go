@@ -45,7 +45,7 @@ func TestHangupReloads(t *testing.T) {
 	r := run(t, newFake(), "")
 	rewrite(t, r.path, peerB)
 	r.hangup <- syscall.SIGHUP
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		if s, err := r.client.Status(t.Context()); err == nil && s.Peers == 1 {
 			return
 		}

@@ -21,7 +21,7 @@ func TestQueueGoesToTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(30 * time.Second))
 	queue, err := os.Open("/dev/null")
 	if err != nil {
 		t.Fatal(err)

@@ -154,7 +154,7 @@ func TestNamespaceGoneWhileWaiting(t *testing.T) {
 	f.mu.Lock()
 	delete(f.netns, "/ns/c1")
 	f.mu.Unlock()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if s, err := r.client.Status(t.Context()); err == nil && s.Ready && r.phases(t) == "" {
 			return
 		}

@@ -252,7 +252,7 @@ func TestApplyRepairs(t *testing.T) {
 		}
 		// An IPv6 address gets its local route from a work queue of the kernel.
 		diff := cmp.Diff(want, state(t, host))
-		for deadline := time.Now().Add(2 * time.Second); diff != "" && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); diff != "" && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 			diff = cmp.Diff(want, state(t, host))
 		}
 		if diff != "" {

@@ -120,7 +120,7 @@ func (ns *NS) ready(device string) {
 		if err != nil {
 			ns.t.Fatal(err)
 		}
-		for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
 			local, linkLocal := err == nil, false
 			for _, a := range addrs {
