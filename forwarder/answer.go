@@ -82,7 +82,9 @@ func (w *worker) answerICMP(f *frame, r Reason, kind encap.ICMPKind, mtu int) {
 		return
 	}
 	w.tally.generated[GeneratedICMP]++
+	w.tapped.hand = g
 	w.route(g)
+	w.tapped.hand = nil
 }
 
 // sourceHash keeps sources apart for the limiter, as the flow hash does not.

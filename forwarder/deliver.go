@@ -214,6 +214,9 @@ func (w *worker) flushOutbox(b *outbox) {
 	if b.port == nil {
 		for i := b.first; i >= 0; i = a.deliveries[i].next {
 			w.dropN(DropPortDown, int(a.deliveries[i].frames))
+			if w.taps != nil {
+				w.tapDelivery(nil, &a.deliveries[i], DropPortDown)
+			}
 		}
 		return
 	}
@@ -258,7 +261,7 @@ func (w *worker) solicit(b *outbox) {
 	p.Append(w.question[:n])
 	w.tally.generated[kind]++
 	if _, err := b.port.io.Write(p, 0); err != nil {
-		w.drop(w.writeReason(b.port, err))
+		w.dropN(w.writeReason(b.port, err), 1)
 		return
 	}
 	w.tally.forwarded[Pod][encapNone].packets++
@@ -346,7 +349,7 @@ func (w *worker) written(b *outbox, d *delivery) {
 	frames := uint64(d.frames)
 	if b.broken != dropNone && frames > 0 {
 		frames--
-		w.drop(b.broken)
+		w.dropN(b.broken, 1)
 		w.dropFor(b.port, 1)
 		b.broken = dropNone
 	}
@@ -370,6 +373,9 @@ func (w *worker) unwritten(b *outbox, d *delivery, r Reason) {
 	}
 	w.dropN(r, int(d.frames))
 	w.dropFor(b.port, uint64(d.frames))
+	if w.taps != nil {
+		w.tapDelivery(b.port, d, r)
+	}
 }
 
 // dropFor notes in a pod's account that frames for it were dropped; the host has none.

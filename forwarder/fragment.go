@@ -15,6 +15,9 @@ func (w *worker) tooBig(f *frame, mtu int, to *destination) {
 		w.refuseMTU(f, mtu)
 		return
 	}
+	if w.taps != nil {
+		w.tapOut(f, to.port, to.peer)
+	}
 	if !f.v.IsGSO() {
 		encap.Complete(f.ip(), &f.p, &f.v)
 		w.fragment(f, mtu, to, true)

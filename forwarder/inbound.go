@@ -15,6 +15,9 @@ import (
 func (w *worker) inbound(l *lane, n int) {
 	for i := range n {
 		d := w.inbox.Datagram(i)
+		if w.taps != nil {
+			w.tapped.hand, w.tapped.outer, w.tapped.key = nil, d, l.key
+		}
 		h := w.view.Peer(d.From.Addr())
 		if h == nil {
 			w.stranger(DropUnknownPeer, d)
@@ -47,6 +50,9 @@ func (w *worker) stranger(r Reason, d ring.Datagram) {
 	}
 	w.tally.received[Wire] += uint64(n)
 	w.dropN(r, n)
+	if w.taps != nil {
+		w.tapOuter(r)
+	}
 }
 
 // receive finds the packets in a buffer from p. The UDP_GRO size that came with
@@ -92,6 +98,9 @@ func innerLength(b []byte) int {
 // inner segments of gso bytes (0: not known). It returns its inner length.
 func (w *worker) receiveOne(p *peer, b []byte, gso int, outerTOS uint8) int {
 	w.tally.received[Wire]++
+	if w.taps != nil {
+		w.tapped.hand, w.tapped.outer.Data = nil, b
+	}
 	at, fault := encap.Decap(p.kind, b, p.vni, p.own)
 	if fault != encap.OK {
 		w.drop(faultReason[fault])
@@ -104,6 +113,9 @@ func (w *worker) receiveOne(p *peer, b []byte, gso int, outerTOS uint8) int {
 		return 0
 	}
 	f.mem = f.mem[:at+f.p.Len]
+	if w.taps != nil {
+		w.tapReceived(f, gso)
+	}
 	w.accept(f, gso, outerTOS)
 	return f.p.Len
 }
@@ -155,6 +167,9 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 	if packetSize(f) > mtu {
 		w.tooBig(f, mtu, &destination{port: h.port})
 		return
+	}
+	if w.taps != nil {
+		w.tapOut(f, h.port, nil)
 	}
 	w.deliverMerged(f, w.outboxes[h.port.index])
 }

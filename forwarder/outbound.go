@@ -41,12 +41,15 @@ func (w *worker) outbound(in *port, frames []ring.Frame) {
 // outboundFrame ends with the frame sent, delivered, handed over or dropped; it
 // returns the length of its IP packet.
 func (w *worker) outboundFrame(in *port, r *ring.Frame) int {
+	f := &w.frame
+	*f = frame{mem: r.Mem, at: r.Start, v: encap.Virtio(r.Virtio), in: in}
+	if w.taps != nil {
+		w.tapRead(f)
+	}
 	if r.Truncated {
 		w.drop(DropTruncated)
 		return 0
 	}
-	f := &w.frame
-	*f = frame{mem: r.Mem, at: r.Start, v: encap.Virtio(r.Virtio), in: in}
 	if in.link != 0 && !w.ethernet(in, f, r.VLAN) {
 		return 0
 	}
@@ -284,9 +287,14 @@ func (w *worker) toPeer(f *frame, p *peer) {
 	if w.live.clampMSS && f.p.Proto == encap.ProtoTCP {
 		encap.ClampMSS(f.ip(), &f.p, f.v, mtu)
 	}
-	switch {
-	case packetSize(f) > mtu:
+	if packetSize(f) > mtu {
 		w.tooBig(f, mtu, &destination{peer: p})
+		return
+	}
+	if w.taps != nil {
+		w.tapOut(f, nil, p)
+	}
+	switch {
 	case f.v.IsGSO():
 		if !w.transmitWhole(f, p) {
 			w.transmitSegments(f, p)
@@ -305,11 +313,17 @@ func (w *worker) toPort(f *frame, p *port) {
 		w.tooBig(f, p.mtu, &destination{port: p})
 		return
 	}
+	if w.taps != nil {
+		w.tapOut(f, p, nil)
+	}
 	w.deliver(f, w.outboxes[p.index], Pod)
 }
 
 // toHost hands f to the host's stack, which routes it on as it likes. The
 // queue is that of the flow: the kernel answers on the queue last written.
 func (w *worker) toHost(f *frame) {
+	if w.taps != nil {
+		w.tapOut(f, nil, nil)
+	}
 	w.deliver(f, w.hostboxes[int(f.p.Hash)%len(w.hostboxes)], Host)
 }

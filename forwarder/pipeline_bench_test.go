@@ -210,6 +210,16 @@ func TestNoAllocations(t *testing.T) {
 		if n := testing.AllocsPerRun(100, p.turn); n != 0 {
 			t.Errorf("%s: %v allocations for %d packets", p.name, n, p.packets)
 		}
+		// A capture copies, and allocates no more.
+		tap := p.r.tap(TapFilter{Snap: 96})
+		p.turn()
+		if n := testing.AllocsPerRun(10, p.turn); n != 0 {
+			t.Errorf("%s, tapped: %v allocations for %d packets", p.name, n, p.packets)
+		}
+		if tap.Read(func(*TapRecord) {}) == 0 {
+			t.Errorf("%s: the tap sees nothing", p.name)
+		}
+		tap.Close()
 		p.r.check(nil) // and really forwards
 		if c := p.r.f.Counters(); len(c.Forwarded) == 0 {
 			t.Errorf("%s forwards nothing", p.name)

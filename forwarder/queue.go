@@ -171,7 +171,7 @@ func (w *worker) queue(q *queue, b *outbox, d *delivery) {
 	frames, bytes := d.frames, d.bytes
 	if b.broken != dropNone && frames > 0 { // the frame that ends here has lost a piece
 		frames--
-		w.drop(b.broken)
+		w.dropN(b.broken, 1)
 		w.dropFor(b.port, 1)
 		b.broken = dropNone
 	}
@@ -237,11 +237,14 @@ func (w *worker) end(p *port, e *waiting, r Reason) {
 		*broken = r
 		w.dropN(r, int(frames))
 		w.dropFor(p, uint64(frames))
+		if w.taps != nil {
+			w.tap(tapSlot{stage: Dropped, reason: r, port: p, ethernet: p.link != 0}, p.queue.mem[e.at:e.at+e.size])
+		}
 		return
 	}
 	if *broken != dropNone && frames > 0 {
 		frames--
-		w.drop(*broken)
+		w.dropN(*broken, 1)
 		w.dropFor(p, 1)
 	}
 	w.tally.writes++

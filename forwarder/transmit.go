@@ -394,6 +394,9 @@ func (w *worker) sent(e *egress, r *run) {
 // unsent drops a run's frames.
 func (w *worker) unsent(e *egress, r *run, reason Reason) {
 	w.lose(r, int(r.frames), reason)
+	if w.taps != nil {
+		w.tapRun(r, reason)
+	}
 	// Runs of other sizes may stand between this one and the one in which its last frame ends.
 	e.broken = r.unfinished || e.broken && !r.continues
 }

@@ -66,6 +66,10 @@ type worker struct {
 	spare     []byte             // headers of segments that are sent outside the arena
 	packets   *ring.Packets
 
+	taps   *taps                 // that show this batch; nil: none
+	tapsAt *atomic.Pointer[taps] // where they stand
+	tapped tapping
+
 	alarms  alarms // of ports whose pods have a bound
 	limiter answerLimiter
 	tally   tally
@@ -102,7 +106,7 @@ func newWorker(f *Forwarder, index int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{f: f, index: index, poller: p, done: make(chan struct{}),
+	w := &worker{f: f, index: index, tapsAt: &f.taps, poller: p, done: make(chan struct{}),
 		slab: ring.NewSlab(slabBytes), scratch: ring.NewSlab(scratchBytes), inbox: ring.NewInbox(inboxMessages, 65535),
 		datagrams: ring.NewDatagrams(maxMessages, maxIovecs), replays: ring.NewDatagrams(maxRunSegments, 3*maxRunSegments), packets: ring.NewPackets(maxMessages, maxIovecs),
 		arena: newArena(), spare: make([]byte, maxRunSegments*spareHeader)}
@@ -209,6 +213,9 @@ func (w *worker) begin() {
 	w.live = w.f.live.Load()
 	now := w.f.env.now()
 	w.now, w.nanos = now.Unix(), now.Sub(w.f.started).Nanoseconds()
+	if w.taps = w.tapsAt.Load(); w.taps != nil {
+		w.tapped.hand, w.tapped.wall = nil, now.UnixNano()
+	}
 }
 
 // servePort drains a port once; failed says that its descriptor has an error.
@@ -376,9 +383,15 @@ func (w *worker) growOutboxes(n int) {
 	}
 }
 
-// drop ends a frame.
-func (w *worker) drop(r Reason) { w.dropN(r, 1) }
+// drop ends the frame in hand.
+func (w *worker) drop(r Reason) {
+	w.dropN(r, 1)
+	if w.taps != nil {
+		w.tapDrop(r)
+	}
+}
 
+// dropN counts frames that end elsewhere than in hand.
 func (w *worker) dropN(r Reason, n int) {
 	w.tally.dropped[r] += uint64(n)
 	w.tally.lost += uint64(n)
