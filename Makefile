@@ -102,10 +102,22 @@ microbench: need-go ## every Go benchmark for BENCHTIME (1s) each, with allocati
 	$(call say,benchmarks)
 	@$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(UNIT)
 
+# The matrix goes slice by slice. What has passed stands in bin/matrix with the packet path's trees, so that a run that was broken
+# off goes on where it was; ONLY chooses slices by a pattern, FRESH=1 forgets what has passed.
+MATRIX      := $(foreach o,vxlan vxlan_over_IPv6 udp udp_over_IPv6 ipip,$(foreach k,whole tso cut,$o/$k)) others
+PATHTREES    = $$(git rev-parse HEAD:forwarder HEAD:ring HEAD:encap HEAD:table | sha1sum | cut -c1-12)
+
 matrix: export CGO_ENABLED = 1
-matrix: need-root need-cc ## end-to-end tests in all combinations of encapsulation, underlay, switches and workers, with -race (root, long)
+matrix: need-root need-cc ## end-to-end tests in all combinations of encapsulation, underlay, switches and workers, with -race (root, long); ONLY, FRESH=1
 	$(call say,the matrix: end-to-end tests in all combinations and with -race)
-	@LAB_REQUIRED=1 LAB_RACE=1 PENSTOCKD= E2E_MATRIX=1 $(GOTESTSUM) -race -count=1 -p 1 -timeout 180m ./bench/e2e
+	@mkdir -p bin; [ -z "$(FRESH)" ] || rm -f bin/matrix; touch bin/matrix; trees=$(PATHTREES); failed=; \
+	for s in $(MATRIX); do \
+	  echo "$$s" | grep -q -- '$(or $(ONLY),.)' || continue; \
+	  ! grep -qx "$$trees $$s" bin/matrix || { echo "==> $$s has passed before"; continue; }; \
+	  case $$s in others) tests='-skip ^TestMatrix$$';; *) tests="-run ^TestMatrix$$/^$${s%/*}$$/^$${s#*/}$$";; esac; \
+	  printf '==> %s %s\n' "$$(date +%T)" "$$s"; \
+	  if LAB_REQUIRED=1 LAB_RACE=1 PENSTOCKD= E2E_MATRIX=1 $(GOTESTSUM) -race -count=1 -p 1 -timeout 60m $$tests ./bench/e2e; then echo "$$trees $$s" >>bin/matrix; else failed="$$failed $$s"; fi; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 soak: need-root build ## traffic, attachments and reloads for SOAKTIME (10m) (root)
 	$(call say,soak for $(SOAKTIME))

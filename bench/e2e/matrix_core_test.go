@@ -90,6 +90,7 @@ func TestMatrix(t *testing.T) {
 						s.config = outer.Config
 						s.config.Kind, s.config.MTU = kind, mtu
 						c := s
+						c.swap = workers == 2 // the one family between a pair of pods with two workers, the other one with one and three
 						c.yaml = append([]string{fmt.Sprintf("workers: %d", workers)}, s.yaml...)
 						t.Run(fmt.Sprintf("%s/%s/%s/workers %d/MTU %d", outer.name, kind, s.name, workers, mtu), func(t *testing.T) { core(t, c) })
 					}
