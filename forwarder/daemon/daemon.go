@@ -56,6 +56,8 @@ type Daemon struct {
 	state  atomic.Pointer[state]
 	health health
 
+	reloads reloads
+
 	change sync.Mutex // one change at a time: reload, peers, underlay
 
 	pods      *pods
@@ -97,6 +99,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
+	notify(d.log, "STATUS=Starting")
 	if err := d.start(ctx); err != nil {
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) && !errors.Is(err, errUndo) {
 			d.log.Info("stopped before the start was complete; what it had done is undone")
@@ -126,10 +129,11 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	}
 	g.Go(func() error { return d.watchPending(background) })
 	g.Go(func() error { return d.waitForAdoption(background) })
+	g.Go(func() error { return d.watchWorkers(background) })
 	d.plane.Start()
 	d.health.set(phase, "")
 	close(d.up)
-	notify(d.log, sd.SdNotifyReady)
+	notify(d.log, sd.SdNotifyReady+"\nSTATUS="+d.statusText())
 	s := d.state.Load()
 	d.log.Info("forwarding", "node", s.cfg.Node.Name, "address", s.cfg.Node.Address, "encap", s.kind.String(), "mtu", s.podMTU, "workers", d.workers,
 		"peers", len(s.peers), "socket", s.cfg.Control.Socket, "version", control.Version(), "took", time.Since(d.started).Round(time.Millisecond).String())

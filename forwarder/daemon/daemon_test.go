@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -216,40 +214,6 @@ func TestRoutesAreRepaired(t *testing.T) {
 	r.stop()
 	if did := f.deeds(); slices.Contains(did, "apply") {
 		t.Errorf("a hundred changes at once: %q", did)
-	}
-}
-
-func TestSystemdIsTold(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "notify")
-	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	t.Setenv("NOTIFY_SOCKET", path)
-	next := func() string {
-		b := make([]byte, 200)
-		c.SetReadDeadline(time.Now().Add(30 * time.Second))
-		n, err := c.Read(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(b[:n])
-	}
-	r := run(t, newFake(), "")
-	if s := next(); s != "READY=1" {
-		t.Errorf("got %q", s)
-	}
-	r.hangup <- syscall.SIGHUP
-	if s := next(); !strings.HasPrefix(s, "RELOADING=1\nMONOTONIC_USEC=") {
-		t.Errorf("got %q", s)
-	}
-	if s := next(); s != "READY=1" {
-		t.Errorf("got %q", s)
-	}
-	r.stop()
-	if s := next(); s != "STOPPING=1" {
-		t.Errorf("got %q", s)
 	}
 }
 

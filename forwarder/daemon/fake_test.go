@@ -43,6 +43,8 @@ type fake struct {
 	hostnet  hostnet.Config
 	ports    []forwarder.PortInfo
 	counters forwarder.Counters
+	turns    uint64 // of worker 0, which moves at every look; worker 1 waits
+	stuck    bool   // worker 0 does not move any more
 
 	step    func() // before each deed; mu is held
 	boot    string
@@ -264,6 +266,14 @@ func (f fakePlane) Ports() []forwarder.PortInfo {
 	return slices.Clone(f.ports)
 }
 func (f fakePlane) Counters() forwarder.Counters { return f.counters }
+func (f fakePlane) Progress() ([]uint64, []bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.stuck {
+		f.turns++
+	}
+	return []uint64{f.turns, 7}, []bool{false, true}
+}
 func (f fakePlane) Capabilities() []forwarder.Capability {
 	return []forwarder.Capability{{Name: "tun", Found: true, Used: true}, {Name: "tunnelGSO", Needs: "6.17", Detail: "EINVAL"}}
 }

@@ -14,6 +14,7 @@ const (
 	phase        subject = "phase"    // starting, stopping
 	underlayGone subject = "underlay" // the node's address or its device
 	adoption     subject = "adoption" // tun pods whose queue must come back
+	workersStuck subject = "workers"  // a worker that does not move
 )
 
 // health collects why the daemon is not ready; nobody waits for it.

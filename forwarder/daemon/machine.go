@@ -31,6 +31,7 @@ type plane interface {
 	Detach(container, iface string) error
 	Ports() []forwarder.PortInfo
 	Counters() forwarder.Counters
+	Progress() (turns []uint64, waiting []bool) // of the workers
 	Capabilities() []forwarder.Capability
 	HostFlows() hostflow.Sink
 	TrackFlows() // a tracker is at work

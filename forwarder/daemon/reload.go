@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
@@ -21,6 +23,8 @@ func (d *Daemon) Reload(ctx context.Context) (control.Reloaded, error) {
 	notify(d.log, reloading())
 	defer notify(d.log, sd.SdNotifyReady)
 	changed, peers, err := d.reload(ctx)
+	d.reloads.note(err, time.Now())
+	defer func() { notify(d.log, "STATUS="+d.statusText()) }()
 	if err != nil {
 		return control.Reloaded{}, err
 	}
@@ -30,6 +34,32 @@ func (d *Daemon) Reload(ctx context.Context) (control.Reloaded, error) {
 	}
 	d.log.Info("configuration reloaded", "config", d.path, "changed", changed)
 	return control.Reloaded{Changed: changed}, nil
+}
+
+// reloads counts them, and remembers how the last one went.
+type reloads struct {
+	mu           sync.Mutex
+	ok, rejected uint64
+	last         time.Time // one that succeeded, or the start
+	why          string    // the last one was rejected; empty: it was not
+}
+
+func (r *reloads) note(err error, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.rejected++
+		r.why = err.Error()
+		return
+	}
+	r.ok++
+	r.last, r.why = now, ""
+}
+
+func (r *reloads) failure() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.why
 }
 
 func (d *Daemon) reload(ctx context.Context) (changed []string, peers []feed.Peer, err error) {
