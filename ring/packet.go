@@ -3,6 +3,7 @@
 package ring
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -56,12 +57,18 @@ type PacketConfig struct {
 	RecvBuffer, SendBuffer int
 
 	NoBypass bool // never PACKET_QDISC_BYPASS: the device has a qdisc that counts
+	Widen    bool // V2: make OpenWide possible, see widen.go
 }
 
 // Stats counts since the socket was opened.
 type Stats struct {
 	Received uint64 // put into the ring or the queue, truncated ones too
 	Dropped  uint64 // found it full, or could not be described by a virtio header
+}
+
+func (s *Stats) add(t Stats) {
+	s.Received += t.Received
+	s.Dropped += t.Dropped
 }
 
 // PacketSocket is an AF_PACKET socket bound to one device and ETH_P_ALL, with
@@ -75,6 +82,7 @@ type PacketSocket struct {
 	v3     blockRing
 	many   *manyReader // RecvMMsg
 	spill  spillReader // V2
+	widening
 
 	// Several workers may write at a time, one of them also reads.
 	pending  atomic.Uint32 // errno taken from the socket while reading or writing, for TakeError
@@ -83,8 +91,8 @@ type PacketSocket struct {
 	queuedMu sync.Mutex    // one writeQueued at a time, or one would switch the bypass on under another
 
 	statsMu sync.Mutex
-	stats   Stats
-	closed  bool // the descriptor may be another socket's by now
+	stats   Stats // of this socket alone
+	closed  bool  // the descriptor may be another socket's by now
 }
 
 // OpenPacket opens, binds and sets up the socket. No frame is accepted before
@@ -178,7 +186,9 @@ func (s *PacketSocket) setUp(cfg PacketConfig) error {
 			s.many = newManyReader()
 		}
 	case RingV2:
-		err = s.setUpV2(cfg, opt)
+		if err = s.setUpV2(cfg, opt); err == nil && cfg.Widen {
+			s.joinGroup()
+		}
 	case RingV3:
 		err = s.setUpV3(cfg, opt)
 	default:
@@ -189,7 +199,11 @@ func (s *PacketSocket) setUp(cfg PacketConfig) error {
 
 // accept takes the filter of openBound away: from here on every frame counts.
 func (s *PacketSocket) accept() error {
-	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
+	if s.grouped {
+		if err := s.incoming(); err != nil {
+			return err
+		}
+	} else if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
 		return fmt.Errorf("SO_DETACH_FILTER: %w", err)
 	}
 	// Binding to a device that is down leaves ENETDOWN; it will be heard when
@@ -247,6 +261,9 @@ func (s *PacketSocket) Ring() PacketRing { return s.ring }
 func (s *PacketSocket) Read(slab *Slab, fs []Frame) (int, error) {
 	switch s.ring {
 	case RingV2:
+		if s.wide != nil {
+			return s.readBoth(slab, fs)
+		}
 		return s.readV2(slab, fs)
 	case RingV3:
 		return s.v3.read(s.mapped, fs), nil
@@ -259,6 +276,9 @@ func (s *PacketSocket) Release() {
 	switch s.ring {
 	case RingV2:
 		s.v2.release(s.mapped)
+		if s.wide != nil {
+			s.wide.v2.release(s.wide.mapped)
+		}
 	case RingV3:
 		s.v3.release(s.mapped)
 	}
@@ -270,6 +290,11 @@ func (s *PacketSocket) TakeError() error {
 	if v, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR); err == nil && v != 0 && errno == 0 {
 		errno = unix.Errno(v)
 	}
+	if s.wide != nil {
+		if err := s.wide.TakeError(); err != nil && errno == 0 {
+			return err
+		}
+	}
 	if errno != 0 {
 		return errno
 	}
@@ -278,9 +303,22 @@ func (s *PacketSocket) TakeError() error {
 
 // Stats may be called from any goroutine, also after Close: reading resets the
 // kernel's counters, and the descriptor's number may be another pod's by then.
+// What wide rings have counted is in it.
 func (s *PacketSocket) Stats() (Stats, error) {
 	s.statsMu.Lock()
 	defer s.statsMu.Unlock()
+	sum, err := s.count()
+	if s.wide != nil {
+		wide, e := s.wide.Stats()
+		sum.add(wide)
+		err = errors.Join(err, e)
+	}
+	sum.add(s.shed)
+	return sum, err
+}
+
+// count is Stats of this socket alone; statsMu is held.
+func (s *PacketSocket) count() (Stats, error) {
 	if s.closed {
 		return s.stats, nil
 	}
@@ -295,7 +333,7 @@ func (s *PacketSocket) Stats() (Stats, error) {
 	return s.stats, nil
 }
 
-// Close ends the loan of everything that was read.
+// Close ends the loan of everything that was read, and closes the wide ring.
 func (s *PacketSocket) Close() error {
 	s.statsMu.Lock()
 	defer s.statsMu.Unlock()
@@ -303,6 +341,9 @@ func (s *PacketSocket) Close() error {
 		return unix.EBADF
 	}
 	s.closed = true
+	if s.wide != nil {
+		_ = s.wide.Close()
+	}
 	if s.mapped != nil {
 		_ = unix.Munmap(s.mapped)
 		s.mapped = nil

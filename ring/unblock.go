@@ -16,11 +16,18 @@ import (
 // A ring is blocked if it was empty at two calls in a row and between them
 // frames were dropped and none received: only a full ring drops, and it must
 // have received to be full.
+//
+// While there is a wide ring it is the one that frames come to.
 func (s *PacketSocket) Unblock() (bool, error) {
+	if s.wide != nil {
+		return s.wide.Unblock()
+	}
 	if s.ring != RingV2 || s.v2.lent > 0 || s.mapped == nil { // nil: an earlier repair has failed
 		return false, nil
 	}
-	now, err := s.Stats()
+	s.statsMu.Lock()
+	now, err := s.count()
+	s.statsMu.Unlock()
 	if err != nil {
 		return false, err
 	}
@@ -53,6 +60,6 @@ func (s *PacketSocket) remake() error {
 	if err := s.mapRing(s.v2.req[:], size); err != nil {
 		return fail(err)
 	}
-	s.v2 = slotRing{slots: s.v2.slots, size: s.v2.size, req: s.v2.req}
+	s.v2 = slotRing{slots: s.v2.slots, size: s.v2.size, req: s.v2.req, crowd: s.v2.crowd}
 	return nil
 }

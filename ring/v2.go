@@ -46,6 +46,9 @@ type slotRing struct {
 	lent        int      // slots before next that are ours until release
 	req         [16]byte // struct tpacket_req, to make the ring again
 
+	crowd   int  // so many waiting frames are a crowd
+	crowded bool // for Crowded
+
 	idle bool  // at the last Unblock: the ring was empty,
 	was  Stats // and this was counted
 }
@@ -77,7 +80,7 @@ func (s *PacketSocket) setUpV2(cfg PacketConfig, opt func(name, value int, what 
 	if err := opt(unix.PACKET_COPY_THRESH, 1, "PACKET_COPY_THRESH"); err != nil {
 		return err
 	}
-	r := slotRing{slots: slots, size: size}
+	r := slotRing{slots: slots, size: size, crowd: slots * 3 / 4}
 	req := r.req[:]
 	binary.NativeEndian.PutUint32(req[0:], uint32(block))
 	binary.NativeEndian.PutUint32(req[4:], uint32(slots*size/block))
@@ -98,6 +101,7 @@ func (s *PacketSocket) readV2(slab *Slab, fs []Frame) (n int, err error) {
 	if s.mapped == nil { // Unblock has failed
 		return 0, unix.EBADFD
 	}
+	spilled := 0
 	for n < len(fs) && r.lent < r.slots {
 		slot := s.mapped[r.next*r.size : (r.next+1)*r.size : (r.next+1)*r.size]
 		status := loadShared(slot[v2Status:])
@@ -111,20 +115,23 @@ func (s *PacketSocket) readV2(slab *Slab, fs []Frame) (n int, err error) {
 				if n == 0 {
 					err = ErrNoRoom
 				}
-				return n, err
+				break
 			}
+			spilled++
 			// The slot holds the beginning of the frame and says whether it
 			// had a VLAN tag; without a whole copy that is what there is.
 			fs[n] = parseSlot(slot, status)
 			s.spill.read(s, slab, &fs[n])
 		}
+		r.crowded = r.crowded || fs[n].Truncated
 		n++
 		r.lent++
 		if r.next++; r.next == r.slots {
 			r.next = 0
 		}
 	}
-	return n, nil
+	r.notice(s.mapped, n, spilled, n == len(fs))
+	return n, err
 }
 
 // release returns the lent slots, oldest first.

@@ -1,0 +1,247 @@
+//go:build linux
+
+package ring
+
+import (
+	"fmt"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// A V2 socket can be given a second, wider ring while its pod sends faster than
+// it is read. Both sockets are in one fanout group, and the group's program, a
+// constant, chooses which of them the kernel fills:
+//
+//	            the group's program: ret 0 │ ret 1
+//	pod ──veth──▶ the device ──────────────┤
+//	                                       ├──▶ 0: the narrow socket ──┐
+//	                                       └──▶ 1: the wide socket ────┴──▶ Read
+//
+// The kernel gives each frame to exactly one of them (fanout_demux_bpf,
+// net/packet/af_packet.c), so none is lost or doubled by a change. That none is
+// overtaken is Read's duty: it reads the ring that the kernel has left, *from*, to
+// its end before the other one, *to*. A frame is in its ring before the kernel
+// looks at the next of its flow; so if Read sees a frame in *to* and only then
+// finds *from* empty, nothing in front of that frame is left.
+//
+// Opening:  OpenWide, Adopt (on the worker), Choose(true), Settled (on the worker).
+// Giving back: Leave (on the worker), Choose(false), reads until Left, Shed (on the
+// worker), Close.
+//
+// The members' numbers are those of their joining, also when the device was down
+// (packet_notifier walks the sockets in the order of their opening since kernel 5.1).
+
+const (
+	fanoutKind = (unix.PACKET_FANOUT_CBPF | unix.PACKET_FANOUT_FLAG_IGNORE_OUTGOING) << 16
+
+	// A ring is crowded when so many superframes waited at once.
+	crowdedSpills = 8
+)
+
+// widening is what a V2 socket knows of the ring beside it.
+type widening struct {
+	grouped bool          // the socket is in a fanout group. Number 0 is a group as others are
+	group   uint16        // its number in the network namespace
+	wide    *PacketSocket // read beside this one; nil: none. Written under statsMu, by the worker
+	leaving bool          // from wide to narrow; else from narrow to wide
+	chosen  bool          // the kernel fills the wide ring only,
+	settled bool          // and since then the narrow one was found empty
+	shed    Stats         // of wide sockets that were given back
+}
+
+// joinGroup makes a group of one, with a number that nobody uses. A kernel that
+// refuses leaves the socket as it is, without the possibility of a wide ring.
+func (s *PacketSocket) joinGroup() {
+	if unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_FANOUT, fanoutKind|unix.PACKET_FANOUT_FLAG_UNIQUEID<<16) != nil {
+		return
+	}
+	if v, err := unix.GetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_FANOUT); err == nil {
+		s.grouped, s.group = true, uint16(v)
+	}
+}
+
+// incoming drops what the host sends out of the device: in a group the kernel
+// looks at the group's flag, which older kernels do not know, and not at
+// PACKET_IGNORE_OUTGOING.
+func (s *PacketSocket) incoming() error {
+	raw, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadExtension{Num: bpf.ExtType},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 1},
+		bpf.RetConstant{Val: 1<<32 - 1},
+		bpf.RetConstant{Val: 0},
+	})
+	if err != nil {
+		return err
+	}
+	filter := make([]unix.SockFilter, len(raw))
+	for i, r := range raw {
+		filter[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+	}
+	if err := unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil {
+		return fmt.Errorf("SO_ATTACH_FILTER: %w", err)
+	}
+	return nil
+}
+
+// CanWiden tells whether OpenWide may succeed.
+func (s *PacketSocket) CanWiden() bool { return s.grouped }
+
+// OpenWide opens a second socket with so many slots on the same device, whose
+// queue holds recvBuffer bytes. The kernel gives it no frame before Choose. Any
+// goroutine may call it, in the device's network namespace, until Close.
+func (s *PacketSocket) OpenWide(slots, recvBuffer int) (*PacketSocket, error) {
+	fail := func(err error) (*PacketSocket, error) {
+		return nil, setup(err, "", "open a wide ring of %d slots on device %d", slots, s.index)
+	}
+	if !s.grouped {
+		return fail(unix.EOPNOTSUPP)
+	}
+	fd, err := openBound(s.index)
+	if err != nil {
+		return fail(err)
+	}
+	w := &PacketSocket{fd: fd, index: s.index, ring: RingV2}
+	err = w.setUp(PacketConfig{Ring: RingV2, Slots: slots, SlotSize: s.v2.size, RecvBuffer: recvBuffer, NoBypass: true})
+	if err == nil {
+		if err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT, fanoutKind|int(s.group)); err == nil {
+			w.grouped = true
+			err = w.accept()
+		}
+	}
+	if err != nil {
+		_ = w.Close()
+		return fail(err)
+	}
+	// Both are crowded by as many: the wide one stays while the narrow one would not do.
+	w.v2.crowd = s.v2.crowd
+	return w, nil
+}
+
+// Adopt makes Read read wide too, behind its own ring.
+func (s *PacketSocket) Adopt(wide *PacketSocket) {
+	s.statsMu.Lock()
+	defer s.statsMu.Unlock()
+	s.wide, s.leaving, s.chosen, s.settled = wide, false, false, false
+}
+
+// Choose says which ring the kernel fills. When it returns no frame is on its way
+// into the other one. It waits for the kernel, for milliseconds, and is not for a
+// worker; any other goroutine may call it until Close.
+func (s *PacketSocket) Choose(wide bool) error {
+	ret := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	if wide {
+		ret.K = 1
+	}
+	if err := unix.SetsockoptSockFprog(s.fd, unix.SOL_PACKET, unix.PACKET_FANOUT_DATA, &unix.SockFprog{Len: 1, Filter: &ret}); err != nil {
+		return setup(err, "", "change the ring of device %d", s.index)
+	}
+	return nil
+}
+
+// Settled says that Choose(true) has returned: once Read has found the narrow ring
+// empty after this, a glance at its next slot will do.
+func (s *PacketSocket) Settled() { s.chosen = s.wide != nil }
+
+// Leave turns the order of reading round, before Choose(false).
+func (s *PacketSocket) Leave() { s.leaving, s.chosen, s.settled = s.wide != nil, false, false }
+
+// Left tells, after Choose(false), whether the wide ring is read to its end.
+func (s *PacketSocket) Left() bool {
+	return s.wide == nil || s.wide.v2.lent == 0 && s.wide.v2.empty(s.wide.mapped)
+}
+
+// Shed ends the reading of the wide socket, which the caller closes.
+func (s *PacketSocket) Shed() *PacketSocket {
+	s.statsMu.Lock()
+	defer s.statsMu.Unlock()
+	w := s.wide
+	if w != nil {
+		st, _ := w.Stats()
+		s.shed.add(st)
+	}
+	s.wide, s.leaving, s.chosen, s.settled = nil, false, false, false
+	return w
+}
+
+// Crowded tells whether since the last call a ring was found nearly full, or with
+// several superframes waiting, or without room for one.
+func (s *PacketSocket) Crowded() bool {
+	was := s.v2.crowded
+	s.v2.crowded = false
+	if s.wide != nil {
+		was = was || s.wide.v2.crowded
+		s.wide.v2.crowded = false
+	}
+	return was
+}
+
+// readBoth is Read while there is a wide ring.
+func (s *PacketSocket) readBoth(slab *Slab, fs []Frame) (n int, err error) {
+	from, to := s, s.wide
+	if s.leaving {
+		from, to = to, from
+	}
+	there := to.v2.waiting(to.mapped) // before from is looked at: see above
+	if from.mapped != nil {
+		n, err = from.readV2(slab, fs)
+	}
+	switch {
+	case err != nil || n == len(fs) || !there:
+		return n, err
+	case s.settled: // what comes to the narrow ring now is a frame that the going down of the device has led astray
+		if from.v2.waiting(from.mapped) {
+			return n, nil
+		}
+	case !from.v2.empty(from.mapped):
+		return n, nil
+	default:
+		s.settled = s.chosen
+	}
+	m, err := to.readV2(slab, fs[n:])
+	if n > 0 {
+		err = nil // of the slab: it comes again
+	}
+	return n + m, err
+}
+
+// waiting tells whether a frame is to be read.
+func (r *slotRing) waiting(mapped []byte) bool {
+	return mapped != nil && r.lent < r.slots && loadShared(mapped[r.next*r.size+v2Status:])&unix.TP_STATUS_USER != 0
+}
+
+// empty tells whether no slot but those that are lent is ours. The kernel takes
+// slots in order, but several CPUs fill them at a time: one that is being filled
+// hides those behind it from Read, not from this.
+func (r *slotRing) empty(mapped []byte) bool {
+	if mapped == nil {
+		return true
+	}
+	for i, at := r.lent, r.next; i < r.slots; i++ {
+		if loadShared(mapped[at*r.size+v2Status:])&unix.TP_STATUS_USER != 0 {
+			return false
+		}
+		if at++; at == r.slots {
+			at = 0
+		}
+	}
+	return true
+}
+
+// notice keeps what Crowded tells, after a read of n frames with so many spilled
+// ones; full says that there may be more.
+func (r *slotRing) notice(mapped []byte, n, spilled int, full bool) {
+	if n >= r.crowd || spilled >= crowdedSpills {
+		r.crowded = true
+		return
+	}
+	ahead := r.crowd - n - 1
+	if !full || r.crowded || r.lent+ahead >= r.slots {
+		return
+	}
+	at := r.next + ahead
+	if at >= r.slots {
+		at -= r.slots
+	}
+	r.crowded = loadShared(mapped[at*r.size+v2Status:])&unix.TP_STATUS_USER != 0
+}
