@@ -112,6 +112,8 @@ type Counters struct {
 
 	Sends, Runs, Writes, Merged, Segmented, Whole uint64
 
+	Widened uint64 // wide rings opened
+
 	Peers []PeerCounters
 	Ports []PortCounters
 }

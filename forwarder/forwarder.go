@@ -53,6 +53,8 @@ type Forwarder struct {
 	endpoints     map[endpointKey]*endpoint
 	endpointSlots slots
 	stopped       bool
+	keeper        *keeper
+	widened       atomic.Uint64 // wide rings opened
 
 	fds        registry
 	caps       []ring.Capability
@@ -77,6 +79,7 @@ type environment struct {
 	openUDP    func(ring.UDPConfig) (ring.Socket, error)
 	openIPIP   func(ring.RawConfig) (ring.Socket, error)
 	openPacket func(ring.PacketConfig) (ring.Port, func() (ring.Stats, error), error)
+	openWide   func(s *ring.PacketSocket, slots, buffer int) (*ring.PacketSocket, error)
 	createTUN  func(c ring.TUNConfig, offload bool) (ring.Port, ring.Offload, error)
 	adoptTUN   func(fd int, offload bool) (ring.Port, ring.Offload, error)
 	openHost   func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error)
@@ -119,7 +122,7 @@ func newForwarder(s Settings, env environment) (_ *Forwarder, err error) {
 		env.now = time.Now
 	}
 	f := &Forwarder{env: env, log: s.Log, started: env.now(), address: s.Address, vni: s.VNI, settings: s,
-		flows: newFlowMemory(s.Workers), endpoints: map[endpointKey]*endpoint{}}
+		keeper: newKeeper(), flows: newFlowMemory(s.Workers), endpoints: map[endpointKey]*endpoint{}}
 	f.complaints.last = map[string]int64{}
 	f.hops.self, f.hops.host = &hop{kind: hopSelf}, &hop{kind: hopHost}
 	f.hops.noRoute, f.hops.noPod = &hop{kind: hopNoRoute}, &hop{kind: hopNoPod}
@@ -264,17 +267,22 @@ func (f *Forwarder) Start() {
 	for _, w := range f.workers {
 		go w.run()
 	}
+	f.keeper.done.Go(func() { f.keeper.run(f) })
 }
 
 // Stop lets each worker finish the batch in its hands, then closes all
 // descriptors. Devices, routes and rules stay for a successor.
 func (f *Forwarder) Stop(ctx context.Context) error {
 	f.control.Lock()
+	was := f.stopped
+	f.stopped = true // nothing is opened from here on, the keeper sees it too
+	f.control.Unlock()
+	f.keeper.stop()
+	f.control.Lock()
 	defer f.control.Unlock()
-	if f.stopped {
+	if was {
 		return nil
 	}
-	f.stopped = true
 	if f.running.Load() {
 		for _, w := range f.workers {
 			w.ask(func(w *worker) error { w.stopping = true; return nil })
@@ -399,6 +407,7 @@ func (f *Forwarder) Counters() Counters {
 		c.Segmented += l.segmented.Load()
 		c.Whole += l.whole.Load()
 	}
+	c.Widened = f.widened.Load()
 	now := time.Now().Unix()
 	for _, p := range *f.peerList.Load() {
 		t := p.state.accounts.total()

@@ -19,6 +19,9 @@ func kernel() environment {
 			}
 			return s, s.Stats, nil
 		},
+		openWide: func(s *ring.PacketSocket, slots, buffer int) (*ring.PacketSocket, error) {
+			return s.OpenWide(slots, buffer)
+		},
 		createTUN: func(c ring.TUNConfig, offload bool) (ring.Port, ring.Offload, error) {
 			return createTUN(c, func(qs []*ring.Queue) ([]ring.Port, ring.Offload, error) { return setOffloads(c.Name, qs, offload) })
 		},

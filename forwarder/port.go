@@ -73,6 +73,7 @@ type port struct {
 	gso, uso  bool      // takes TCP superframes; takes UDP ones
 	buffer    int64     // of limits.totalBuffer
 	throttle  *throttle // bounds what the pod sends; nil: nothing does. The reading worker's
+	breadth   *breadth  // its wide ring while it is busy; nil: it never has one
 	queue     *queue    // bounds what the pod receives; nil: nothing does. All workers'
 	hop       *hop
 
@@ -368,8 +369,13 @@ func (f *Forwarder) openPort(p *port) error {
 		if p.throttle != nil {
 			cfg.Ring = ring.RecvMMsg // its queue is bounded in bytes, and what it does not hold is dropped whole
 		}
-		if cfg.Ring != ring.RecvMMsg {
-			cfg.RecvBuffer -= ringBytes
+		switch cfg.Ring {
+		case ring.RingV2:
+			cfg.RecvBuffer -= ringV2
+			cfg.Widen = f.settings.PodBuffer-socket >= leastBreadth
+		case ring.RingV3:
+			cfg.Slots, cfg.SlotSize = int(min(socket/blockV3, 4)), blockV3
+			cfg.RecvBuffer = 0 // all is in the ring
 		}
 		io, stats, err := f.env.openPacket(cfg)
 		if err != nil {
@@ -377,6 +383,9 @@ func (f *Forwarder) openPort(p *port) error {
 		}
 		if u, ok := io.(interface{ Unblock() (bool, error) }); ok && cfg.Ring == ring.RingV2 {
 			p.unblock = u.Unblock
+		}
+		if s, ok := io.(*ring.PacketSocket); ok && s.CanWiden() {
+			p.breadth = &breadth{socket: s, narrow: socket}
 		}
 		p.io, p.stats, p.link, p.gso, p.uso = io, stats, encap.EthernetLen, true, f.use.uso
 	}
@@ -388,20 +397,16 @@ func (f *Forwarder) openPort(p *port) error {
 // it is for the socket: none of a TUN's.
 func (f *Forwarder) reserve(p *port) (socket int64, err error) {
 	s := &f.settings
-	left := s.TotalBuffer
-	for _, o := range f.ports {
-		left -= o.buffer
-	}
 	if p.queue != nil {
 		p.buffer = p.queue.size()
 	}
 	if p.spec.Attach == AttachVeth {
-		socket = s.PodBuffer
-		if p.throttle != nil {
+		if socket = f.share(); p.throttle != nil {
 			socket = min(socket, p.throttle.socketBuffer())
 		}
 	}
 	least := min(socket, minPortBuffer)
+	left := f.makeRoom(p.buffer + socket)
 	socket = min(socket, left-p.buffer)
 	if socket < least {
 		return 0, fmt.Errorf("%s/%s: no packet buffer left, limits.totalBuffer %d bytes are taken by %d pods: raise it or lower limits.podBuffer",
@@ -409,6 +414,24 @@ func (f *Forwarder) reserve(p *port) (socket int64, err error) {
 	}
 	p.buffer += socket
 	return socket, nil
+}
+
+// share is how much of limits.totalBuffer a veth pod may take when it is attached. With a V2 ring the rest of limits.podBuffer
+// is for its wide one. When three quarters of all is taken, pods get the least they can work with, so that more of them fit.
+func (f *Forwarder) share() int64 {
+	s := &f.settings
+	free := s.TotalBuffer
+	for _, o := range f.ports {
+		free -= o.buffer
+	}
+	share := min(s.PodBuffer, narrowBuffer)
+	if f.use.packetRing != ring.RingV2 {
+		share = min(s.PodBuffer, max(share, free/64))
+	}
+	if free < s.TotalBuffer/4 {
+		share = min(share, minPortBuffer)
+	}
+	return share
 }
 
 // adoptPort takes over a queue of the port's TUN.
@@ -434,13 +457,20 @@ func (f *Forwarder) adoptPort(p *port, fd int) error {
 	return nil
 }
 
-// ringBytes is what the default ring of a port takes out of its buffer: 128 slots of 2 KiB.
-const ringBytes = 128 * 2048
+// What a port's ring takes out of its buffer: V2's 128 slots of 2 KiB; V3's blocks, 4 of them if they fit.
+const (
+	ringV2  = 128 * 2048
+	blockV3 = 256 << 10
+)
 
 // closePort closes the descriptor; with remove, a TUN's device goes too.
 func (f *Forwarder) closePort(p *port, remove bool) error {
 	f.onWorker(p.worker, func(w *worker) error { w.abandon(p); return nil })
 	f.fds.remove(p.io.FD())
+	if b := p.breadth; b != nil && b.wide != nil {
+		f.fds.remove(b.wide.FD()) // closed with the narrow one
+		b.wide, b.size = nil, 0
+	}
 	if q, ok := p.io.(interface{ SetPersist(bool) error }); ok && remove {
 		if err := q.SetPersist(false); err != nil {
 			f.settings.Log.Warn("the pod's TUN may stay behind", "device", p.spec.Device, "error", err)

@@ -245,6 +245,9 @@ func (w *worker) servePort(p *port, failed bool) {
 	w.outbound(p, w.frames[:n])
 	w.flush()
 	p.io.Release()
+	if p.breadth != nil {
+		p.breadth.crowded(w)
+	}
 }
 
 // lost takes a port whose device has gone out of the poller, or it would be
@@ -254,7 +257,7 @@ func (w *worker) lost(p *port, err error) {
 		return // a TUN that is down; it comes back
 	}
 	w.f.log.Warn("a port cannot be read any more: its device has gone", "device", p.spec.Device, "container", p.spec.Container, "error", err)
-	w.poller.Delete(p.io.FD())
+	w.unpoll(p)
 }
 
 // serveLane receives once from the lane's socket i.
@@ -352,7 +355,7 @@ func (w *worker) addPort(p *port) error {
 
 func (w *worker) removePort(p *port) {
 	w.alarms.forget(p)
-	w.poller.Delete(p.io.FD())
+	w.unpoll(p)
 	if w.ports[p.index] = nil; p.unblock != nil {
 		w.blockable--
 	}

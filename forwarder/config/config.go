@@ -145,7 +145,7 @@ func Default() *Config {
 		Node:    Node{Name: name},
 		Encap:   Encap{Type: "vxlan", Port: encap.KindVXLAN.DefaultPort(), VNI: 1},
 		Host:    Host{Device: DefaultHostDevice},
-		Limits:  Limits{PodBuffer: 2 << 20, TotalBuffer: 512 << 20},
+		Limits:  Limits{PodBuffer: 8 << 20, TotalBuffer: 512 << 20},
 		Native:  Native{Carrier: "off", Port: defaultNativePort},
 		Offload: Offload{TunnelGSO: true, UDPSegment: true, UDPGRO: true, TUNOffload: true, MergeWrites: true, PacketRing: "auto"},
 		Control: Control{Socket: DefaultSocket},

@@ -13,7 +13,7 @@ type collector struct {
 	d *Daemon
 
 	received, generated, forwardedPackets, forwardedBytes, dropped *prometheus.Desc
-	sends, runs, writes, merged, segmented                         *prometheus.Desc
+	sends, runs, writes, merged, segmented, widened                *prometheus.Desc
 	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen         *prometheus.Desc
 	portPackets, portBytes, portDropped, portLost                  *prometheus.Desc
 	buildInfo, ready, mtu, peers, ports, workers                   *prometheus.Desc
@@ -37,6 +37,7 @@ func newCollector(d *Daemon) *collector {
 		runs:      desc("send_runs_total", "Of these, runs of several datagrams in one (UDP_SEGMENT)."),
 		writes:    desc("port_writes_total", "Writes to pods and the host."),
 		merged:    desc("merged_packets_total", "Frames that reached a pod or the host in a write together with the one before."),
+		widened:   desc("wide_rings_total", "Wide rings that were opened for busy pods."),
 		segmented: desc("segmented_superframes_total", "Superframes that were cut in software."),
 
 		peerPackets: desc("peer_packets_total", "Frames to (sent) and from (received) a peer.", "peer", "address", "way"),
@@ -65,7 +66,7 @@ func newCollector(d *Daemon) *collector {
 
 // Describe sends the descriptions of all metrics.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.received, c.generated, c.forwardedPackets, c.forwardedBytes, c.dropped, c.sends, c.runs, c.writes, c.merged, c.segmented,
+	for _, d := range []*prometheus.Desc{c.received, c.generated, c.forwardedPackets, c.forwardedBytes, c.dropped, c.sends, c.runs, c.writes, c.merged, c.segmented, c.widened,
 		c.peerPackets, c.peerBytes, c.peerDropped, c.peerMTU, c.peerSeen, c.portPackets, c.portBytes, c.portDropped, c.portLost,
 		c.buildInfo, c.ready, c.mtu, c.peers, c.ports, c.workers, c.flowsPreloaded, c.flowsForgotten, c.flowOverruns} {
 		ch <- d
@@ -99,6 +100,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter(c.writes, n.Writes)
 	counter(c.merged, n.Merged)
 	counter(c.segmented, n.Segmented)
+	counter(c.widened, n.Widened)
 	for _, p := range n.Peers {
 		counter(c.peerPackets, p.Sent.Packets, p.Name, p.Address, "sent")
 		counter(c.peerPackets, p.Got.Packets, p.Name, p.Address, "received")
