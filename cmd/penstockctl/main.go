@@ -1,10 +1,11 @@
 // Command penstockctl shows and steers penstockd.
 //
 //	penstockctl [--socket PATH] status | pods | ipam | ports | peers | routes | drops [-o json]
+//	penstockctl doctor [PEER…] | bench PEER
 //	penstockctl reload | loglevel [LEVEL] | attach … | detach … | config check [PATH] | config example | version
 //
 // Exit status: 0 done, 1 the daemon refused or failed, 2 wrong usage, 3 the daemon cannot be reached, 4 the configuration is
-// not valid or asks for a restart.
+// not valid or asks for a restart, 5 doctor has warnings only.
 package main
 
 import (
@@ -29,6 +30,7 @@ const (
 	exitUsage       = 2
 	exitUnreachable = 3
 	exitConfig      = 4
+	exitWarnings    = 5
 )
 
 func main() {
@@ -70,7 +72,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.PersistentFlags().DurationVar(&t.timeout, "timeout", 30*time.Second, "how long to wait for the daemon")
 	root.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table or json")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(t.status(), t.pods(), t.ipam(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.bench(), t.config(), t.cni(), t.version())
+	root.AddCommand(t.status(), t.pods(), t.ipam(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.bench(), t.doctor(), t.config(), t.cni(), t.version())
 	t.watch(root)
 
 	err := root.ExecuteContext(ctx)
@@ -78,6 +80,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	fmt.Fprintln(stderr, "penstockctl:", err)
+	if f := (*verdict)(nil); errors.As(err, &f) {
+		return f.status
+	}
 	var mistakes config.Errors
 	switch code := control.CodeOf(err); {
 	case !t.began:

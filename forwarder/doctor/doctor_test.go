@@ -1,0 +1,146 @@
+package doctor
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// TestJudge: what each outcome of a probe is called, and that each that is not well has a remedy.
+func TestJudge(t *testing.T) {
+	peer := control.Peer{Name: "node-b", Address: netip.MustParseAddr("192.0.2.2"), Encap: "vxlan", Port: 8472, MTU: 1450}
+	learned := peer
+	learned.MTU = 1350
+	well := control.Probe{Node: true, AnsweredBy: control.AnsweredByPenstock, MTU: 1450, Passes: 1450, Back: 1450, RTT: 1234}
+	with := func(f func(*control.Probe)) control.Probe { p := well; f(&p); return p }
+	for _, c := range []struct {
+		name    string
+		o       outcome
+		blocked bool
+		result  Result
+		say     string
+	}{
+		{"well", outcome{peer: peer, probe: well}, false, OK, "answers in 1.23ms; packets of 1450 bytes pass both ways"},
+		{"kernel", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy, p.Back = control.AnsweredByHost, 0 })}, false, OK, "its host answers"},
+		{"error", outcome{peer: peer, err: control.Errorf(control.Unsupported, "no family")}, false, Warning, "no family"},
+		{"gone", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Node, p.AnsweredBy = false, "" })}, false, Failure, "down: neither the node"},
+		{"daemon gone", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, false, Failure, "the node 192.0.2.2 answers, but nobody"},
+		{"our firewall", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, true, Failure, "a firewall of this node drops the tunnel"},
+		{"our firewall, half", outcome{peer: peer, heard: true, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, false, Warning, "the tunnel works"},
+		{"small path", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 0 })}, false, Failure, "more than 1350 bytes are lost on the way, and"},
+		{"small path, known", outcome{peer: learned, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 0 })}, false, Warning, "a router on the way says so"},
+		{"small path back", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Back = 1350 })}, false, Failure, "more than 1350 bytes from it are lost on the way here"},
+	} {
+		got := judge(c.o, c.blocked)
+		if got.Name != "peer node-b" || got.Result != c.result || !strings.Contains(got.Finding, c.say) || (got.Remedy == "") != (got.Result == OK) {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+}
+
+func TestClocks(t *testing.T) {
+	var x examination
+	at := func(ms int64) outcome {
+		return outcome{peer: control.Peer{Name: "node-b"}, probe: control.Probe{AnsweredBy: control.AnsweredByPenstock, Clock: ms}}
+	}
+	x.clocks([]outcome{{}, {err: control.Errorf(control.Internal, "x")}})
+	x.clocks([]outcome{at(-9000), at(9000)})
+	x.clocks([]outcome{at(3_600_000)})
+	x.clocks([]outcome{at(-11_000)})
+	for i, want := range []Result{Skipped, OK, Warning, Warning} {
+		if x.report.Checks[i].Result != want {
+			t.Errorf("%d: %+v", i, x.report.Checks[i])
+		}
+	}
+}
+
+func TestProcFiles(t *testing.T) {
+	if c, ok := effective([]byte("Name:\tpenstockd\nCapEff:\t0000000000003000\n")); !ok || c != 0x3000 {
+		t.Errorf("%x %v", c, ok)
+	}
+	for _, bad := range []string{"", "CapEff:", "CapEff:\tx\n"} {
+		if _, ok := effective([]byte(bad)); ok {
+			t.Errorf("%q was read", bad)
+		}
+	}
+	const head = "Limit                     Soft Limit           Hard Limit           Units\n"
+	for s, want := range map[string]uint64{"Max open files            1024                 4096                 files\n": 1024, "Max open files            unlimited            unlimited            files\n": 1 << 30} {
+		if n, ok := openFiles([]byte(head + s)); !ok || n != want {
+			t.Errorf("%q: %d %v", s, n, ok)
+		}
+	}
+	for _, bad := range []string{"", "Max open files", "Max open files x"} {
+		if _, ok := openFiles([]byte(bad)); ok {
+			t.Errorf("%q was read", bad)
+		}
+	}
+}
+
+// TestCulprits: the pods whose drops grew are named, those that had some before are not.
+func TestCulprits(t *testing.T) {
+	port := func(name string, dropped uint64) control.Port {
+		return control.Port{Owner: name, Dropped: dropped, Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
+	}
+	before := sample{ports: map[string]control.Port{"a": port("default/a", 5), "b": port("default/b", 7)}}
+	after := sample{ports: map[string]control.Port{"a": port("default/a", 5), "b": port("default/b", 9), "c": port("default/c", 0)}}
+	if got := culprits(before, after); got != "; drops grew at default/b 10.244.1.2 (2 frames)" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestWithoutDaemon: every check is there, those that need the daemon are skipped, and the daemon itself is a failure.
+func TestWithoutDaemon(t *testing.T) {
+	start := time.Now()
+	r := Examine(t.Context(), Options{Socket: filepath.Join(t.TempDir(), "none.sock"), Config: filepath.Join(t.TempDir(), "none.yaml"), CNI: func() []Check { return []Check{{Name: "cni", Result: Skipped}} }})
+	if r.Reachable || time.Since(start) > 5*time.Second {
+		t.Errorf("reachable %v, took %v", r.Reachable, time.Since(start))
+	}
+	seen := map[string]Result{}
+	for _, c := range r.Checks {
+		seen[c.Name] = c.Result
+		if (c.Result == Warning || c.Result == Failure) && c.Remedy == "" {
+			t.Errorf("%+v has no remedy", c)
+		}
+	}
+	for _, n := range Names {
+		if _, ok := seen[n.Name]; !ok {
+			t.Errorf("no check %s", n.Name)
+		}
+	}
+	if seen["daemon"] != Failure || seen["configuration"] != Failure || seen["peer"] != Skipped {
+		t.Errorf("%v", seen)
+	}
+}
+
+// TestManual: docs/operations.md lists every check. UPDATE=1 writes the table anew.
+func TestManual(t *testing.T) {
+	const path, begin, end = "../../docs/operations.md", "<!-- checks -->\n", "<!-- /checks -->\n"
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, ok1 := strings.Cut(string(page), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok1 || !ok2 {
+		t.Fatalf("%s has lost its marks %q", path, begin)
+	}
+	table := "| check | what it looks at |\n|---|---|\n"
+	for _, n := range Names {
+		table += "| `" + n.Name + "` | " + n.Looks + " |\n"
+	}
+	want := head + begin + table + end + tail
+	if want == string(page) {
+		return
+	}
+	if os.Getenv("UPDATE") == "" {
+		t.Fatalf("%s does not list the checks as they are: run UPDATE=1 go test ./forwarder/doctor -run TestManual", path)
+	}
+	if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

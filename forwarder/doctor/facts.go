@@ -1,0 +1,127 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/penstock-net/penstock/forwarder/config"
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"golang.org/x/sys/unix"
+)
+
+const patience = 5 * time.Second
+
+// facts are what the checks stand on.
+type facts struct {
+	client *control.Client
+	up     bool // the daemon answers
+	silent error
+	pid    int    // of the daemon; 0 if it cannot be told
+	away   string // why what this process sees of the network is not what the daemon sees; "" if it is
+
+	status control.Status
+	peers  []control.Peer
+	pods   []control.Pod
+	ports  []control.Port
+
+	path       string // of the configuration
+	cfg        *config.Config
+	badConfig  error
+	address    netip.Addr // this node's
+	device     string     // the node's TUN
+	tunnels    []tunnel
+	ipv4, ipv6 bool // of pods
+	underlay   hostnet.Underlay
+	noUnderlay error
+}
+
+// tunnel is one that this node listens for, with an address that sends there.
+type tunnel struct {
+	hostnet.Tunnel
+	from netip.Addr
+}
+
+func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
+	ctx, cancel := context.WithTimeout(ctx, patience) // a daemon that hangs is one that cannot be asked
+	defer cancel()
+	f.client, f.path = c, path
+	if f.status, f.silent = c.Status(ctx); f.silent == nil {
+		f.up, f.path = true, f.status.Config
+		f.pid, _ = c.Process(ctx)
+		f.peers, _ = c.Peers(ctx)
+		f.pods, _ = c.Pods(ctx)
+		f.ports, _ = c.Ports(ctx)
+		f.address, f.device = f.status.Address, f.status.Device
+		f.families(f.status.PodCIDRs)
+	}
+	f.cfg, f.badConfig = config.Load(f.path)
+	if f.badConfig == nil {
+		f.badConfig = f.cfg.Complete(hostnet.DefaultAddress)
+	}
+	switch {
+	case f.up:
+	case f.badConfig == nil:
+		f.address, f.device = f.cfg.Node.Address, f.cfg.Host.Device
+		f.families(f.cfg.Node.PodCIDRs)
+		f.status.Encap, f.status.Port, f.status.Node = f.cfg.Encap.Type, f.cfg.Encap.Port, f.cfg.Node.Name
+		for _, p := range f.cfg.Peers {
+			o := control.Peer{Name: p.Name, Address: p.Address, Encap: p.Encap, Port: p.Port}
+			if o.Encap == "" {
+				o.Encap, o.Port = f.cfg.Encap.Type, f.cfg.Encap.Port
+			}
+			f.peers = append(f.peers, o)
+		}
+	default:
+		f.address, _ = hostnet.DefaultAddress()
+		f.device = config.DefaultHostDevice
+		f.ipv4 = true
+	}
+	f.listTunnels()
+	if f.address.IsValid() {
+		f.underlay, f.noUnderlay = hostnet.FindUnderlay(f.address)
+	}
+	f.away = f.elsewhere()
+}
+
+func (f *facts) families(cidrs []netip.Prefix) {
+	for _, p := range cidrs {
+		f.ipv4 = f.ipv4 || p.Addr().Is4()
+		f.ipv6 = f.ipv6 || p.Addr().Is6()
+	}
+}
+
+func (f *facts) listTunnels() {
+	add := func(encap string, port uint16, from netip.Addr) {
+		t := tunnel{hostnet.Tunnel{Proto: unix.IPPROTO_UDP, Port: port}, from}
+		if encap == "ipip" {
+			t.Tunnel = hostnet.Tunnel{Proto: unix.IPPROTO_IPIP}
+		}
+		if from.Is4() == f.address.Is4() && !slices.ContainsFunc(f.tunnels, func(o tunnel) bool { return o.Tunnel == t.Tunnel }) {
+			f.tunnels = append(f.tunnels, t)
+		}
+	}
+	for _, p := range f.peers {
+		add(p.Encap, p.Port, p.Address)
+	}
+}
+
+// elsewhere says why the network of this process is not the daemon's: a container has one of its own.
+func (f *facts) elsewhere() string {
+	if f.pid == 0 {
+		return ""
+	}
+	ours, err1 := os.Readlink("/proc/self/ns/net")
+	theirs, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", f.pid))
+	switch {
+	case err1 != nil || err2 != nil:
+		return fmt.Sprintf("whether penstockctl and the daemon (process %d) share a network namespace cannot be seen: run it as root on the node", f.pid)
+	case ours != theirs:
+		return fmt.Sprintf("penstockctl runs in another network namespace than the daemon: run it as nsenter -t %d -n penstockctl doctor", f.pid)
+	}
+	return ""
+}

@@ -1,0 +1,146 @@
+package doctor
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+	"golang.org/x/sys/unix"
+)
+
+func (x *examination) daemon() {
+	switch {
+	case !x.up && control.CodeOf(x.silent) != control.Internal:
+		x.add("daemon", Failure, "look at penstockctl status and the daemon's log: journalctl -u penstockd -n 50", "it answers with an error: %v", x.silent)
+	case !x.up:
+		x.add("daemon", Failure, "look why it ended: journalctl -u penstockd -n 50 (its last line is the reason); the checks below say what would keep it from starting; then systemctl start penstockd",
+			"it cannot be reached: %v", x.silent)
+	case !x.status.Ready:
+		x.add("daemon", Failure, "if this stays, look at its log: journalctl -u penstockd -n 50", "it is not ready: %s", x.status.Reason)
+	default:
+		x.ok("daemon", "penstockd %s is ready, up %d s", x.status.Version, x.status.UptimeSeconds)
+	}
+}
+
+func (x *examination) configuration() {
+	switch {
+	case x.badConfig == nil:
+		x.ok("configuration", "%s is valid", x.path)
+	case x.up:
+		x.add("configuration", Warning, "penstockctl config check "+x.path+" names each mistake by its line", "the daemon runs, but would not start again: %v", x.badConfig)
+	default:
+		x.add("configuration", Failure, "penstockctl config check "+x.path+" names each mistake by its line", "the daemon cannot start: %v", x.badConfig)
+	}
+}
+
+func (x *examination) kernel() {
+	if !x.up {
+		x.skip("kernel", "only the daemon probes the kernel, and it cannot be asked")
+		return
+	}
+	var missing, off []string
+	for _, c := range x.status.Capabilities {
+		switch {
+		case !c.Found && c.Name == "tun":
+			x.add("kernel", Failure, "load the module tun, or use a kernel that has it", "TUN devices do not work: %s", c.Detail)
+			return
+		case !c.Found:
+			missing = append(missing, fmt.Sprintf("%s (needs %s)", c.Name, c.Needs))
+		case !c.Used:
+			off = append(off, c.Name)
+		}
+	}
+	text := fmt.Sprintf("all %d capabilities were found", len(x.status.Capabilities))
+	if len(missing) > 0 {
+		text = fmt.Sprintf("%d of %d capabilities were found; not there, with the next mechanism in their place: %s", len(x.status.Capabilities)-len(missing), len(x.status.Capabilities), strings.Join(missing, ", "))
+	}
+	if len(off) > 0 {
+		text += "; not in use: " + strings.Join(off, ", ")
+	}
+	x.ok("kernel", "%s", text)
+}
+
+func (x *examination) tun() {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+		unix.Close(fd)
+		x.ok("tun", "/dev/net/tun can be opened")
+	case err == unix.EACCES || err == unix.EPERM:
+		x.skip("tun", "/dev/net/tun cannot be opened by this user: run as root")
+	default:
+		x.add("tun", Failure, "modprobe tun, and mknod /dev/net/tun c 10 200 where no udev makes it", "/dev/net/tun cannot be opened: %v", err)
+	}
+}
+
+// process looks at the daemon as the kernel sees it.
+func (x *examination) process() {
+	if x.pid == 0 {
+		x.skip("privileges", "there is no daemon to look at")
+		x.skip("limits", "there is no daemon to look at")
+		return
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", x.pid))
+	if err != nil {
+		x.skip("privileges", "the daemon's process cannot be looked at: %v", err)
+	} else if caps, ok := effective(status); !ok {
+		x.skip("privileges", "the kernel does not tell the daemon's capabilities")
+	} else {
+		var lacks []string
+		for bit, name := range map[int]string{unix.CAP_NET_ADMIN: "CAP_NET_ADMIN", unix.CAP_NET_RAW: "CAP_NET_RAW"} {
+			if caps&(1<<bit) == 0 {
+				lacks = append(lacks, name)
+			}
+		}
+		if len(lacks) > 0 {
+			x.add("privileges", Failure, "give it both by CapabilityBoundingSet and AmbientCapabilities in its unit, or run it as root", "the daemon lacks %s", strings.Join(lacks, " and "))
+		} else {
+			x.ok("privileges", "the daemon has CAP_NET_ADMIN and CAP_NET_RAW")
+		}
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", x.pid))
+	n, ok := openFiles(limits)
+	switch {
+	case err != nil || !ok:
+		x.skip("limits", "the daemon's limits cannot be read: run as root")
+	case n < fewFiles:
+		x.add("limits", Warning, "set LimitNOFILE=65536 in its unit", "the daemon may open %d descriptors, and each pod takes some", n)
+	default:
+		x.ok("limits", "the daemon may open %d descriptors", n)
+	}
+}
+
+const fewFiles = 8192 // some for each worker of each of the 110 pods that a node usually has at most
+
+// effective reads CapEff of /proc/PID/status.
+func effective(status []byte) (caps uint64, ok bool) {
+	for s := bufio.NewScanner(bytes.NewReader(status)); s.Scan(); {
+		if v, is := strings.CutPrefix(s.Text(), "CapEff:"); is {
+			caps, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			return caps, err == nil
+		}
+	}
+	return 0, false
+}
+
+// openFiles reads the soft limit of /proc/PID/limits.
+func openFiles(limits []byte) (n uint64, ok bool) {
+	for s := bufio.NewScanner(bytes.NewReader(limits)); s.Scan(); {
+		if v, is := strings.CutPrefix(s.Text(), "Max open files"); is {
+			f := strings.Fields(v)
+			if len(f) == 0 {
+				return 0, false
+			}
+			if f[0] == "unlimited" {
+				return 1 << 30, true
+			}
+			n, err := strconv.ParseUint(f[0], 10, 64)
+			return n, err == nil
+		}
+	}
+	return 0, false
+}

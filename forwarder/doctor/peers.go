@@ -1,0 +1,200 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+const (
+	atOnce    = 16               // peers that are probed at the same time
+	maxClock  = 10 * time.Second // by which clocks may differ
+	maxListed = 5                // names in one sentence
+)
+
+// outcome is what the daemon found about a peer.
+type outcome struct {
+	peer  control.Peer
+	heard bool // frames from it reached the daemon during the probe
+	probe control.Probe
+	err   error
+}
+
+// probePeers has the daemon probe every peer.
+func (x *examination) probePeers(ctx context.Context) {
+	if !x.up {
+		for _, n := range []string{"peer", "superframes", "clock"} {
+			x.skip(n, "the daemon sends the probes, and it cannot be asked")
+		}
+		return
+	}
+	wanted := slices.DeleteFunc(slices.Clone(x.peers), func(p control.Peer) bool {
+		return len(x.o.Peers) > 0 && !slices.Contains(x.o.Peers, p.Name) && !slices.Contains(x.o.Peers, p.Address.String())
+	})
+	for _, name := range x.o.Peers {
+		if !slices.ContainsFunc(wanted, func(p control.Peer) bool { return p.Name == name || p.Address.String() == name }) {
+			x.add("peer "+name, Failure, "penstockctl peers lists those that there are; add it to peers in "+x.path, "there is no such peer")
+		}
+	}
+	if len(wanted) == 0 {
+		if len(x.o.Peers) == 0 {
+			x.skip("peer", "this node has no peers")
+		}
+		return
+	}
+	results := make([]outcome, len(wanted))
+	slots := make(chan struct{}, atOnce)
+	var wait sync.WaitGroup
+	for i, p := range wanted {
+		wait.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			results[i].peer = p
+			results[i].probe, results[i].err = x.client.Probe(ctx, control.ProbeRequest{Peer: p.Address.String()})
+		})
+	}
+	wait.Wait()
+	x.believed(ctx, results)
+	for _, r := range results {
+		x.report.Checks = append(x.report.Checks, judge(r, x.failed("firewall")))
+	}
+	x.superframes(results)
+	x.clocks(results)
+}
+
+// believed fills in what the daemon knows of the peers by now: a router on the way may have told it of a smaller MTU.
+func (x *examination) believed(ctx context.Context, results []outcome) {
+	now, err := x.client.Peers(ctx)
+	if err != nil {
+		return
+	}
+	for i := range results {
+		for _, p := range now {
+			if p.Address == results[i].peer.Address {
+				results[i].heard = p.Received.Packets > results[i].peer.Received.Packets
+				results[i].peer = p
+			}
+		}
+	}
+}
+
+func (x *examination) failed(name string) bool {
+	return slices.ContainsFunc(x.report.Checks, func(c Check) bool { return c.Name == name && c.Result == Failure })
+}
+
+// judge says what an outcome means. blocked: a firewall of this node drops the tunnel, so nothing else can be said of a peer
+// that does not answer.
+func judge(r outcome, blocked bool) Check {
+	p, a := r.peer, r.probe
+	tunnel := p.Encap
+	if p.Port != 0 {
+		tunnel = fmt.Sprintf("%s, UDP port %d", p.Encap, p.Port)
+	}
+	c := Check{Name: "peer " + p.Name, Result: Failure}
+	say := func(remedy, finding string, args ...any) Check {
+		c.Remedy, c.Finding = remedy, fmt.Sprintf(finding, args...)
+		return c
+	}
+	switch {
+	case r.err != nil:
+		c.Result = Warning
+		return say("look at the daemon's log", "it cannot be probed: %v", r.err)
+	case a.AnsweredBy == "" && blocked:
+		return say("see the check firewall, and ask again", "nobody answers, as a firewall of this node drops the tunnel")
+	case a.AnsweredBy == "" && r.heard:
+		c.Result = Warning
+		return say("accept what comes from the node's TUN: nft insert rule … iifname penstock0 accept, or the same in iptables or firewalld",
+			"the tunnel works, as packets from it arrive, but a firewall of this node keeps the answers to probes from the daemon, so the way cannot be measured")
+	case a.AnsweredBy == "" && !a.Node:
+		return say(fmt.Sprintf("is the machine up? can %s be reached from here (ping %s)? on it: penstockctl status", p.Address, p.Address),
+			"down: neither the node (%s, ICMP echo) nor anybody behind the tunnel (%s) answers; %s", p.Address, a.Host, seen(p))
+	case a.AnsweredBy == "":
+		return say(fmt.Sprintf("on %s: is penstockd running, does it know this node as a peer with the same encapsulation, does a firewall on it or on the way drop the tunnel (%s)? penstockctl doctor there says more", p.Name, tunnel),
+			"the node %s answers, but nobody behind the tunnel (%s); %s", p.Address, a.Host, seen(p))
+	case a.Passes < a.MTU && p.MTU <= a.Passes:
+		c.Result = Warning
+		return say(fmt.Sprintf("raise the MTU of the path by %d, or set encap.mtu: %d on all nodes", a.MTU-a.Passes, a.Passes),
+			"the path carries packets of %d bytes and pods send up to %d; a router on the way says so, and pods learn it by path MTU discovery", a.Passes, a.MTU)
+	case a.Passes < a.MTU:
+		return say(fmt.Sprintf("raise the MTU of the path by %d, or set encap.mtu: %d on all nodes", a.MTU-a.Passes, a.Passes),
+			"packets of more than %d bytes are lost on the way, and pods send up to %d: small packets pass, transfers hang", a.Passes, a.MTU)
+	case a.Back > 0 && a.Back < a.MTU:
+		return say(fmt.Sprintf("raise the MTU of the way back by %d, or set encap.mtu: %d on all nodes", a.MTU-a.Back, a.Back),
+			"packets of more than %d bytes from it are lost on the way here, and its pods send up to %d: small packets pass, transfers hang", a.Back, a.MTU)
+	}
+	c.Result = OK
+	rtt := time.Duration(a.RTT) * time.Microsecond
+	if a.AnsweredBy == control.AnsweredByHost {
+		return say("", "its host answers in %s (no Penstock there, or its probe port is closed); packets of %d bytes pass", rtt.Round(10*time.Microsecond), a.Passes)
+	}
+	return say("", "answers in %s; packets of %d bytes pass both ways", rtt.Round(10*time.Microsecond), a.Passes)
+}
+
+func seen(p control.Peer) string {
+	if p.LastSeen == nil {
+		return "it was never heard"
+	}
+	return fmt.Sprintf("last heard %s ago", time.Since(*p.LastSeen).Round(time.Second))
+}
+
+func (x *examination) superframes(results []outcome) {
+	if !slices.ContainsFunc(x.status.Capabilities, func(c control.Capability) bool { return c.Name == "tunnelGSO" && c.Used }) {
+		x.skip("superframes", "tunnel superframes are not in use: penstockctl status says why")
+		return
+	}
+	why := map[string][]string{}
+	for _, r := range results {
+		if r.err == nil && r.probe.Uplink == "" && r.peer.Encap != "ipip" {
+			reason := r.probe.NoUplink
+			if reason == "" {
+				reason = "the way to it is not known yet"
+			}
+			why[reason] = append(why[reason], r.peer.Name)
+		}
+	}
+	if len(why) == 0 {
+		x.ok("superframes", "leave whole to every peer")
+		return
+	}
+	var parts []string
+	for reason, names := range why {
+		parts = append(parts, fmt.Sprintf("to %s: %s", listed(names), reason))
+	}
+	slices.Sort(parts)
+	x.ok("superframes", "are cut before they leave, which costs throughput and nothing else, %s", strings.Join(parts, "; "))
+}
+
+func (x *examination) clocks(results []outcome) {
+	var off []string
+	asked := 0
+	for _, r := range results {
+		if r.err != nil || r.probe.AnsweredBy != control.AnsweredByPenstock {
+			continue
+		}
+		asked++
+		if d := time.Duration(r.probe.Clock) * time.Millisecond; d.Abs() > maxClock {
+			off = append(off, fmt.Sprintf("%s by %s", r.peer.Name, d))
+		}
+	}
+	switch {
+	case asked == 0:
+		x.skip("clock", "no Penstock peer has answered")
+	case len(off) > 0:
+		x.add("clock", Warning, "set up time synchronisation (chrony, systemd-timesyncd) on the nodes: logs, leases and certificates need it", "clocks differ from this node's: %s", listed(off))
+	default:
+		x.ok("clock", "no peer's differs from this node's by more than %s", maxClock)
+	}
+}
+
+// listed is a list for a sentence.
+func listed(names []string) string {
+	if n := len(names) - maxListed; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxListed], ", "), n)
+	}
+	return strings.Join(names, ", ")
+}
