@@ -46,11 +46,12 @@ type tool struct {
 	output  string
 	timeout time.Duration
 	out     io.Writer
-	began   bool // a command's own work has begun: errors from before are wrong usage
+	errs    io.Writer // what is not the answer
+	began   bool      // a command's own work has begun: errors from before are wrong usage
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	t := &tool{out: stdout}
+	t := &tool{out: stdout, errs: stderr}
 	root := &cobra.Command{
 		Use:           "penstockctl",
 		Short:         "Show and steer penstockd, the Penstock daemon of this node",
@@ -73,6 +74,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table or json")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(t.status(), t.pods(), t.ipam(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.bench(), t.doctor(), t.config(), t.cni(), t.version())
+	root.AddCommand(t.capture())
 	t.watch(root)
 
 	err := root.ExecuteContext(ctx)

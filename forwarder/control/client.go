@@ -106,6 +106,13 @@ func (c *Client) Drops(ctx context.Context) ([]Drop, error) {
 	return a.Drops, err
 }
 
+// Reasons lists all reasons, in the order in which a packet meets them.
+func (c *Client) Reasons(ctx context.Context) ([]Drop, error) {
+	var a struct{ Reasons []Drop }
+	err := c.do(ctx, http.MethodGet, "/v1/reasons", nil, &a)
+	return a.Reasons, err
+}
+
 // Reload makes the daemon read its configuration file again; an error means that nothing changed.
 func (c *Client) Reload(ctx context.Context) (r Reloaded, err error) {
 	return r, c.do(ctx, http.MethodPost, "/v1/reload", nil, &r)

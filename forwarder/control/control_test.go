@@ -35,6 +35,7 @@ type fake struct {
 	block chan struct{}
 
 	adopted []string
+	source  *fakeSource
 }
 
 func newFake() *fake { return &fake{ports: map[string]Port{}, level: "info"} }
@@ -92,6 +93,15 @@ func (f *fake) Probe(_ context.Context, r ProbeRequest) (Probe, error) {
 }
 func (f *fake) Bench(_ context.Context, r BenchRequest) (Bench, error) {
 	return Bench{Peer: r.Peer, Latency: Latency{Sent: int(r.Milliseconds)}}, f.err
+}
+func (f *fake) Reasons(context.Context) ([]Drop, error) {
+	return []Drop{{Reason: "ttl", Meaning: "over"}}, f.err
+}
+func (f *fake) Capture(_ context.Context, r CaptureRequest) (CaptureSource, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return f.source, nil
 }
 func (f *fake) Reload(context.Context) (Reloaded, error) {
 	return Reloaded{Changed: []string{"encap.copyDSCP"}}, f.err

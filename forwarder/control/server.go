@@ -38,6 +38,8 @@ type Backend interface {
 	Peers(context.Context) ([]Peer, error)
 	Routes(context.Context) ([]Route, error)
 	Drops(context.Context) ([]Drop, error)
+	Reasons(context.Context) ([]Drop, error)                        // all, also those with no frames
+	Capture(context.Context, CaptureRequest) (CaptureSource, error) // the context is that of the capture
 	Reload(context.Context) (Reloaded, error)
 	Probe(context.Context, ProbeRequest) (Probe, error)
 	Bench(context.Context, BenchRequest) (Bench, error)
@@ -52,8 +54,9 @@ type Server struct {
 
 // NewServer makes a server for a backend. Log takes what the HTTP server itself has to say, and panics.
 func NewServer(b Backend, log *slog.Logger) *Server {
-	return &Server{http: &http.Server{
-		Handler:           Handler(b, log),
+	streams, stop := context.WithCancel(context.Background())
+	s := &Server{http: &http.Server{
+		Handler:           handler(b, log, streams),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      requestTimeout + 10*time.Second,
@@ -61,6 +64,8 @@ func NewServer(b Backend, log *slog.Logger) *Server {
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}}
+	s.http.RegisterOnShutdown(stop) // captures would last for ever
+	return s
 }
 
 // Serve answers on l until Shutdown; then it returns nil.
@@ -84,14 +89,17 @@ func (s *Server) Shutdown(ctx context.Context) error {
 type call func(ctx context.Context, body []byte) (any, error)
 
 // Handler is the whole API as an http.Handler.
-func Handler(b Backend, log *slog.Logger) http.Handler {
+func Handler(b Backend, log *slog.Logger) http.Handler { return handler(b, log, context.Background()) }
+
+func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler {
 	routes := map[string]map[string]call{
-		"/v1/status": {http.MethodGet: get(b.Status)},
-		"/v1/ports":  {http.MethodGet: list("ports", b.Ports)},
-		"/v1/peers":  {http.MethodGet: list("peers", b.Peers)},
-		"/v1/routes": {http.MethodGet: list("routes", b.Routes)},
-		"/v1/drops":  {http.MethodGet: list("drops", b.Drops)},
-		"/v1/attach": {http.MethodPost: post(b.Attach)},
+		"/v1/status":  {http.MethodGet: get(b.Status)},
+		"/v1/ports":   {http.MethodGet: list("ports", b.Ports)},
+		"/v1/peers":   {http.MethodGet: list("peers", b.Peers)},
+		"/v1/routes":  {http.MethodGet: list("routes", b.Routes)},
+		"/v1/drops":   {http.MethodGet: list("drops", b.Drops)},
+		"/v1/reasons": {http.MethodGet: list("reasons", b.Reasons)},
+		"/v1/attach":  {http.MethodPost: post(b.Attach)},
 		"/v1/detach": {http.MethodPost: post(func(ctx context.Context, r DetachRequest) (struct{}, error) {
 			return struct{}{}, b.Detach(ctx, r)
 		})},
@@ -116,6 +124,10 @@ func Handler(b Backend, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == adoptPath {
 			serveAdopt(w, r, b, log)
+			return
+		}
+		if r.URL.Path == capturePath {
+			serveCapture(w, r, b, log, stopping)
 			return
 		}
 		methods, ok := routes[r.URL.Path]

@@ -45,6 +45,7 @@ type fake struct {
 	counters forwarder.Counters
 	turns    uint64 // of worker 0, which moves at every look; worker 1 waits
 	stuck    bool   // worker 0 does not move any more
+	tapped   forwarder.TapFilter
 
 	step    func() // before each deed; mu is held
 	boot    string
@@ -264,6 +265,10 @@ func (f fakePlane) Ports() []forwarder.PortInfo {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.ports)
+}
+func (f fakePlane) Tap(t forwarder.TapFilter) (*forwarder.Tap, error) {
+	f.tapped = t
+	return nil, errors.New("a pretended forwarder has no taps")
 }
 func (f fakePlane) Counters() forwarder.Counters { return f.counters }
 func (f fakePlane) Progress() ([]uint64, []bool) {

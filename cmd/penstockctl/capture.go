@@ -1,0 +1,202 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// captureFlags is what a capture is asked for.
+type captureFlags struct {
+	control.CaptureRequest
+	count int
+	file  string
+}
+
+func (t *tool) capture() *cobra.Command {
+	f := &captureFlags{}
+	c := &cobra.Command{
+		Use:   "capture [--pod POD] [--peer PEER] [--reason REASON]",
+		Short: "Show frames where they come in, leave and are dropped, or write them as pcapng",
+		Long: `Show frames where they come in, leave and are dropped, or write them as pcapng.
+
+A frame is shown at each stage of its way: from-pod, from-host, from-peer (after its encapsulation is taken off), to-pod,
+to-host, to-peer (before it is encapsulated), and dropped, with the reason. Filters must all hold. --pod takes
+container/interface, the owner (namespace/name), the device or an address; --peer a name or an underlay address; --reason a drop
+reason (penstockctl drops --all lists them), and then only these drops are shown. In a pcapng file each stage, pod, peer and reason
+is an interface of its own (frame.interface_name), whose comment explains a drop. Superframes are one long packet, and checksums
+may be wrong where the device would have filled them in.
+
+It ends after --count frames, or by Ctrl-C, which leaves a whole file. What the daemon could not pass on in time is counted and
+told at the end; forwarding never waits for a capture.`,
+		Example: "  penstockctl capture --pod default/web-0 -w web.pcapng\n  penstockctl capture --reason spoofed -w - | tshark -r -",
+		Args:    cobra.NoArgs,
+		RunE:    func(c *cobra.Command, _ []string) error { return t.runCapture(c.Context(), f) },
+	}
+	c.Flags().StringVar(&f.Pod, "pod", "", "only frames of this pod: container/interface, owner, device or address")
+	c.Flags().StringVar(&f.Peer, "peer", "", "only frames to or from this peer: name or address")
+	c.Flags().StringVar(&f.Reason, "reason", "", "only what is dropped for this reason")
+	c.Flags().IntVarP(&f.count, "count", "c", 0, "end after this many frames (0: by Ctrl-C)")
+	c.Flags().IntVarP(&f.Snap, "snaplen", "s", 0, "bytes of each frame (0: all)")
+	c.Flags().StringVarP(&f.file, "write", "w", "", "write pcapng to this file, or to standard output (-)")
+	c.RegisterFlagCompletionFunc("pod", t.completeOne(func(ctx context.Context, client *control.Client) (names []string, err error) {
+		ports, err := client.Ports(ctx)
+		for _, p := range ports {
+			names = append(names, p.Container+"/"+p.Interface)
+		}
+		return names, err
+	}))
+	c.RegisterFlagCompletionFunc("peer", t.completeOne(func(ctx context.Context, client *control.Client) (names []string, err error) {
+		peers, err := client.Peers(ctx)
+		for _, p := range peers {
+			names = append(names, p.Name)
+		}
+		return names, err
+	}))
+	c.RegisterFlagCompletionFunc("reason", t.completeOne(func(ctx context.Context, client *control.Client) (names []string, err error) {
+		reasons, err := client.Reasons(ctx)
+		for _, r := range reasons {
+			names = append(names, r.Reason)
+		}
+		return names, err
+	}))
+	return c
+}
+
+// completeOne offers what the daemon knows as values of a flag.
+func (t *tool) completeOne(get func(context.Context, *control.Client) ([]string, error)) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return func(c *cobra.Command, _ []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+		t.daemon(c, func(ctx context.Context, client *control.Client) (err error) {
+			names, err = get(ctx, client)
+			return err
+		})
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// sink takes captured frames.
+type sink interface {
+	write(*control.Captured) error
+	flush() error
+}
+
+func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
+	if f.count < 0 || f.Snap < 0 {
+		return fmt.Errorf("--count and --snaplen cannot be negative")
+	}
+	client := control.New(t.socket)
+	reasons := map[string]control.Drop{}
+	if f.file != "" {
+		q, cancel := context.WithTimeout(ctx, t.timeout)
+		list, err := client.Reasons(q)
+		cancel()
+		if err != nil {
+			return err
+		}
+		for _, r := range list {
+			reasons[r.Reason] = r
+		}
+	}
+	in, err := client.Capture(ctx, f.CaptureRequest)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	var to sink
+	switch {
+	case f.file == "-":
+		to, err = newPcapng(t.out, f.CaptureRequest, reasons)
+	case f.file != "":
+		file, e := os.Create(f.file)
+		if e != nil {
+			return fmt.Errorf("the capture cannot be written: %w", e)
+		}
+		defer file.Close()
+		to, err = newPcapng(file, f.CaptureRequest, reasons)
+	case t.output == "json":
+		to = jsonLines{json.NewEncoder(t.out)}
+	default:
+		to = newLines(t.out)
+	}
+	if err != nil {
+		return err
+	}
+	n, err := pump(ctx, in, to, f.count)
+	fmt.Fprintf(t.errs, "%d frames captured", n)
+	if lost := in.Lost(); lost > 0 {
+		fmt.Fprintf(t.errs, ", %d more matched and were lost: narrow the filter, or shorten frames with -s", lost)
+	}
+	fmt.Fprintln(t.errs)
+	return err
+}
+
+// pump moves frames until the count, the user or the daemon ends it. That the user ends it is no error.
+func pump(ctx context.Context, in *control.CaptureReader, to sink, count int) (n int, err error) {
+	for count == 0 || n < count {
+		c, err := in.Next()
+		if err != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			if errors.Is(err, io.EOF) {
+				err = fmt.Errorf("penstockd ended the capture without saying why; has it died?")
+			}
+			return n, errors.Join(err, to.flush())
+		}
+		if err := to.write(c); err != nil {
+			return n, fmt.Errorf("the capture cannot be written: %w", err)
+		}
+		n++
+		if in.Waiting() {
+			if err := to.flush(); err != nil {
+				return n, fmt.Errorf("the capture cannot be written: %w", err)
+			}
+		}
+	}
+	if err := to.flush(); err != nil {
+		return n, fmt.Errorf("the capture cannot be written: %w", err)
+	}
+	return n, nil
+}
+
+// lines prints a line for each frame.
+type lines struct{ *bufio.Writer }
+
+func newLines(w io.Writer) lines { return lines{bufio.NewWriter(w)} }
+
+func (l lines) write(c *control.Captured) error {
+	_, err := fmt.Fprintf(l, "%s %s\n", c.Time.Format("15:04:05.000000"), c)
+	return err
+}
+
+func (l lines) flush() error { return l.Flush() }
+
+// jsonLines prints an object for each frame.
+type jsonLines struct{ *json.Encoder }
+
+func (l jsonLines) write(c *control.Captured) error {
+	return l.Encode(struct {
+		Time     time.Time `json:"time"`
+		Stage    string    `json:"stage"`
+		Reason   string    `json:"reason,omitempty"`
+		Pod      string    `json:"pod,omitempty"`
+		Peer     string    `json:"peer,omitempty"`
+		Worker   int       `json:"worker"`
+		Ethernet bool      `json:"ethernet,omitempty"`
+		Outer    bool      `json:"outer,omitempty"`
+		Length   int       `json:"length"`
+		Segment  int       `json:"segment,omitempty"`
+		Data     []byte    `json:"data"`
+	}{c.Time.UTC(), c.Stage, c.Reason, c.Pod, c.Peer, c.Worker, c.Ethernet, c.Outer, c.Length, c.Segment, c.Data})
+}
+
+func (l jsonLines) flush() error { return nil }

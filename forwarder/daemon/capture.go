@@ -1,0 +1,110 @@
+package daemon
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/penstock-net/penstock/forwarder"
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/table/feed"
+)
+
+// Capture begins to show frames.
+func (d *Daemon) Capture(ctx context.Context, r control.CaptureRequest) (control.CaptureSource, error) {
+	if err := d.await(ctx); err != nil {
+		return nil, err
+	}
+	f := forwarder.TapFilter{Reason: r.Reason, Snap: r.Snap}
+	if r.Snap < 0 {
+		return nil, control.Errorf(control.BadRequest, "a frame has no %d bytes", r.Snap)
+	}
+	if r.Pod != "" {
+		p, err := d.findPod(r.Pod)
+		a, bad := netip.ParseAddr(r.Pod)
+		switch {
+		case err == nil:
+			f.Container, f.Interface, f.Addresses = p.Container, p.Interface, p.Addresses
+		case bad == nil: // an address need not be a pod of this node
+			f.Addresses = []netip.Addr{a.Unmap()}
+		default:
+			return nil, err
+		}
+	}
+	if r.Peer != "" {
+		i := slices.IndexFunc(d.state.Load().peers, func(p feed.Peer) bool { return p.Name == r.Peer || p.Address.String() == r.Peer })
+		if i < 0 {
+			return nil, control.Errorf(control.NotFound, "there is no peer %q: penstockctl peers lists them", r.Peer)
+		}
+		f.Peer = d.state.Load().peers[i].Address.Unmap()
+	}
+	t, err := d.plane.Tap(f)
+	if err != nil {
+		return nil, control.Errorf(control.BadRequest, "%v", err)
+	}
+	d.log.Info("a capture begins", "pod", r.Pod, "peer", r.Peer, "reason", r.Reason)
+	return &tap{d, t}, nil
+}
+
+// findPod finds an attached pod by "container/interface", container, owner ("namespace/name"), device or address.
+func (d *Daemon) findPod(name string) (control.Port, error) {
+	ports, err := d.Ports(context.Background())
+	if err != nil {
+		return control.Port{}, err
+	}
+	var found []control.Port
+	for _, p := range ports {
+		if name == p.Container+"/"+p.Interface || p.Device != "" && name == p.Device || slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return a.String() == name }) {
+			return p, nil
+		}
+		if name == p.Container || name == p.Owner || name == p.Owner+"/"+p.Interface {
+			found = append(found, p)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return control.Port{}, control.Errorf(control.NotFound, "no pod %q is attached to this node: penstockctl ports lists them", name)
+	case 1:
+		return found[0], nil
+	}
+	var names []string
+	for _, p := range found {
+		names = append(names, p.Container+"/"+p.Interface)
+	}
+	return control.Port{}, control.Errorf(control.BadRequest, "%q has several interfaces, name one of them: %s", name, strings.Join(names, ", "))
+}
+
+// tap makes a forwarder's tap a source of the control API.
+type tap struct {
+	d *Daemon
+	*forwarder.Tap
+}
+
+func (t *tap) Read(fn func(*control.Captured)) int {
+	var c control.Captured
+	return t.Tap.Read(func(r *forwarder.TapRecord) {
+		c = control.Captured{Time: time.Unix(0, r.Nanos), Worker: r.Worker, Stage: r.Stage.String(), Pod: r.Pod, Peer: r.Peer,
+			Ethernet: r.Ethernet, Outer: r.Outer, Length: r.Length, Segment: r.Segment, Data: r.Data}
+		if r.Stage == forwarder.Dropped {
+			c.Reason = r.Reason.String()
+		}
+		fn(&c)
+	})
+}
+
+func (t *tap) Close() {
+	t.Tap.Close()
+	t.d.log.Info("a capture ends", "lost", t.Lost())
+}
+
+// Reasons lists all reasons that a frame may be dropped for, and how many were, in the order in which a packet meets them.
+func (d *Daemon) Reasons(context.Context) ([]control.Drop, error) {
+	dropped := d.plane.Counters().Dropped
+	var list []control.Drop
+	for _, r := range forwarder.Reasons() {
+		list = append(list, control.Drop{Reason: r.String(), Packets: dropped[r.String()], Meaning: r.Meaning(), Remedy: r.Remedy()})
+	}
+	return list, nil
+}
