@@ -325,7 +325,7 @@ func (s *badSuite) awaitDrops(c badCase, before map[*lab.Node]lab.Metrics) {
 	s.t.Helper()
 	for n, reason := range c.drops {
 		noise := reason == "multicast" || reason == "answered"
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 			m := n.Daemon.Metrics(s.t)
 			if noise {
 				if m.Sub(before[n]).Dropped()[reason] >= max(c.count, 1) {
@@ -356,7 +356,7 @@ func (s *badSuite) quiet(m map[string]uint64) map[string]uint64 {
 // await polls the capture of h until pick likes a packet.
 func (s *badSuite) await(h *lab.Host, pick func(ip []byte) bool) bool {
 	w := s.of(h)
-	for deadline, seen := time.Now().Add(5*time.Second), 0; ; time.Sleep(time.Millisecond) {
+	for deadline, seen := time.Now().Add(patience), 0; ; time.Sleep(time.Millisecond) {
 		frames := w.capture.Frames()
 		for ; seen < len(frames); seen++ {
 			if ip := w.ipOf(frames[seen]); ip != nil && pick(ip) {

@@ -44,7 +44,7 @@ func TestTruncatedSuperframe(t *testing.T) {
 				truncated := int(m.Dropped()["truncated"])
 				unread := int(m.Sum("penstock_port_unread_packets_total"))
 				whole := superframes - truncated - unread
-				c := sink.WaitFor(burst*whole, 5*time.Second)
+				c := sink.WaitFor(burst*whole, patience)
 				t.Logf("%s: of %d superframes %d truncated, %d unread, %d whole", family(v6), superframes, truncated, unread, whole)
 				if unread == 0 || whole <= 0 || ring == "auto" && truncated == 0 {
 					t.Errorf("%s: the buffer was not full, or took nothing at all", family(v6))
@@ -79,7 +79,7 @@ func pause(t *testing.T, d *lab.Daemon, how syscall.Signal) {
 	if err := d.Process.Signal(how); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.Process.Pid()))
 		if err != nil {
 			t.Fatal(err)

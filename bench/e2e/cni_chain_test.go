@@ -70,7 +70,7 @@ func TestCNITuning(t *testing.T) {
 	}
 	for _, v6 := range []bool{false, true} {
 		for _, ends := range [][2]*lab.Pod{{far, p}, {p, far}} {
-			r, err := ends[0].PingWith(ends[1].Addr(v6), lab.Echo{Timeout: time.Second})
+			r, err := ends[0].PingWith(ends[1].Addr(v6), lab.Echo{Timeout: patience})
 			if err != nil || r.Received != 1 {
 				t.Errorf("first echo %s → %s: %+v, %v", ends[0].Name, ends[1].Addr(v6), r, err)
 			}

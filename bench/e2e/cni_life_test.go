@@ -91,23 +91,19 @@ func TestCNIDaemonStarts(t *testing.T) {
 	c := newTool(t, a)
 	c.configure(a.List(nil, lab.Conf{"type": "penstock"}))
 	a.Daemon.Process.Signal(syscall.SIGSTOP)
-	begin := time.Now()
-	if _, err := c.run("status", nil); err == nil || !strings.Contains(err.Error(), "in time") {
+	if _, err := c.run("status", nil); err == nil || !strings.Contains(err.Error(), "in time") { // within a second: TestCNISuiteHangs
 		t.Errorf("STATUS of a daemon that hangs: %v", err)
 	}
-	if took := time.Since(begin); took > 1500*time.Millisecond { // with cnitool's own start; the plugin's second is in its own tests
-		t.Errorf("STATUS took %v", took)
-	}
-	begin = time.Now()
+	begin := time.Now()
 	if _, err := a.BarePod(t).Plug(a.List(nil, lab.Conf{"type": "penstock"})); err == nil || !strings.Contains(err.Error(), "penstockd") {
 		t.Errorf("ADD to a daemon that hangs: %v", err)
 	}
-	if took := time.Since(begin); took > 11*time.Second { // ten, and what starting a process takes on a busy machine
+	if took := time.Since(begin); took > 20*time.Second { // within ten: TestCNISuiteDead
 		t.Errorf("ADD gave up after %v", took)
 	}
 	p.Remove(t)
 	a.Daemon.Process.Signal(syscall.SIGCONT)
-	for end := time.Now().Add(10 * time.Second); queued(a) > 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); queued(a) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the daemon does not finish what was queued while it hung")
 		}

@@ -181,7 +181,7 @@ func TestCNIDownUp(t *testing.T) {
 			}
 			for _, v6 := range []bool{false, true} { // one try each, so at once
 				awaitLocal(t, p, p.Addr(v6))
-				r, err := far.PingWith(p.Addr(v6), lab.Echo{Timeout: time.Second})
+				r, err := far.PingWith(p.Addr(v6), lab.Echo{Timeout: patience})
 				if err != nil || r.Received != 1 {
 					t.Errorf("first echo to %s: %+v, %v", p.Addr(v6), r, err)
 				}
@@ -193,7 +193,7 @@ func TestCNIDownUp(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, v6 := range []bool{false, true} {
-					r, err := p.PingWith(far.Addr(v6), lab.Echo{Timeout: time.Second})
+					r, err := p.PingWith(far.Addr(v6), lab.Echo{Timeout: patience})
 					if err != nil || r.Received != 1 {
 						t.Errorf("first echo with the new MAC to %s: %+v, %v", far.Addr(v6), r, err)
 					}
@@ -209,7 +209,7 @@ func TestCNIDownUp(t *testing.T) {
 // milliseconds after the device has come up.
 func awaitLocal(t *testing.T, p *lab.Pod, a netip.Addr) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		routes, err := p.Netlink().RouteGet(a.AsSlice())
 		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
 			return

@@ -125,7 +125,7 @@ func TestCNITool(t *testing.T) {
 				if version == "1.1.0" {
 					c.must("status", nil)
 					c.must("gc", p) // cnitool says that nothing is valid
-					if err := p.PingContext(t.Context(), far.IP4); err == nil {
+					if !p.Silent(far.IP4) {
 						t.Error("a collected pod still reaches others")
 					}
 				}

@@ -108,7 +108,7 @@ func exchange(t *testing.T, a, b *lab.Host, v6 bool, mtu int) {
 		}
 		sent += n
 	}
-	if got := sink.WaitFor(sent, 500*time.Millisecond); !got.Perfect(sent) {
+	if got := sink.WaitFor(sent, patience); !got.Perfect(sent) {
 		t.Errorf("%d messages %s → %s IPv6 %v arrived as %+v", sent, a.Name, b.Name, v6, got)
 	}
 }

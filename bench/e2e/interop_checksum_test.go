@@ -174,7 +174,7 @@ func flippedBits(t *testing.T, a, b *lab.Node, p, kp *lab.Pod, proto string, v6 
 		bad += drops
 		awaitDrops(t, a.Daemon, before, "inner_checksum", bad)
 		var frames [][]byte
-		for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 			frames = seen.Frames()[delivered:]
 			if fillings(frames, proto) >= good || time.Now().After(end) {
 				break
@@ -234,10 +234,10 @@ func fillings(frames [][]byte, proto string) (n int) {
 	return n
 }
 
-// awaitDrops waits until n frames were dropped for a reason, or for five seconds: the caller judges.
+// awaitDrops waits until n frames were dropped for a reason, or patience ends: the caller judges.
 func awaitDrops(t *testing.T, d *lab.Daemon, before lab.Metrics, reason string, n int) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if int(d.Metrics(t).Sub(before).Dropped()[reason]) >= n {
 			return
 		}
@@ -280,7 +280,7 @@ func TestInteropFlippedOnTheWay(t *testing.T) {
 	if _, err := kp.SendStream(within(t), to, lab.Stream{Sizes: []int{200}, Count: n}); err != nil {
 		t.Fatal(err)
 	}
-	c := sink.WaitFor(n, 5*time.Second)
+	c := sink.WaitFor(n, patience)
 	if !c.Perfect(n) {
 		t.Errorf("of %d good and %d flipped messages the pod got %+v", n, n, c)
 	}

@@ -145,10 +145,10 @@ func arrivesAs(t *testing.T, from, to *lab.Host, sent, want int) {
 		if _, err := from.SendStream(within(t), netip.AddrPortFrom(to.Addr(v6), sink.Port()), lab.Stream{Count: n, TOS: sent}); err != nil {
 			t.Error(err)
 		}
-		if c := sink.WaitFor(n, 5*time.Second); !c.Perfect(n) {
+		if c := sink.WaitFor(n, patience); !c.Perfect(n) {
 			t.Errorf("%s → %s %s TOS %#x: %+v", from.Name, to.Name, family(v6), sent, c)
 		}
-		frames := seen.Wait(1, 5*time.Second)
+		frames := seen.Wait(1, patience)
 		for _, f := range frames {
 			if got := tos(lab.IPPayload(f)); got != want {
 				t.Errorf("%s → %s %s: TOS %#x arrived as %#x, and should have as %#x", from.Name, to.Name, family(v6), sent, got, want)

@@ -104,7 +104,7 @@ func messages(t *testing.T, a, b *lab.Host, v6 bool, s lab.Stream) {
 			t.Error(err)
 			return
 		}
-		if c := sink.WaitFor(sent+s.Count, 5*time.Second); !c.Perfect(sent + s.Count) {
+		if c := sink.WaitFor(sent+s.Count, patience); !c.Perfect(sent + s.Count) {
 			t.Errorf("messages %s → %s %s segment %d: of %d sent: %+v", a.Name, b.Name, family(v6), s.Segment, sent+s.Count, c)
 			return
 		}

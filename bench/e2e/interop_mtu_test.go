@@ -42,7 +42,7 @@ func TestInteropPathMTU(t *testing.T) {
 					}
 					// With DF clear a node's router fragments.
 					for _, size := range []int{mtu + 1, 2000, 3900} {
-						r, err := p.PingWith(kp.IP4, lab.Echo{Size: size - 28, Timeout: 5 * time.Second})
+						r, err := p.PingWith(kp.IP4, lab.Echo{Size: size - 28, Timeout: patience})
 						if err != nil || r.Received != 1 {
 							t.Errorf("%s: fragmented ping of %d bytes: %+v %v", p.Name, size, r, err)
 						}
@@ -71,7 +71,7 @@ func TestInteropPathMTU(t *testing.T) {
 						forgetPaths(t, kp)
 					}
 					for _, size := range []int{small + 1, 1400, mtu, 3000} { // DF clear
-						r, err := kp.PingWith(p.IP4, lab.Echo{Size: size - 28, Timeout: 5 * time.Second})
+						r, err := kp.PingWith(p.IP4, lab.Echo{Size: size - 28, Timeout: patience})
 						if err != nil || r.Received != 1 {
 							t.Errorf("%s: ping of %d bytes to a pod with MTU %d: %+v %v", p.Name, size, small, r, err)
 						}
@@ -120,12 +120,12 @@ func tooBig(t *testing.T, from, to *lab.Host, v6 bool, mtu int, router netip.Add
 	if v6 {
 		header = 48
 	}
-	r, err := from.PingWith(to.Addr(v6), lab.Echo{Size: mtu - header, DF: true, Timeout: 5 * time.Second})
+	r, err := from.PingWith(to.Addr(v6), lab.Echo{Size: mtu - header, DF: true, Timeout: patience})
 	if err != nil || r.Received != 1 {
 		t.Errorf("%s → %s %s: DF ping of just the MTU %d: %+v %v", from.Name, to.Name, family(v6), mtu, r, err)
 	}
 	for _, size := range []int{mtu + 1, mtu + 20} {
-		r, err := from.PingWith(to.Addr(v6), lab.Echo{Size: size - header, DF: true, Timeout: 5 * time.Second})
+		r, err := from.PingWith(to.Addr(v6), lab.Echo{Size: size - header, DF: true, Timeout: patience})
 		if err != nil {
 			t.Errorf("%s → %s %s: DF ping of %d bytes: %v", from.Name, to.Name, family(v6), size, err)
 			continue

@@ -84,7 +84,7 @@ func startLoad(t *testing.T, pairs, tcp [][2]*lab.Host) *swapLoad {
 				if err != nil && ctx.Err() == nil {
 					s.fault("%s → %s: %v", from.Name, to.Name, err)
 				}
-				if c := sink.WaitFor(n, 5*time.Second); !c.Perfect(n) {
+				if c := sink.WaitFor(n, patience); !c.Perfect(n) {
 					s.fault("%s → %s: of %d messages: %+v", from.Name, to.Name, n, c)
 				}
 				s.mu.Lock()

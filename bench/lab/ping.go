@@ -50,11 +50,12 @@ func (e ICMPError) String() string {
 
 var pingID atomic.Uint32
 
-// Ping sends up to five echoes and returns nil with the first answer.
+// Ping sends up to six echoes, each waited for twice as long as the one before, and returns nil with the first answer: what is
+// lost costs half a second, and a busy machine gets half a minute.
 func (h *Host) Ping(to netip.Addr) error {
 	var last EchoResult
-	for range 5 {
-		r, err := h.PingWith(to, Echo{Timeout: 600 * time.Millisecond})
+	for wait := 500 * time.Millisecond; wait <= 16*time.Second; wait *= 2 {
+		r, err := h.PingWith(to, Echo{Timeout: wait})
 		if err == nil && r.Received > 0 {
 			return nil
 		}
@@ -64,15 +65,21 @@ func (h *Host) Ping(to netip.Addr) error {
 		last = r
 		time.Sleep(50 * time.Millisecond)
 	}
-	return fmt.Errorf("ping from %s to %v: %w to five echoes %v", h.Name, to, ErrNoAnswer, last.Errors)
+	return fmt.Errorf("ping from %s to %v: %w to six echoes %v", h.Name, to, ErrNoAnswer, last.Errors)
 }
 
-// PingContext is Ping that gives up with ctx.
+// PingContext is Ping that does not begin when ctx is done.
 func (h *Host) PingContext(ctx context.Context, to netip.Addr) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	return h.Ping(to)
+}
+
+// Silent tells whether nobody answers three echoes.
+func (h *Host) Silent(to netip.Addr) bool {
+	r, err := h.PingWith(to, Echo{Count: 3, Timeout: 200 * time.Millisecond})
+	return err != nil || r.Received == 0
 }
 
 // PingWith sends the echoes one after the other. The error is for what could not be sent; silence and ICMP

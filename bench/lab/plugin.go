@@ -66,16 +66,16 @@ func ReferencePlugins(names ...string) (string, error) {
 		if _, err := os.Stat(path); err == nil {
 			continue
 		}
-		module, target := "github.com/containernetworking/plugins", "./plugins/"+name
+		target := "github.com/containernetworking/plugins/plugins/" + name
 		if name == "cnitool" {
-			module, target = "github.com/containernetworking/cni", "./cnitool"
+			target = "github.com/containernetworking/cni/cnitool"
 		}
-		source, err := goList("{{.Dir}}", module)
+		root, err := moduleRoot()
 		if err != nil {
 			return "", err
 		}
 		tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
-		cmd := exec.Command("go", "build", "-C", source, "-o", tmp, target) // the module's own go.mod says what it needs
+		cmd := exec.Command("go", "build", "-C", root, "-o", tmp, target) // tools of our go.mod: what is not there yet is fetched
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("lab: %s does not build: %w\n%s", name, err, out)

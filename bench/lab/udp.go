@@ -227,7 +227,7 @@ func (c *UDPClient) EchoSizes(ctx context.Context, sizes []int, window int) (Ech
 	var e EchoCount
 	flying := map[int]time.Time{}
 	bytesFlying, next := 0, 0
-	const patience = time.Second
+	const patience = 10 * time.Second // it is only waited for where something is lost
 	for next < len(sizes) || len(flying) > 0 {
 		if err := ctx.Err(); err != nil {
 			return e, err
