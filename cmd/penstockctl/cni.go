@@ -60,7 +60,8 @@ func (t *tool) cni() *cobra.Command {
 
 It is done only when the daemon is ready, and each file appears whole or not at all. The list is ` + listName + `, which comes
 before others. With --chained it is the list that the runtime uses now, with penstock behind its first plugin (a bridge or
-ptp); the old list stays where it is and is in force again after uninstall.`,
+ptp); the old list stays where it is and is in force again after uninstall. What was written is noted in ` + recordName + `
+beside the list, so that uninstall takes away that and nothing else.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return t.cniInstall(c, f) },
 	}
@@ -68,9 +69,10 @@ ptp); the old list stays where it is and is in force again after uninstall.`,
 	install.Flags().BoolVar(&f.chained, "chained", false, "chain penstock behind the plugin that makes pods now")
 	install.Flags().BoolVar(&f.print, "print", false, "print the list, and write nothing")
 	install.Flags().StringVar(&f.plugin, "plugin", "", "the plugin's program (default: penstock beside this program)")
+	install.Flags().BoolVar(&f.force, "force", false, "write over a list of that name that install has not written, or that was changed since")
 	uninstall := &cobra.Command{
 		Use:   "uninstall",
-		Short: "Remove the CNI list, and the plugin when no pod needs it any more",
+		Short: "Remove what install has written: the CNI list, and the plugin when no pod needs it any more",
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return t.cniUninstall(c, f) },
 	}
@@ -107,20 +109,34 @@ func (t *tool) cniInstall(c *cobra.Command, f *cniFiles) error {
 	if err != nil {
 		return err
 	}
-	target := filepath.Join(f.binDir, pluginName)
-	if program != target {
-		in, err := os.Open(program)
-		if err != nil {
-			return fmt.Errorf("the plugin cannot be read: %w", err)
-		}
-		defer in.Close()
-		if err := writeAtomically(target, in, 0o755); err != nil {
+	plugin, err := os.ReadFile(program)
+	if err != nil {
+		return fmt.Errorf("the plugin cannot be read: %w", err)
+	}
+	target, path := filepath.Join(f.binDir, pluginName), filepath.Join(f.confDir, listName)
+	written, err := f.readRecord()
+	if err != nil {
+		return err
+	}
+	if sum := sumOf(path); sum != "" && sum != digest(content) && sum != written.List && !f.force {
+		return fmt.Errorf("%s was not written by cni install, or was changed since: move it away, or write over it with --force", path)
+	}
+	// Noted before it is done. A plugin that is there already, of a package or of make install, is not ours to remove.
+	was := sumOf(target)
+	if was != digest(plugin) {
+		written.Plugin = digest(plugin)
+	}
+	written.List = digest(content)
+	if err := f.writeRecord(written); err != nil {
+		return err
+	}
+	if was != digest(plugin) {
+		if err := writeAtomically(target, bytes.NewReader(plugin), 0o755); err != nil {
 			return err
 		}
 		fmt.Fprintln(t.out, "wrote", target)
 	}
 	// The plugin is there before a list names it.
-	path := filepath.Join(f.confDir, listName)
 	if err := writeAtomically(path, bytes.NewReader(content), 0o600); err != nil {
 		return err
 	}
@@ -130,16 +146,35 @@ func (t *tool) cniInstall(c *cobra.Command, f *cniFiles) error {
 }
 
 func (t *tool) cniUninstall(c *cobra.Command, f *cniFiles) error {
-	path := filepath.Join(f.confDir, listName)
-	switch err := os.Remove(path); {
-	case err == nil:
-		fmt.Fprintln(t.out, "removed", path)
-	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("the CNI list cannot be removed: %w", err)
+	written, err := f.readRecord()
+	if err != nil {
+		return err
 	}
-	target := filepath.Join(f.binDir, pluginName)
-	if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) {
+	if written == (record{}) {
+		fmt.Fprintf(t.out, "cni install has written nothing into %s that would still be there\n", f.confDir)
 		return nil
+	}
+	path, target := filepath.Join(f.confDir, listName), filepath.Join(f.binDir, pluginName)
+	switch sum := sumOf(path); {
+	case sum == "":
+	case sum != written.List && !f.force:
+		return fmt.Errorf("%s was changed since cni install has written it: remove it yourself, or use --force", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("the CNI list cannot be removed: %w", err)
+		}
+		fmt.Fprintln(t.out, "removed", path)
+	}
+	written.List = ""
+	if err := f.writeRecord(written); err != nil {
+		return err
+	}
+	switch sum := sumOf(target); {
+	case written.Plugin == "" || sum == "":
+		return f.writeRecord(record{})
+	case sum != written.Plugin && !f.force:
+		fmt.Fprintf(t.out, "%s is not the one that cni install has written, and stays\n", target)
+		return f.writeRecord(record{})
 	}
 	if !f.force {
 		// Without the plugin the runtime could not take its pods off the network.
@@ -162,7 +197,7 @@ func (t *tool) cniUninstall(c *cobra.Command, f *cniFiles) error {
 		return fmt.Errorf("the plugin cannot be removed: %w", err)
 	}
 	fmt.Fprintln(t.out, "removed", target)
-	return nil
+	return f.writeRecord(record{})
 }
 
 // list is what to write: one of our own, or the one in force with us in it.
@@ -201,11 +236,8 @@ func (f *cniFiles) list(socket string) (cniList, error) {
 		if first := all[0]["type"]; first != "bridge" && first != "ptp" {
 			return nil, fmt.Errorf("%s makes pods with %v, and penstock can be chained behind bridge and ptp only", filepath.Join(f.confDir, name), first)
 		}
-		plugins := []any{all[0], cniPlugin{"type": pluginName, "attach": control.AttachRouted, "socket": socket, "capabilities": map[string]any{"bandwidth": true}}}
-		for _, p := range all[1:] {
-			if p["type"] == "bandwidth" {
-				plugins[1].(cniPlugin)["capabilities"] = map[string]any{} // one limiter is enough, and behind a bridge this one works
-			}
+		plugins := []any{all[0], cniPlugin{"type": pluginName, "attach": control.AttachRouted, "socket": socket}}
+		for _, p := range all[1:] { // among them the plugin bandwidth, which works behind a bridge
 			plugins = append(plugins, p)
 		}
 		l["plugins"] = plugins
@@ -309,33 +341,4 @@ func bandwidthTrouble(l cniList) (trouble []string) {
 		}
 	}
 	return trouble
-}
-
-// writeAtomically writes a file so that others see it whole or not at all, also after a power failure.
-func writeAtomically(path string, content io.Reader, mode fs.FileMode) (err error) {
-	dir := filepath.Dir(path)
-	fail := func(err error) error { return fmt.Errorf("%s cannot be written: %w", path, err) }
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fail(err)
-	}
-	tmp, err := os.CreateTemp(dir, ".penstock-") // no runtime reads a file of that name
-	if err != nil {
-		return fail(err)
-	}
-	defer func() {
-		if err != nil {
-			tmp.Close()
-			os.Remove(tmp.Name())
-		}
-	}()
-	if _, err := io.Copy(tmp, content); err != nil {
-		return fail(err)
-	}
-	if err := errors.Join(tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
-		return fail(err)
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return fail(err)
-	}
-	return control.SyncDir(dir)
 }

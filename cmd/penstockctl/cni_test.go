@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -129,13 +130,77 @@ func TestCNIInstallNotReady(t *testing.T) {
 	if list, plugin := p.installed(); list != "" || plugin {
 		t.Errorf("written: %q, %v", list, plugin)
 	}
-	p.write(filepath.Join(p.bin, pluginName), "")
+	p = newPlace(t)
+	p.run("install", "--plugin", p.plugin)
+	p.socket = filepath.Join(t.TempDir(), "none")
 	if code, _ := p.run("uninstall"); code != exitUnreachable {
 		t.Errorf("uninstall without a daemon: %d", code)
 	}
 	if code, out := p.run("uninstall", "--force"); code != 0 {
 		t.Errorf("%d %s", code, out)
 	}
+	p.empty()
+}
+
+// empty checks that nothing at all is in either directory.
+func (p *cniPlace) empty(but ...string) {
+	p.t.Helper()
+	for _, dir := range []string{p.bin, p.conf} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if !slices.Contains(but, e.Name()) {
+				p.t.Errorf("%s is left in %s", e.Name(), dir)
+			}
+		}
+	}
+}
+
+// TestCNIUninstallTakesItsOwn: a plugin that was there, a list of somebody else's and one that was changed stay.
+func TestCNIUninstallTakesItsOwn(t *testing.T) {
+	p := newPlace(t)
+	list, plugin := filepath.Join(p.conf, listName), filepath.Join(p.bin, pluginName)
+	// The plugin of a package is used and stays.
+	p.write(plugin, "#!/bin/true")
+	if code, out := p.run("install", "--plugin", p.plugin); code != 0 || strings.Contains(out, "wrote "+plugin) {
+		t.Errorf("%d %s", code, out)
+	}
+	if code, out := p.run("uninstall"); code != 0 {
+		t.Errorf("%d %s", code, out)
+	}
+	p.empty(pluginName)
+	// Somebody's list of our name is not written over, and not removed.
+	p.write(list, `{"name":"mine","plugins":[{"type":"penstock"}]}`)
+	if code, out := p.run("install", "--plugin", p.plugin); code == 0 || !strings.Contains(out, "was not written by cni install") {
+		t.Errorf("%d %s", code, out)
+	}
+	if code, out := p.run("uninstall"); code != 0 || !strings.Contains(out, "has written nothing") {
+		t.Errorf("%d %s", code, out)
+	}
+	if got, _ := p.installed(); !strings.Contains(got, "mine") {
+		t.Errorf("somebody's list is now %s", got)
+	}
+	if code, out := p.run("install", "--plugin", p.plugin, "--force"); code != 0 {
+		t.Errorf("%d %s", code, out)
+	}
+	// Ours, changed by hand.
+	p.write(list, `{"name":"changed","plugins":[{"type":"penstock"}]}`)
+	if code, out := p.run("uninstall"); code == 0 || !strings.Contains(out, "was changed") {
+		t.Errorf("%d %s", code, out)
+	}
+	if code, out := p.run("uninstall", "--force"); code != 0 {
+		t.Errorf("%d %s", code, out)
+	}
+	p.empty(pluginName)
+	// A newer plugin replaces the old one and is ours; what replaces ours is not.
+	p.write(plugin, "old")
+	if code, out := p.run("install", "--plugin", p.plugin); code != 0 || !strings.Contains(out, "wrote "+plugin) {
+		t.Errorf("%d %s", code, out)
+	}
+	p.write(plugin, "of a package")
+	if code, out := p.run("uninstall"); code != 0 || !strings.Contains(out, "stays") {
+		t.Errorf("%d %s", code, out)
+	}
+	p.empty(pluginName)
 }
 
 func TestCNIChained(t *testing.T) {
@@ -156,7 +221,7 @@ func TestCNIChained(t *testing.T) {
 	for _, x := range l.plugins() {
 		types = append(types, x["type"])
 	}
-	if len(types) != 4 || types[0] != "bridge" || types[1] != "penstock" || types[2] != "portmap" || l["x"] != 1.0 || l["name"] != "net" || l.plugins()[1]["attach"] != "routed" {
+	if len(types) != 4 || types[0] != "bridge" || types[1] != "penstock" || types[2] != "portmap" || l["x"] != 1.0 || l["name"] != "net" || l.plugins()[1]["attach"] != "routed" || l.plugins()[1]["capabilities"] != nil {
 		t.Errorf("%s", list)
 	}
 	if code, out := p.run("install", "--chained", "--plugin", p.plugin); code != 0 { // again: not behind ourselves
