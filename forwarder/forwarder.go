@@ -201,18 +201,24 @@ func (f *Forwarder) choose() error {
 	return nil
 }
 
-// openHost attaches one queue of the host's TUN to each worker.
-func (f *Forwarder) openHost() error {
+// hostPorts opens the queues of the host's TUN, one a worker.
+func (f *Forwarder) hostPorts() (ports []*port, err error) {
 	s := &f.settings
 	queues, offload, err := f.env.openHost(s.HostDevice, s.PodMTU, s.Workers, f.use.tunOffload)
-	if err != nil {
+	for i, q := range queues {
+		ports = append(ports, &port{spec: PortSpec{Device: s.HostDevice}, direction: Host, io: q, worker: i, mtu: s.PodMTU,
+			gso: offload&ring.OffloadTSO4 != 0, uso: offload&ring.OffloadUSO4 != 0})
+	}
+	return ports, err
+}
+
+// openHost attaches one queue of the host's TUN to each worker.
+func (f *Forwarder) openHost() (err error) {
+	if f.hosts, err = f.hostPorts(); err != nil {
 		return err
 	}
-	for i, q := range queues {
-		p := &port{spec: PortSpec{Device: s.HostDevice}, direction: Host, io: q, worker: i, mtu: s.PodMTU,
-			gso: offload&ring.OffloadTSO4 != 0, uso: offload&ring.OffloadUSO4 != 0}
-		f.hosts = append(f.hosts, p)
-		f.fds.add(fmt.Sprintf("host/%d", i), q.FD())
+	for i, p := range f.hosts {
+		f.fds.add(fmt.Sprintf("host/%d", i), p.io.FD())
 	}
 	for i, w := range f.workers {
 		w.host = f.hosts[i]
@@ -220,7 +226,7 @@ func (f *Forwarder) openHost() error {
 			w.hostboxes = append(w.hostboxes, &outbox{port: p})
 		}
 		if err := w.poller.Add(w.host.io.FD(), tokenHost); err != nil {
-			return fmt.Errorf("poll %s: %w", s.HostDevice, err)
+			return fmt.Errorf("poll %s: %w", f.settings.HostDevice, err)
 		}
 	}
 	return nil

@@ -54,6 +54,7 @@ type Bandwidth struct {
 type PortInfo struct {
 	PortSpec
 	Worker int
+	Lost   bool // its device has gone under the daemon's hands
 	PortCounters
 }
 
@@ -80,10 +81,11 @@ type port struct {
 	mac        atomic.Uint64 // the pod's, in the low 48 bits; 0: not known yet
 	translated atomic.Bool   // the host has translated flows of this pod: look into the flow memory
 	accounts   accounts      // by worker; nil of the host's queues
+	lost       atomic.Bool   // its device has gone
 }
 
 func (p *port) info() PortInfo {
-	i := PortInfo{PortSpec: p.spec, Worker: p.worker, PortCounters: p.counters()}
+	i := PortInfo{PortSpec: p.spec, Worker: p.worker, Lost: p.lost.Load(), PortCounters: p.counters()}
 	if m := p.mac.Load(); m != 0 {
 		i.MAC = unpackMAC(m).String()
 	}

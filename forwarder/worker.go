@@ -258,6 +258,7 @@ func (w *worker) lost(p *port, err error) {
 	}
 	w.f.log.Warn("a port cannot be read any more: its device has gone", "device", p.spec.Device, "container", p.spec.Container, "error", err)
 	w.unpoll(p)
+	p.lost.Store(true)
 }
 
 // serveLane receives once from the lane's socket i.

@@ -230,6 +230,12 @@ func (q *Queue) TAP() bool { return q.tap }
 // FD is the descriptor.
 func (q *Queue) FD() int { return q.fd }
 
+// Attached is false once somebody has deleted the device.
+func (q *Queue) Attached() bool {
+	req, err := unix.NewIfreq("")
+	return err != nil || unix.IoctlIfreq(q.fd, unix.TUNGETIFF, req) == nil
+}
+
 // Close detaches the queue. A device that is not persistent goes with its last.
 func (q *Queue) Close() error { return unix.Close(q.fd) }
 

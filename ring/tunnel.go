@@ -87,6 +87,9 @@ func (t *Tunnel) Name() string { return t.q.name }
 // FD is the descriptor.
 func (t *Tunnel) FD() int { return t.q.fd }
 
+// Attached is false once somebody has deleted the device.
+func (t *Tunnel) Attached() bool { return t.q.Attached() }
+
 // Write writes one superframe: TunnelHeaderLen bytes of header, then the frame.
 // When it returns the frame is in the uplink's queue, behind all that was sent
 // before, or dropped. EIO: the device is down. EINVAL: the metadata does not fit.

@@ -287,6 +287,21 @@ func (p *Pod) attach() error {
 	return p.addressPod()
 }
 
+// NewVeth deletes the pod's veth pair, and makes it anew under the old names and addresses. Nobody tells the daemon.
+func (p *Pod) NewVeth(t TB) {
+	t.Helper()
+	link, err := p.Node.link(p.HostDevice)
+	if err == nil {
+		err = p.Node.route.LinkDel(link)
+	}
+	if err == nil {
+		err = p.makeVeth()
+	}
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+}
+
 // AttachAgain repeats the attachment, as after a restart of the daemon. A TUN is made anew.
 func (p *Pod) AttachAgain(t TB) {
 	t.Helper()

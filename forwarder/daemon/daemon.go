@@ -56,7 +56,8 @@ type Daemon struct {
 	state  atomic.Pointer[state]
 	health health
 
-	reloads reloads
+	reloads    reloads
+	unrepaired string // what watchHost could not put back, as the log has it
 
 	change sync.Mutex // one change at a time: reload, peers, underlay
 
@@ -119,7 +120,7 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 		g.Go(l.serve)
 	}
 	g.Go(func() error { return d.watchUnderlay(background) })
-	g.Go(func() error { return d.watchRoutes(background) })
+	g.Go(func() error { return d.watchHost(background) })
 	g.Go(func() error { return d.peers.Run(background, d.setPeers) })
 	if d.flows != nil {
 		g.Go(func() error { return d.watchFlows(background) })

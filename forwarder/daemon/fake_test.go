@@ -55,6 +55,7 @@ type fake struct {
 
 	watch  func(hostnet.Underlay, error) // of WatchUnderlay, once it runs
 	routes func()
+	rules  func()
 }
 
 func newFake() *fake {
@@ -114,6 +115,14 @@ func (f *fake) WatchUnderlay(ctx context.Context, _ netip.Addr, fn func(hostnet.
 func (f *fake) WatchRoutes(ctx context.Context, fn func()) error {
 	f.mu.Lock()
 	f.routes = fn
+	f.mu.Unlock()
+	<-ctx.Done()
+	return nil
+}
+
+func (f *fake) WatchRules(ctx context.Context, fn func()) error {
+	f.mu.Lock()
+	f.rules = fn
 	f.mu.Unlock()
 	<-ctx.Done()
 	return nil
@@ -285,6 +294,11 @@ func (f fakePlane) Capabilities() []forwarder.Capability {
 func (f fakePlane) HostFlows() hostflow.Sink { return fakeSink{} }
 func (f fakePlane) TrackFlows()              {}
 func (f fakePlane) SendsWhole() bool         { return false }
+func (f fakePlane) RestoreDevices() ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return nil, f.fail["devices"]
+}
 
 func (f fakePlane) UplinkUsed(netip.Addr) bool { return false }
 
@@ -327,6 +341,17 @@ func (f fakeHost) Blocked() ([]string, error) {
 	}
 	slices.Sort(l)
 	return l, nil
+}
+func (f fakeHost) KeepIngress(d []string) (again []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, x := range d {
+		if !f.blocked[x] {
+			again = append(again, x)
+			f.blocked[x] = true
+		}
+	}
+	return again, f.fail["keep"]
 }
 func (f fakeHost) ReconcileIngress(d []string) (hostnet.Report, error) {
 	f.mu.Lock()
@@ -436,7 +461,7 @@ type portInfo = forwarder.PortInfo
 func (f *fake) watching() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.watch != nil && f.routes != nil
+	return f.watch != nil && f.routes != nil && f.rules != nil
 }
 
 // stop ends the daemon and returns what run returned.

@@ -37,6 +37,7 @@ type plane interface {
 	HostFlows() hostflow.Sink
 	TrackFlows() // a tracker is at work
 	SendsWhole() bool
+	RestoreDevices() (made []string, err error)
 	UplinkUsed(netip.Addr) bool
 	SetUplinkPath(netip.Addr, *forwarder.UplinkPath)
 }
@@ -48,6 +49,7 @@ type host interface {
 	BlockIngress(device string) error
 	UnblockIngress(device string) error
 	Blocked() ([]string, error)
+	KeepIngress(devices []string) (again []string, err error)
 	ReconcileIngress(devices []string) (hostnet.Report, error)
 	Close() error
 }
@@ -68,6 +70,7 @@ type machine interface {
 	FindUnderlay(netip.Addr) (hostnet.Underlay, error)
 	WatchUnderlay(context.Context, netip.Addr, func(hostnet.Underlay, error)) error
 	WatchRoutes(context.Context, func()) error
+	WatchRules(context.Context, func()) error
 	// PrepareTUN sees to it that the forwarder can open the node's TUN, and the TAP beside it; fresh: there is no TUN of a
 	// predecessor to take over.
 	PrepareTUN(name string, queues int) (fresh bool, err error)
@@ -123,6 +126,7 @@ func (linux) WatchUnderlay(ctx context.Context, a netip.Addr, fn func(hostnet.Un
 	return hostnet.WatchUnderlay(ctx, a, fn)
 }
 func (linux) WatchRoutes(ctx context.Context, fn func()) error { return hostnet.WatchRoutes(ctx, fn) }
+func (linux) WatchRules(ctx context.Context, fn func()) error  { return hostnet.WatchRules(ctx, fn) }
 func (linux) Cleanup(ctx context.Context, device string) (hostnet.Report, error) {
 	return hostnet.Cleanup(ctx, device)
 }

@@ -68,6 +68,9 @@ func (d *Daemon) restorePods(ctx context.Context, s *state) error {
 	return nil
 }
 
+// sharedAddress begins the problem of a pod whose address is another's as well.
+const sharedAddress = "two state files have one address"
+
 // takeAddresses makes the allocator what the files say.
 func (d *Daemon) takeAddresses(s *state, records []*podstate.Record, damaged []podstate.Damaged) {
 	ps := d.pods
@@ -83,8 +86,8 @@ func (d *Daemon) takeAddresses(s *state, records []*podstate.Record, damaged []p
 		}
 		p := &pod{rec: r}
 		if err := ps.alloc.Take(r.Key().String(), r.Addresses); err != nil {
-			p.problem = fmt.Sprintf("%v: delete one of the two pods", err)
-			d.log.Error("two state files have one address", "pod", r.Key(), "error", err)
+			p.problem = fmt.Sprintf("%s: %v: delete one of the two pods", sharedAddress, err)
+			d.log.Error(sharedAddress, "pod", r.Key(), "error", err)
 		}
 		ps.put(p)
 	}

@@ -15,6 +15,7 @@ type uplinks interface {
 	SetPeers([]netip.Addr)
 	Paths() []uplink.Path
 	Run(context.Context) error
+	Recheck()
 }
 
 // startUplinks prepares the watcher if the forwarder can send superframes whole; d.uplinks stays nil if not.

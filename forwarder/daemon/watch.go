@@ -10,10 +10,7 @@ import (
 	"github.com/penstock-net/penstock/table/feed"
 )
 
-const (
-	watchRetry     = time.Second     // after netlink failed
-	repairInterval = 2 * time.Second // at most one look at routes and rules in this time, however much changes around us
-)
+const watchRetry = time.Second // after netlink failed
 
 // watchUnderlay follows the node's address: its device, MTU and state.
 func (d *Daemon) watchUnderlay(ctx context.Context) error {
@@ -62,51 +59,6 @@ func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error)
 	}
 	if err := d.swap(ctx, next); err != nil && ctx.Err() == nil {
 		d.log.Error("the underlay's change cannot be followed", "error", err)
-	}
-}
-
-// watchRoutes puts our routes and rules back when somebody else has removed them, as when a network manager takes a device
-// down and up.
-func (d *Daemon) watchRoutes(ctx context.Context) error {
-	kick := make(chan struct{}, 1)
-	repaired := make(chan struct{})
-	go func() {
-		defer close(repaired)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-kick:
-			}
-			d.repair(ctx)
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(repairInterval):
-			}
-		}
-	}()
-	err := d.again(ctx, "routes are not watched", func() error {
-		return d.machine.WatchRoutes(ctx, func() {
-			select {
-			case kick <- struct{}{}:
-			default: // one is waiting already
-			}
-		})
-	})
-	<-repaired
-	return err
-}
-
-func (d *Daemon) repair(ctx context.Context) {
-	d.change.Lock()
-	defer d.change.Unlock()
-	report, err := d.host.Apply(ctx)
-	if report.Changed() {
-		d.log.Warn("somebody had changed the host's routes or rules that are ours; they are back")
-	}
-	if err != nil && ctx.Err() == nil {
-		d.log.Error("the host's routes and rules cannot be kept", "error", err)
 	}
 }
 

@@ -122,6 +122,56 @@ func (h *Host) ReconcileIngress(devices []string) (Report, error) {
 	return r, nil
 }
 
+// KeepIngress blocks those of the devices that have lost their drop, in one transaction, and touches nothing else. It
+// returns their names. Devices that do not exist are left out.
+func (h *Host) KeepIngress(devices []string) (again []string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	conn, err := nftConn()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := ownIngress(conn)
+	if err != nil {
+		return nil, err
+	}
+	dropping := make(map[string]bool, len(chains))
+	for _, ch := range chains {
+		dropping[ch.Name] = ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop
+	}
+	var lost []string
+	for _, name := range devices {
+		if !dropping[name] {
+			lost = append(lost, name)
+		}
+	}
+	if len(lost) == 0 {
+		return nil, nil
+	}
+	present, err := linkNames()
+	if err != nil {
+		return nil, err
+	}
+	conn.AddTable(netdevTable)
+	for _, name := range lost {
+		if !present[name] {
+			continue
+		}
+		if _, accepts := dropping[name]; accepts {
+			conn.DelChain(&nftables.Chain{Name: name, Table: netdevTable})
+		}
+		addIngress(conn, name)
+		again = append(again, name)
+	}
+	if len(again) == 0 {
+		return nil, nil
+	}
+	if err := conn.Flush(); err != nil {
+		return nil, fmt.Errorf("hostnet: cannot put the ingress drops of %d devices back: %w", len(again), err)
+	}
+	return again, nil
+}
+
 func addIngress(conn *nftables.Conn, device string) {
 	drop := nftables.ChainPolicyDrop
 	conn.AddChain(&nftables.Chain{Name: device, Table: netdevTable, Type: nftables.ChainTypeFilter,
@@ -129,18 +179,24 @@ func addIngress(conn *nftables.Conn, device string) {
 }
 
 func ingressChains(conn *nftables.Conn) ([]string, error) {
+	chains, err := ownIngress(conn)
+	var names []string
+	for _, ch := range chains {
+		names = append(names, ch.Name)
+	}
+	slices.Sort(names)
+	return names, err
+}
+
+// ownIngress lists our drops.
+func ownIngress(conn *nftables.Conn) ([]*nftables.Chain, error) {
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: cannot list the chains of the nft table netdev %s: %w", TableName, err)
 	}
-	var names []string
-	for _, ch := range chains {
-		if ch.Table.Name == TableName && ch.Name != GSODevice { // that one redirects (package uplink)
-			names = append(names, ch.Name)
-		}
-	}
-	slices.Sort(names)
-	return names, nil
+	return slices.DeleteFunc(chains, func(ch *nftables.Chain) bool {
+		return ch.Table.Name != TableName || ch.Name == GSODevice // that one redirects (package uplink)
+	}), nil
 }
 
 func linkNames() (map[string]bool, error) {

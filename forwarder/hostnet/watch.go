@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -32,30 +33,72 @@ func WatchUnderlay(ctx context.Context, addr netip.Addr, fn func(Underlay, error
 		last, lastErr = u, err
 		fn(u, err)
 	}
-	return watch(ctx, func() { look(true) }, func() { look(false) })
+	return watch(ctx, routeChanges, func() { look(true) }, func() { look(false) })
 }
 
 // WatchRoutes calls fn after each change of links, addresses or routes, whoever made it; changes close together make
 // one call. It blocks like WatchUnderlay.
 func WatchRoutes(ctx context.Context, fn func()) error {
-	return watch(ctx, func() {}, fn)
+	return watch(ctx, routeChanges, func() {}, fn)
+}
+
+// WatchRules calls fn after each change of a table of ours in nftables, by us or by somebody else: `nft flush ruleset`, or
+// a restart of nftables.service, takes it away. It blocks like WatchUnderlay.
+func WatchRules(ctx context.Context, fn func()) error {
+	return watch(ctx, ruleChanges, func() {}, fn)
+}
+
+// changes is what watch subscribes to.
+type changes struct {
+	what   string
+	family int
+	groups uint32
+	ours   func(netlink.Message) bool // nil: every message
+}
+
+var (
+	routeChanges = changes{what: "links, addresses and routes", family: unix.NETLINK_ROUTE, groups: watchGroups}
+	// NFNLGRP_NFTABLES is 7 (linux/netfilter/nfnetlink.h).
+	ruleChanges = changes{what: "nft rules", family: unix.NETLINK_NETFILTER, groups: 1 << (7 - 1), ours: namesOurTable}
+)
+
+// namesOurTable reports whether a message of nf_tables is about a table of ours: in all of them, of tables, chains, rules,
+// sets and their elements, the first kind of attribute is the table's name. What cannot be read may be.
+func namesOurTable(m netlink.Message) bool {
+	if len(m.Data) < 4 {
+		return true
+	}
+	ad, err := netlink.NewAttributeDecoder(m.Data[4:]) // behind struct nfgenmsg
+	if err != nil {
+		return true
+	}
+	for ad.Next() {
+		if ad.Type() == unix.NFTA_TABLE_NAME {
+			name := ad.Bytes()
+			return string(name) == TableName+"\x00"
+		}
+	}
+	return ad.Err() != nil
 }
 
 // watch subscribes, calls start, and calls fn after each burst of changes. A message says only that something happened:
 // who wants to know what, asks. So one that was lost for want of space (ENOBUFS) says all it could say.
-func watch(ctx context.Context, start, fn func()) error {
-	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: watchGroups})
+func watch(ctx context.Context, c changes, start, fn func()) error {
+	conn, err := netlink.Dial(c.family, &netlink.Config{Groups: c.groups})
 	if err != nil {
-		return fmt.Errorf("hostnet: cannot watch links, addresses and routes: %w", err)
+		return fmt.Errorf("hostnet: cannot watch %s: %w", c.what, err)
 	}
 	changed := make(chan struct{}, 1)
 	ended := make(chan error, 1)
 	go func() {
 		for {
-			_, err := conn.Receive()
+			messages, err := conn.Receive()
 			if err != nil && !errors.Is(err, unix.ENOBUFS) {
 				ended <- err
 				return
+			}
+			if err == nil && c.ours != nil && !slices.ContainsFunc(messages, c.ours) {
+				continue
 			}
 			select {
 			case changed <- struct{}{}:
@@ -76,7 +119,7 @@ func watch(ctx context.Context, start, fn func()) error {
 		case <-ctx.Done():
 			return nil
 		case failure = <-ended:
-			return fmt.Errorf("hostnet: cannot watch links, addresses and routes any more: %w", failure)
+			return fmt.Errorf("hostnet: cannot watch %s any more: %w", c.what, failure)
 		case <-changed:
 		}
 		select {

@@ -2,8 +2,10 @@ package uplink
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
+	"github.com/google/nftables"
 	nl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -71,6 +73,41 @@ func writeRules(tap string, uplinks []Link) error {
 		}
 	}
 	return nil
+}
+
+// standing says how the kernel numbers the rules of the TAP's chain, and what the
+// chain does with the rest: whoever writes them anew, changes or removes them
+// changes that.
+func standing(tap string) (string, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return "", fmt.Errorf("uplink: cannot open nftables' netlink socket: %w", err)
+	}
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return "", fmt.Errorf("uplink: cannot list the chains of the nft table netdev %s: %w", hostnet.TableName, err)
+	}
+	for _, ch := range chains {
+		if ch.Table.Name != hostnet.TableName || ch.Name != tap {
+			continue
+		}
+		if ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop || ch.Hooknum == nil {
+			return "no drop", nil
+		}
+		rules, err := conn.GetRules(ch.Table, ch)
+		if errors.Is(err, unix.ENOENT) {
+			break // gone meanwhile
+		}
+		if err != nil {
+			return "", fmt.Errorf("uplink: cannot list the rules of %s: %w", tap, err)
+		}
+		numbers := "drop"
+		for _, r := range rules {
+			numbers += fmt.Sprint(" ", r.Handle)
+		}
+		return numbers, nil
+	}
+	return "nothing", nil
 }
 
 // rule is: source MAC is the uplink's → forward to the uplink.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -40,18 +41,25 @@ type Watcher struct {
 	peers  []netip.Addr
 	fresh  bool               // peers were set anew: tell of all of them
 	moved  bool               // routing may have changed, and not neighbours alone
+	verify bool               // somebody else may have changed the rules or the TAP
 	ways   map[netip.Addr]way // what routing said; of the Run goroutine
 	paths  map[netip.Addr]Path
 	uplink []Link // that the rules redirect to now
+	stands string // how the kernel numbers these rules; of the Run goroutine
+	failed bool   // a look has failed; of the Run goroutine
+	said   string // the last failure that was logged
 }
 
 // settle is how long changes that come together are waited for, at least: in a
 // network where much moves, looking takes a twentieth of the time at most.
-// refresh is how often neighbours in use are kept from going stale.
+// refresh is how often neighbours in use are kept from going stale. retry is how
+// long after a failure everything is asked again: no message would tell that
+// what was refused now is granted then.
 const (
 	settle  = 20 * time.Millisecond
 	share   = 20
 	refresh = 5 * time.Second
+	retry   = time.Second
 )
 
 // New makes a watcher; nothing is redirected before Run.
@@ -65,6 +73,16 @@ func (w *Watcher) SetPeers(peers []netip.Addr) {
 	w.peers, w.fresh = slices.Clone(peers), true
 	w.mu.Unlock()
 	w.wake(true)
+}
+
+// Recheck looks whether the TAP is up and its rules are as they were written, and
+// mends what is not: somebody else may have flushed the ruleset, or deleted the
+// device, which the forwarder has made anew by then.
+func (w *Watcher) Recheck() {
+	w.mu.Lock()
+	w.verify = true
+	w.mu.Unlock()
+	w.wake(false)
 }
 
 // Paths lists what is known now, by address.
@@ -139,23 +157,25 @@ func (w *Watcher) Run(ctx context.Context) error {
 	tick := time.NewTicker(refresh)
 	defer tick.Stop()
 	w.wake(true)
+	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 			w.keep()
-			w.mu.Lock()
-			again := w.moved // a look has failed, or one is due anyway
-			w.mu.Unlock()
-			if again {
-				w.wake(true)
-			}
+			continue
+		case <-again:
+			w.wake(true)
 			continue
 		case <-w.poke:
 		}
 		began := time.Now()
+		w.failed, again = false, nil
 		w.look()
+		if w.failed {
+			again = time.After(retry)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -189,6 +209,9 @@ const addrGenNone = 1
 // raise brings the TAP up, without addresses of its own: it is an entrance only.
 func raise(tap string) error {
 	l, err := netlink.LinkByName(tap)
+	if err == nil && l.Attrs().Flags&net.FlagUp != 0 {
+		return nil // setting what is set would be told to all who watch links
+	}
 	if err == nil {
 		_ = netlink.LinkSetIP6AddrGenMode(l, addrGenNone) // a kernel without IPv6 has nothing to turn off
 		err = netlink.LinkSetUp(l)
@@ -203,15 +226,18 @@ func raise(tap string) error {
 // told before the rules change, one that begins after.
 func (w *Watcher) look() {
 	w.mu.Lock()
-	peers, fresh, moved := slices.Clone(w.peers), w.fresh, w.moved
-	w.fresh, w.moved = false, false
+	peers, fresh, moved, verify := slices.Clone(w.peers), w.fresh, w.moved, w.verify
+	w.fresh, w.moved, w.verify = false, false, false
 	w.mu.Unlock()
+	if verify {
+		w.inspect()
+	}
 	if moved {
 		w.route(peers)
 	}
 	ns, err := readNeighbours(w.cfg.Local.Is6())
 	if err != nil {
-		w.failed()
+		w.failed = true
 	}
 	next := map[netip.Addr]Path{}
 	for _, a := range peers {
@@ -233,7 +259,11 @@ func (w *Watcher) look() {
 		}
 	}
 	if err := w.redirect(next); err != nil {
-		w.cfg.Log.Warn("superframes cannot be redirected to the uplink and are cut instead", "error", err)
+		w.failed = true
+		if w.said != err.Error() { // it is tried again every second
+			w.said = err.Error()
+			w.cfg.Log.Warn("superframes cannot be redirected to the uplink and are cut instead; trying again", "error", err)
+		}
 		for a, p := range next {
 			p.Link, p.Why = nil, err.Error()
 			next[a] = p
@@ -249,12 +279,24 @@ func (w *Watcher) look() {
 	w.mu.Unlock()
 }
 
-// failed has everything asked again at the next tick: no message would tell that
-// what could not be read now can be read then.
-func (w *Watcher) failed() {
-	w.mu.Lock()
-	w.moved = true
-	w.mu.Unlock()
+// inspect finds out whether the TAP and the rules are still what they were.
+func (w *Watcher) inspect() {
+	if err := raise(w.cfg.TAP); err != nil {
+		w.failed, w.uplink = true, nil
+		return
+	}
+	if w.uplink == nil {
+		return // they are to be written anyway
+	}
+	now, err := standing(w.cfg.TAP)
+	if err != nil {
+		w.failed = true
+		return
+	}
+	if now != w.stands {
+		w.cfg.Log.Warn("somebody had changed the redirect of superframes to the uplink; it is put back", "device", w.cfg.TAP)
+		w.uplink = nil
+	}
 }
 
 // route asks the routing for the ways to all peers.
@@ -262,7 +304,7 @@ func (w *Watcher) route(peers []netip.Addr) {
 	w.ways = make(map[netip.Addr]way, len(peers))
 	s, err := takeSnapshot(w.cfg.Local.Is6())
 	if err != nil {
-		w.failed()
+		w.failed = true
 	}
 	for _, a := range peers {
 		if err != nil {
@@ -305,10 +347,14 @@ func (w *Watcher) redirect(paths map[netip.Addr]Path) error {
 	if w.uplink != nil && slices.Equal(want, w.uplink) {
 		return nil
 	}
+	w.uplink = nil
 	if err := writeRules(w.cfg.TAP, want); err != nil {
-		w.uplink = nil
 		return err
 	}
-	w.uplink = append([]Link{}, want...)
+	stands, err := standing(w.cfg.TAP)
+	if err != nil {
+		return err
+	}
+	w.uplink, w.stands, w.said = append([]Link{}, want...), stands, ""
 	return nil
 }

@@ -1,0 +1,212 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// Somebody else on the machine takes away what is ours: a network manager takes a device down, nftables.service flushes the
+// ruleset, a person deletes a device. Whatever moves makes the daemon look at all of it and put back what is missing:
+//
+//	penstock0 and penstock-gso → addresses, routes, inet rules → pods' ingress drops → the redirect of superframes → pods' devices
+//
+// What cannot be put back is tried again, and said once.
+const (
+	repairInterval = 200 * time.Millisecond // at most one look in this time, however much changes around us
+	repairShare    = 20                     // and looking takes a twentieth of the time at most
+	repairRetry    = time.Second            // after a look that has failed
+	repairTick     = 10 * time.Second       // a look in any case: no message is worth more than what it is about
+)
+
+// watchHost keeps what is ours in the host's stack.
+func (d *Daemon) watchHost(ctx context.Context) error {
+	kick := make(chan struct{}, 1)
+	moved := func() {
+		select {
+		case kick <- struct{}{}:
+		default: // one is waiting already
+		}
+	}
+	var g errgroup.Group
+	g.Go(func() error {
+		return d.again(ctx, "routes are not watched", func() error { return d.machine.WatchRoutes(ctx, moved) })
+	})
+	g.Go(func() error {
+		return d.again(ctx, "nft rules are not watched, and looked at every "+repairTick.String(), func() error { return d.machine.WatchRules(ctx, moved) })
+	})
+	for wait := repairTick; ctx.Err() == nil; {
+		select {
+		case <-ctx.Done():
+			continue
+		case <-kick:
+		case <-time.After(wait):
+		}
+		began := time.Now()
+		if wait = repairTick; d.repair(ctx) != nil {
+			wait = repairRetry
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(max(repairInterval, repairShare*time.Since(began))):
+		}
+	}
+	return g.Wait()
+}
+
+// repair looks at everything once.
+func (d *Daemon) repair(ctx context.Context) error {
+	err := errors.Join(d.repairHost(ctx), d.repairDrops())
+	if d.uplinks != nil {
+		d.uplinks.Recheck()
+	}
+	err = errors.Join(err, d.repairPods(ctx))
+	if ctx.Err() != nil {
+		return nil // cut short because the daemon stops
+	}
+	switch said := d.unrepaired; {
+	case err == nil && said != "":
+		d.log.Info("what is ours on the host is complete again")
+		d.unrepaired = ""
+	case err != nil && err.Error() != said:
+		d.log.Error("what is ours on the host cannot be kept; trying again", "error", err)
+		d.unrepaired = err.Error()
+	}
+	return err
+}
+
+func (d *Daemon) repairHost(ctx context.Context) error {
+	d.change.Lock()
+	defer d.change.Unlock()
+	made, err := d.plane.RestoreDevices()
+	if len(made) > 0 {
+		d.log.Warn("somebody had deleted devices that are ours; they were made anew", "devices", made)
+	}
+	report, applyErr := d.host.Apply(ctx)
+	if report.Changed() {
+		d.log.Warn("somebody had changed the host's routes or rules that are ours; they are back")
+	}
+	return errors.Join(err, applyErr)
+}
+
+// repairDrops puts the drops back on the veths of pods. A pod that is detached meanwhile takes its drop away behind us, or we
+// take it away again: a drop without a pod would outlive it.
+func (d *Daemon) repairDrops() error {
+	var veths []string
+	for _, p := range d.pods.list() {
+		if p.open && p.rec.Attach == control.AttachVeth {
+			veths = append(veths, p.rec.Device)
+		}
+	}
+	again, err := d.host.KeepIngress(veths)
+	if err != nil || len(again) == 0 {
+		return err
+	}
+	d.log.Warn("somebody had removed the drops on pods' devices, so that the host processed their packets as well; they are back", "devices", again)
+	owned := map[string]bool{}
+	for _, p := range d.pods.list() {
+		owned[p.rec.Device] = true // one that is on its way out removes the drop itself
+	}
+	for _, device := range again {
+		if !owned[device] {
+			err = errors.Join(err, d.host.UnblockIngress(device))
+		}
+	}
+	return err
+}
+
+// repairPods looks after pods' devices: one that was made anew under its name becomes the pod's port again, one that has gone is
+// said once, and is in penstockctl pods until the pod is deleted.
+func (d *Daemon) repairPods(ctx context.Context) error {
+	links, err := d.machine.Links()
+	if err != nil {
+		return err
+	}
+	byName, byIndex := map[string]link{}, map[int]link{}
+	for _, l := range links {
+		byName[l.Name], byIndex[l.Index] = l, l
+	}
+	lost := map[control.PodKey]bool{}
+	for _, p := range d.plane.Ports() {
+		if p.Lost {
+			lost[control.PodKey{Container: p.PortSpec.Container, Interface: p.PortSpec.Interface}] = true
+		}
+	}
+	var errs []error
+	for _, p := range d.pods.list() {
+		l, there := byName[p.rec.Device]
+		switch k := p.rec.Key(); {
+		case p.rec.Phase != control.PhaseAttached:
+		case p.rec.Attach == control.AttachTUN && p.open && lost[k] && p.problem == "":
+			errs = append(errs, d.tell(ctx, k, "its TUN was deleted inside the pod: delete the pod"))
+		case p.rec.Attach != control.AttachVeth || there && p.open && l.Index == p.index:
+		case there:
+			errs = append(errs, d.reopen(ctx, k))
+		case !p.open || p.problem != "" || d.netnsGone(p.rec): // the pod is on its way out
+		case byIndex[p.index].Name != "":
+			errs = append(errs, d.tell(ctx, k, fmt.Sprintf("its device %s was renamed to %s: name it back", p.rec.Device, byIndex[p.index].Name)))
+		default:
+			errs = append(errs, d.tell(ctx, k, fmt.Sprintf("its device %s has gone: delete the pod", p.rec.Device)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// podWait is how long a look waits for a pod that a request is busy with; the next look comes soon.
+const podWait = 200 * time.Millisecond
+
+// tell notes what is wrong with a pod, and says it.
+func (d *Daemon) tell(ctx context.Context, k control.PodKey, problem string) error {
+	return d.withPod(ctx, k, func(p *pod) error {
+		p.problem = problem
+		d.pods.put(p)
+		d.log.Warn("a pod has no network: "+problem, "pod", k)
+		return nil
+	})
+}
+
+// reopen makes the device that now stands under a pod's name its port.
+func (d *Daemon) reopen(ctx context.Context, k control.PodKey) error {
+	return d.withPod(ctx, k, func(p *pod) error {
+		l, err := d.machine.Link(p.rec.Device)
+		if err != nil || p.open && l.Index == p.index {
+			return nil // it has gone, or somebody was quicker
+		}
+		if strings.HasPrefix(p.problem, sharedAddress) {
+			return nil // no device mends that
+		}
+		if err := d.closePort(p); err != nil {
+			return err
+		}
+		p.index = l.Index
+		if err := d.openPort(p, func() error { _, err := d.plane.Attach(specOf(p.rec)); return err }); err != nil {
+			p.problem = err.Error()
+			d.pods.put(p)
+			return fmt.Errorf("the device of %s was made anew and cannot be attached: %w", k, err)
+		}
+		d.log.Warn("a pod's device had been made anew; it is attached again", "pod", k, "device", p.rec.Device)
+		return nil
+	})
+}
+
+// withPod runs fn on an attached pod that nobody else is busy with.
+func (d *Daemon) withPod(ctx context.Context, k control.PodKey, fn func(*pod) error) error {
+	ctx, cancel := context.WithTimeout(ctx, podWait)
+	defer cancel()
+	done, err := d.pods.keys.lock(ctx, k)
+	if err != nil {
+		return nil // busy: whoever is at it changes what we would look at
+	}
+	defer done()
+	p := d.pods.get(k)
+	if p == nil || p.rec.Phase != control.PhaseAttached {
+		return nil
+	}
+	return fn(p)
+}

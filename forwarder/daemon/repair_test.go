@@ -1,0 +1,122 @@
+package daemon
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// soon waits for what the next look, or the one after it, brings about.
+func soon(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not within 5 s: " + what)
+		}
+	}
+}
+
+func (r *running) moved() {
+	r.f.mu.Lock()
+	fn := r.f.rules
+	r.f.mu.Unlock()
+	fn()
+}
+
+func (r *running) problem(t *testing.T, container string) string {
+	t.Helper()
+	pods, err := r.client.Pods(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pods {
+		if p.Container == container {
+			return p.Problem
+		}
+	}
+	return "no such pod"
+}
+
+// TestDropsComeBack: what somebody removes from nftables is put back, and nothing else is added.
+func TestDropsComeBack(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	a, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	clear(f.blocked)
+	f.mu.Unlock()
+	r.moved()
+	soon(t, "the drop is back", func() bool { l, _ := fakeHost{f}.Blocked(); return slices.Equal(l, []string{a.Device}) })
+	if err := r.client.Detach(t.Context(), control.DetachRequest{Container: "c1", Interface: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	f.deeds()
+	r.moved()
+	soon(t, "a look", func() bool { return slices.Contains(f.deeds(), "apply") })
+	if l, _ := (fakeHost{f}).Blocked(); len(l) != 0 {
+		t.Errorf("drops without a pod: %v", l)
+	}
+}
+
+// TestRepairIsRetried: a look that fails is repeated without anything that moves, until it succeeds.
+func TestRepairIsRetried(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	f.failing("keep", errors.New("busy"))
+	f.deeds()
+	r.moved()
+	looks := 0
+	soon(t, "a second look", func() bool {
+		for _, d := range f.deeds() {
+			if d == "apply" {
+				looks++
+			}
+		}
+		return looks >= 2
+	})
+	f.failing("keep", nil)
+}
+
+// TestDeviceOfAPod: a veth that goes is said of its pod, and one that is made anew under its name is the pod's port again.
+func TestDeviceOfAPod(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	a, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	old := f.links[a.Device]
+	delete(f.links, a.Device)
+	f.mu.Unlock()
+	r.moved()
+	soon(t, "the pod has a problem", func() bool { return strings.Contains(r.problem(t, "c1"), "has gone") })
+	anew := old
+	anew.Index = 777
+	f.deeds()
+	f.failing("attach", errors.New("not yet"))
+	f.setLink(a.Device, anew)
+	r.moved()
+	soon(t, "the failure is its problem", func() bool { return strings.Contains(r.problem(t, "c1"), "not yet") })
+	f.failing("attach", nil)
+	soon(t, "it is attached again", func() bool { return r.problem(t, "c1") == "" })
+	if _, err := r.client.Check(t.Context(), control.CheckRequest{Container: "c1", Interface: "eth0"}); err != nil {
+		t.Error(err)
+	}
+	if l, _ := (fakeHost{f}).Blocked(); !slices.Equal(l, []string{a.Device}) {
+		t.Errorf("drops: %v", l)
+	}
+	f.mu.Lock()
+	f.links["elsewhere"] = f.links[a.Device]
+	delete(f.links, a.Device)
+	f.mu.Unlock()
+	r.moved()
+	soon(t, "the new name is said", func() bool { return strings.Contains(r.problem(t, "c1"), "renamed to elsewhere") })
+}
