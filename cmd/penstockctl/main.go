@@ -1,11 +1,12 @@
 // Command penstockctl shows and steers penstockd.
 //
 //	penstockctl [--socket PATH] status | pods | ipam | ports | peers | routes | drops [-o json]
-//	penstockctl doctor [PEER…] | bench PEER
+//	penstockctl doctor [PEER…] | bench PEER | support-bundle
 //	penstockctl reload | loglevel [LEVEL] | attach … | detach … | config check [PATH] | config example | version
 //
 // Exit status: 0 done, 1 the daemon refused or failed, 2 wrong usage, 3 the daemon cannot be reached, 4 the configuration is
-// not valid or asks for a restart, 5 doctor has warnings only.
+// not valid or asks for a restart, 5 doctor has warnings only, or a
+// support bundle is not complete.
 package main
 
 import (
@@ -74,7 +75,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table or json")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(t.status(), t.pods(), t.ipam(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.bench(), t.doctor(), t.config(), t.cni(), t.version())
-	root.AddCommand(t.capture())
+	root.AddCommand(t.capture(), t.supportBundle())
 	t.watch(root)
 
 	err := root.ExecuteContext(ctx)

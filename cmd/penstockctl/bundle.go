@@ -1,0 +1,184 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/penstock-net/penstock/forwarder/config"
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+func (t *tool) supportBundle() *cobra.Command {
+	var file, configPath, cniDir string
+	c := &cobra.Command{
+		Use:   "support-bundle",
+		Short: "Write what is needed to judge this node from afar into one .tar.gz",
+		Long: `Write what is needed to judge this node from afar into one .tar.gz.
+
+It holds the daemon's answers, metrics, goroutines and profiles, doctor's report, the configuration, our own nft tables, devices,
+addresses, routes and neighbours, the sysctls that matter, and versions. What looks like a secret is left out of the configuration, and
+so are its comments; of the CNI lists only ours is taken, and of the plugins in it only what we understand: other plugins keep tokens
+there. Names and addresses of pods, peers and nodes are in it. The file can be read by its owner alone.
+
+What cannot be had is named in errors.txt; the exit status is then 5.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return t.writeBundle(c.Context(), file, configPath, cniDir)
+		},
+	}
+	c.Flags().StringVarP(&file, "file", "f", "", "where to write it; - is standard output (default: penstock-NODE-TIME.tar.gz here)")
+	c.Flags().StringVar(&configPath, "config", config.DefaultPath, "the daemon's configuration file, if the daemon cannot be asked")
+	c.Flags().StringVar(&cniDir, "conf-dir", "/etc/cni/net.d", "where the container runtime looks for CNI lists")
+	return c
+}
+
+// bundle is a support bundle in the making. A part that fails leaves a line in errors, and the others go on.
+type bundle struct {
+	name   string // of the folder in the archive
+	time   time.Time
+	out    *tar.Writer
+	errors []string
+	failed error // of the archive itself
+}
+
+func (t *tool) writeBundle(ctx context.Context, file, configPath, cniDir string) error {
+	report := t.examine(ctx, configPath, cniDir, nil)
+	name := "penstock-" + cmp.Or(report.Node, "node") + "-" + report.Time.Format("20060102T150405Z")
+	file = cmp.Or(file, name+".tar.gz")
+	var archive bytes.Buffer
+	z := gzip.NewWriter(&archive)
+	b := &bundle{name: name, time: report.Time, out: tar.NewWriter(z)}
+	b.value("doctor.json", report, nil)
+	t.bundleDaemon(ctx, b, &configPath)
+	b.bundleFiles(configPath, cniDir)
+	b.bundleHost()
+	b.text("version.txt", versions(), nil)
+	if len(b.errors) > 0 {
+		b.text("errors.txt", strings.Join(b.errors, "\n")+"\n", nil)
+	}
+	if b.failed == nil {
+		b.failed = cmp.Or(b.out.Close(), z.Close())
+	}
+	if b.failed != nil {
+		return fmt.Errorf("the bundle cannot be made: %w", b.failed)
+	}
+	if file == "-" {
+		if _, err := t.out.Write(archive.Bytes()); err != nil {
+			return fmt.Errorf("the bundle cannot be written: %w", err)
+		}
+	} else {
+		if err := writeAtomically(file, &archive, 0o600); err != nil {
+			return err
+		}
+		if t.output == "json" {
+			if err := t.json(map[string]any{"file": file, "missing": append([]string{}, b.errors...)}); err != nil {
+				return err
+			}
+		} else {
+			fmt.Fprintf(t.out, "wrote %s\n", file)
+		}
+	}
+	if len(b.errors) > 0 {
+		return &verdict{exitWarnings, fmt.Sprintf("the bundle lacks %d parts, which its errors.txt names: %s", len(b.errors), strings.Join(b.errors, "; "))}
+	}
+	return nil
+}
+
+// text adds a file, or what kept it from being had.
+func (b *bundle) text(name, content string, err error) {
+	if err != nil {
+		b.errors = append(b.errors, fmt.Sprintf("%s: %v", name, err))
+	}
+	if b.failed != nil || content == "" && err != nil {
+		return
+	}
+	b.failed = b.out.WriteHeader(&tar.Header{Name: b.name + "/" + name, Mode: 0o600, Size: int64(len(content)), ModTime: b.time})
+	if b.failed == nil {
+		_, b.failed = io.WriteString(b.out, content)
+	}
+}
+
+func (b *bundle) value(name string, v any, err error) {
+	if err != nil {
+		b.text(name, "", err)
+		return
+	}
+	j, err := json.MarshalIndent(v, "", "  ")
+	b.text(name, string(j)+"\n", err)
+}
+
+// bundleDaemon asks the daemon for all it shows, and finds out where its configuration is.
+func (t *tool) bundleDaemon(ctx context.Context, b *bundle, configPath *string) {
+	ctx, cancel := context.WithTimeout(ctx, t.timeout)
+	defer cancel()
+	client := control.New(t.socket)
+	s, err := client.Status(ctx)
+	b.value("status.json", s, err)
+	if err != nil {
+		return // the others would say the same
+	}
+	*configPath = s.Config
+	ask(b, ctx, "peers.json", client.Peers)
+	ask(b, ctx, "pods.json", client.Pods)
+	ask(b, ctx, "ports.json", client.Ports)
+	ask(b, ctx, "ipam.json", client.IPAM)
+	ask(b, ctx, "routes.json", client.Routes)
+	ask(b, ctx, "drops.json", client.Drops)
+	if pid, err := client.Process(ctx); err != nil {
+		b.text("process.txt", "", err)
+	} else {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		limits, err2 := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+		b.text("process.txt", string(status)+"\n"+string(limits), cmp.Or(err, err2))
+	}
+	c, err := config.Load(s.Config)
+	if err != nil {
+		b.text("metrics.txt and profiles", "", fmt.Errorf("where the daemon's debug listener is, its configuration would say: %w", err))
+		return
+	}
+	if c.Debug.Listen == "" {
+		b.text("metrics.txt and profiles", "", fmt.Errorf("debug.listen is off"))
+		return
+	}
+	for _, p := range [][2]string{{"metrics.txt", "/metrics"}, {"goroutines.txt", "/debug/pprof/goroutine?debug=2"}, {"heap.pb.gz", "/debug/pprof/heap"}, {"cpu.pb.gz", "/debug/pprof/profile?seconds=2"}} {
+		text, err := fetch(ctx, "http://"+c.Debug.Listen+p[1])
+		b.text(p[0], text, err)
+	}
+}
+
+func ask[T any](b *bundle, ctx context.Context, name string, get func(context.Context) (T, error)) {
+	v, err := get(ctx)
+	b.value(name, v, err)
+}
+
+// maxPart bounds what one part may have.
+const maxPart = 64 << 20
+
+func fetch(ctx context.Context, url string) (string, error) {
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	a, err := http.DefaultClient.Do(q)
+	if err != nil {
+		return "", err
+	}
+	defer a.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(a.Body, maxPart))
+	if err == nil && a.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s answers %s", url, a.Status)
+	}
+	return string(body), err
+}
