@@ -106,7 +106,7 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropNoPod:      {"no_pod", "an address of this node's pod CIDRs that no pod has (answered with host unreachable)", "the pod has gone or is not attached: penstockctl ports"},
 	DropTTLExpired: {"ttl_expired", "TTL or hop limit ran out (answered with time exceeded)", "nothing for traceroute; else look for a routing loop"},
 	DropTooBig:     {"too_big", "larger than the path's MTU and not to be fragmented (answered with the right MTU)", "a burst is normal path MTU discovery; else lower encap.mtu or set clampMSS"},
-	DropFlowsFull:  {"flows_full", "the memory of flows that the host has translated is full", "report it; too many translated flows at once from this node's pods"},
+	DropFlowsFull:  {"flows_full", "the pod has too many flows that the host translates, or the memory of such flows is full", "look at the pod: one pod may have a quarter of what is free; flows are forgotten when conntrack forgets them"},
 
 	DropSendFull:            {"send_full", "the tunnel socket's send buffer was full", "the uplink is slower than the pods: raise net.core.wmem_max or shape the pods"},
 	DropSendNoBuffers:       {"send_no_buffers", "the kernel had no buffer for a datagram (ENOBUFS)", "the uplink's queue is full: raise txqueuelen or shape the pods"},

@@ -69,6 +69,8 @@ type flowMemory struct {
 	tables  []atomic.Pointer[flowTable] // nil until its writer has something to remember
 	enabled atomic.Bool                 // conntrack is there and its events are heard
 	full    atomic.Uint64
+	used    share // of all pods
+	shares  [podShares]share
 }
 
 func newFlowMemory(workers int) *flowMemory {
@@ -124,15 +126,28 @@ func (m *flowMemory) add(writer int, k *flowKey) bool {
 	if m.hasFlow(flow) {
 		return true
 	}
-	t := m.table(writer)
-	// The pair first: who forgets the flow as soon as it stands also uncounts its pair.
-	if !t.count(pair) {
+	if !m.insert(writer, flow, pair, k) {
 		m.full.Add(1)
 		return false
 	}
+	return true
+}
+
+func (m *flowMemory) insert(writer int, flow, pair uint64, k *flowKey) bool {
+	t, own := m.table(writer), m.shareOf(k)
+	if !grow(&own.flows, &m.used.flows, flowsATable*(len(m.tables)-1)) {
+		return false
+	}
+	// The pair first: who forgets the flow as soon as it stands also uncounts its pair.
+	if !t.count(pair, m, own) {
+		shrink(&own.flows, &m.used.flows)
+		return false
+	}
 	if !t.put(flow, k) {
-		t.uncount(pair)
-		m.full.Add(1)
+		if t.uncount(pair) {
+			shrink(&own.pairs, &m.used.pairs)
+		}
+		shrink(&own.flows, &m.used.flows)
 		return false
 	}
 	return true
@@ -202,7 +217,11 @@ func (m *flowMemory) forget(k *flowKey) {
 			continue
 		}
 		if t.take(flow) {
-			t.uncount(pair)
+			own := m.shareOf(k)
+			if t.uncount(pair) {
+				shrink(&own.pairs, &m.used.pairs)
+			}
+			shrink(&own.flows, &m.used.flows)
 		}
 	}
 }
@@ -233,8 +252,9 @@ func (t *flowTable) take(flow uint64) bool {
 	return false
 }
 
-// count adds one flow to its pair.
-func (t *flowTable) count(pair uint64) bool {
+// count adds one flow to its pair, which takes a word of the pod's share if it is
+// the pair's first.
+func (t *flowTable) count(pair uint64, m *flowMemory, own *share) bool {
 	s := set(t.pairs, pair)
 	for i := range s {
 		for {
@@ -247,15 +267,20 @@ func (t *flowTable) count(pair uint64) bool {
 			}
 		}
 	}
+	if !grow(&own.pairs, &m.used.pairs, pairsATable*(len(m.tables)-1)) {
+		return false
+	}
 	for i := range s {
 		if s[i].CompareAndSwap(0, pair|1) {
 			return true
 		}
 	}
+	shrink(&own.pairs, &m.used.pairs)
 	return false
 }
 
-func (t *flowTable) uncount(pair uint64) {
+// uncount takes one flow from its pair; true: it was the last.
+func (t *flowTable) uncount(pair uint64) (last bool) {
 	s := set(t.pairs, pair)
 	for i := range s {
 		for {
@@ -268,10 +293,11 @@ func (t *flowTable) uncount(pair uint64) {
 				next = 0
 			}
 			if s[i].CompareAndSwap(w, next) {
-				return
+				return next == 0
 			}
 		}
 	}
+	return false
 }
 
 // known yields the tuples that are remembered now. A flow that comes or goes

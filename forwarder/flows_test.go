@@ -247,6 +247,69 @@ func TestPreload(t *testing.T) {
 	r.check(nil)
 }
 
+// TestFlowsShared: a pod that opens flows without end, to one address or to ever new ones, is stopped before it takes the room
+// of others, and what it had is free again when its flows are forgotten.
+func TestFlowsShared(t *testing.T) {
+	for _, c := range []struct{ pods, refused int }{{1, 5}, {3, 100}} { // a set of eight words may be full by chance
+		for name, spread := range map[string]bool{"one address": false, "many addresses": true} {
+			t.Run(fmt.Sprintf("%d pods, %s", c.pods, name), func(t *testing.T) { testFlowsShared(t, c.pods, c.refused, spread) })
+		}
+	}
+}
+
+func testFlowsShared(t *testing.T, pods, allowed int, spread bool) {
+	const workers = 2
+	m := newFlowMemory(workers)
+	key := func(pod, i int) flowKey {
+		k := flowKey{Proto: 6, Src: podB, Dst: netip.AddrFrom4([4]byte{10, 244, 1, byte(pod)}), SrcPort: uint16(i >> 16), DstPort: uint16(i)}
+		if spread {
+			k.Src = netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})
+		}
+		return k
+	}
+	add := func(pod, i int) bool {
+		k := key(pod, i)
+		return m.add(i%workers, &k)
+	}
+	greedy := make([][]int, pods)
+	for pod := range greedy {
+		for i := range 60_000 {
+			if add(pod, i) {
+				greedy[pod] = append(greedy[pod], i)
+			}
+		}
+	}
+	capacity := workers * flowsATable
+	if spread {
+		capacity = workers * pairsATable
+	}
+	for pod, had := range greedy {
+		if len(had) < capacity/12 || len(had) > capacity/4 {
+			t.Errorf("greedy pod %d has %d of %d", pod, len(had), capacity)
+		}
+	}
+	refused := 0
+	for pod := 10; pod < 60; pod++ {
+		for i := range 20 {
+			if !add(pod, i) {
+				refused++
+			}
+		}
+	}
+	if refused > allowed {
+		t.Errorf("%d of 1,000 flows of modest pods were refused", refused)
+	}
+	for pod, had := range greedy {
+		for _, i := range had {
+			k := key(pod, i)
+			m.forget(&k)
+		}
+		if own := m.shareOf(new(key(pod, 0))); own.flows.Load() != 0 || own.pairs.Load() != 0 {
+			t.Errorf("greedy pod %d holds %d flows and %d pairs after all were forgotten", pod, own.flows.Load(), own.pairs.Load())
+		}
+	}
+}
+
 // TestFlowsConcurrently: writers of their own tables, forgetters and readers at
 // once; no tuple is ever torn, and what is left is exactly what was not forgotten.
 func TestFlowsConcurrently(t *testing.T) {
@@ -294,7 +357,7 @@ func TestFlowsConcurrently(t *testing.T) {
 			for i := range added {
 				if i%3 != 0 {
 					k := tuple(w, i)
-					for flow, _ := flowHashes(m.seed, &k); !m.hasFlow(flow); {
+					for flow, _ := flowHashes(m.seed, &k); !m.hasFlow(flow) && !t.Failed(); {
 						runtime.Gosched()
 					}
 					m.forget(&k)
