@@ -53,10 +53,10 @@ demo: need-root build ## two nodes, four pods, udp, vxlan and ipip: everything s
 
 # An old runtime for the test that needs one: only where it is asked for (LAB_INSTALL=1, as .ci/run does), takes seconds, and may fail.
 runtime:
-	@if [ -n "$$LAB_INSTALL" ] && command -v apt-get >/dev/null && ! { command -v ctr && command -v busybox; } >/dev/null; then \
-	  printf '==> installing containerd and busybox for their test\n'; \
-	  timeout 60 sh -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends containerd busybox-static' >/dev/null 2>&1 || \
-	    echo "they are not to be had: the test will be skipped" >&2; \
+	@if [ -n "$$LAB_INSTALL" ] && command -v apt-get >/dev/null && ! { command -v ctr && command -v busybox && command -v iptables; } >/dev/null; then \
+	  printf '==> installing containerd, busybox and iptables for the tests that need them\n'; \
+	  timeout 60 sh -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends containerd busybox-static iptables' >/dev/null 2>&1 || \
+	    echo "they are not to be had: their tests will be skipped" >&2; \
 	fi
 
 test: need-root lint build runtime ## vet, staticcheck, unit tests and end-to-end tests of real daemons (root)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 
 	"github.com/penstock-net/penstock/cni/ethtool"
@@ -420,4 +421,41 @@ func TestAsked(t *testing.T) {
 	p = w.newPod()
 	r = w.mustAdd(p, "1.0.0", map[string]any{"args": map[string]any{"cni": map[string]any{"ips": []string{"10.244.1.97"}}}})
 	expect(t, r, "10.244.1.97/32", "ips", 0, "address")
+}
+
+// TestWithoutIPv6: where the kernel has IPv6 off the pod gets IPv4 and nothing of IPv6 is touched or asked for; an IPv6 address that
+// somebody wants is refused.
+func TestWithoutIPv6(t *testing.T) {
+	w := newWorld(t)
+	w.env = append(w.env, "TEST_WITHOUT_IPV6=1")
+	for _, attach := range []string{"veth", "tun"} {
+		p := w.newPod()
+		conf := map[string]any{"attach": attach, "routes": []any{map[string]any{"dst": "fd00:1::/64"}, map[string]any{"dst": "172.16.0.0/12"}}}
+		r := w.mustAdd(p, "1.1.0", conf)
+		expect(t, r, nil, "ips", 1)
+		expect(t, r, "169.254.1.1", "ips", 0, "gateway")
+		expect(t, r, "172.16.0.0/12", "routes", 1, "dst")
+		expect(t, r, nil, "routes", 2)
+		var q control.AllocateRequest
+		w.last("/v1/allocate", &q)
+		if len(q.Families) != 1 || q.Families[0] != 4 {
+			t.Errorf("%s: asked for families %v", attach, q.Families)
+		}
+		conf["prevResult"] = r
+		for _, verb := range []string{"CHECK", "DEL"} {
+			if a := w.run(call{verb: verb, id: p.id, netns: p.path, conf: conf}); a.code != 0 {
+				t.Errorf("%s: %d %s", verb, a.code, a.msg)
+			}
+		}
+		w.clean(p)
+		p = w.newPod()
+		w.refused(p, w.add(p, "1.1.0", map[string]any{"attach": attach, "runtimeConfig": map[string]any{"ips": []string{"fd00:10:244:1::99"}}}),
+			types.ErrInvalidNetworkConfig, "IPv6 off")
+	}
+	// What an IPAM gives of it is left out.
+	p := w.newPod()
+	w.env = append(w.env, `FAKE_IPAM={"cniVersion":"1.1.0","ips":[{"address":"fd00:10:244:1::77/64"},{"address":"10.244.1.77/24"}]}`)
+	r := w.mustAdd(p, "1.1.0", map[string]any{"ipam": map[string]any{"type": "fakeipam"}})
+	expect(t, r, "10.244.1.77/32", "ips", 0, "address")
+	expect(t, r, nil, "ips", 1)
 }

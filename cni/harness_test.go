@@ -33,6 +33,9 @@ import (
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
 	case "penstock":
+		if os.Getenv("TEST_WITHOUT_IPV6") != "" {
+			hasIPv6 = func() bool { return false }
+		}
 		if d, err := time.ParseDuration(os.Getenv("TEST_PATIENCE")); err == nil {
 			waitForDaemon, detachTimeout = d, d
 		}

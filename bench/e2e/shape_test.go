@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -57,13 +55,20 @@ func TestShape(t *testing.T) {
 								if way == "ingress" {
 									from, to = other, &pod.Host
 								}
-								// Less may be the machine's fault, which others use too; more cannot.
+								// Others use the machine too: a sender, daemon or receiver that does not run when it should
+								// sends less, or finds what it had not read before the measurement began.
 								got := 0.0
-								for try := 0; try < 3 && got < 0.9*rate; try++ {
+								for try := 0; try < 6 && (got < 0.9*rate || got > 1.1*rate); try++ {
 									got = load.measure(t, from, to, pod.MTU, rate)
 									t.Logf("%s: %.1f Mbit/s, %+.1f %%", name, got/1e6, 100*(got/rate-1))
 								}
-								if got < least()*rate || got > 1.1*rate {
+								if got > 1.1*rate {
+									t.Errorf("%s: %.1f Mbit/s", name, got/1e6)
+								}
+								if got < 0.9*rate {
+									if free := load.measure(t, &beside.Host, &far.Host, pod.MTU, rate); free < 2*rate {
+										t.Skipf("this machine carries only %.1f Mbit/s of this load just now, without any bound", free/1e6)
+									}
 									t.Errorf("%s: %.1f Mbit/s", name, got/1e6)
 								}
 							}
@@ -77,19 +82,6 @@ func TestShape(t *testing.T) {
 			}
 		})
 	}
-}
-
-// least is which share of its rate a pod must get at least: on a machine with more to do than it has cores, sender, daemons
-// and receiver do not run when they should.
-func least() float64 {
-	var load float64
-	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
-		fmt.Sscan(string(b), &load)
-	}
-	if load > 2*float64(runtime.NumCPU()) {
-		return 0.6
-	}
-	return 0.9
 }
 
 // measure floods and returns the bits of IP packets delivered a second.
@@ -152,7 +144,7 @@ func TestShapeBeside(t *testing.T) {
 		return r.Bits
 	}
 	best := 0.0
-	for try := 0; try < 3 && best < 0.6; try++ {
+	for try := 0; try < 10 && best < 0.6; try++ { // others use the machine too
 		alone := measure()
 		load, stop := context.WithCancel(ctx)
 		var running sync.WaitGroup
