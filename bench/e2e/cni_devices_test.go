@@ -28,9 +28,9 @@ func descriptorsOf(d *lab.Daemon) []string {
 	return list
 }
 
-// TestDevicesDeleted: pods come and go, in order and with their devices deleted under the daemon, in the pod and on the node. After
+// TestDescriptorsStay: pods come and go, in order and with their devices deleted under the daemon, in the pod and on the node. After
 // their DEL the daemon has as many descriptors as before, and nothing of them is left.
-func TestDevicesDeleted(t *testing.T) {
+func TestDescriptorsStay(t *testing.T) {
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)
