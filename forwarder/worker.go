@@ -85,6 +85,7 @@ type worker struct {
 
 	progress atomic.Uint64 // turns of the loop: for the watchdog
 	asleep   atomic.Bool   // waiting for packets
+	thread   atomic.Int32  // its kernel thread, so that its time can be told from others'
 	done     chan struct{}
 	stopping bool
 }
@@ -132,6 +133,7 @@ func laneToken(endpoint, socket int) uint64 {
 // next wait, as epoll is level triggered.
 func (w *worker) run() {
 	runtime.LockOSThread()
+	w.thread.Store(int32(syscall.Gettid()))
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
 	timeout := 0
@@ -203,6 +205,7 @@ func (w *worker) serve(e *ring.Event) {
 			w.serveLane(l, int(index&0xff), e.Readable(), e.Error())
 		}
 	}
+	w.tally.batches.note(w.tally.received[Pod] + w.tally.received[Host] + w.tally.received[Wire])
 	w.ledger.publish(&w.tally)
 }
 
