@@ -40,7 +40,7 @@ type Forwarder struct {
 	tunnelPorts tunnelPorts
 	noWhole     atomic.Uint32 // kinds of superframes that the TAP has refused, see wholeBit
 	running     atomic.Bool
-	taps        atomic.Pointer[taps]
+	taps        atomicTaps
 
 	// Changed under control only.
 	control       sync.Mutex

@@ -37,6 +37,7 @@ type worker struct {
 	tunnel tunnel  // queue of the TAP for whole superframes; nil: none
 	lanes  []*lane // by endpoint index
 
+	flows   *flowMemory // the forwarder's
 	view    *table.View[hop]
 	network *table.Network[hop]
 	live    *live
@@ -66,8 +67,8 @@ type worker struct {
 	spare     []byte             // headers of segments that are sent outside the arena
 	packets   *ring.Packets
 
-	taps   *taps                 // that show this batch; nil: none
-	tapsAt *atomic.Pointer[taps] // where they stand
+	taps   *taps       // that show this batch; nil: none
+	tapsAt *atomicTaps // where they stand
 	tapped tapping
 
 	alarms  alarms // of ports whose pods have a bound
@@ -107,7 +108,7 @@ func newWorker(f *Forwarder, index int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{f: f, index: index, tapsAt: &f.taps, poller: p, done: make(chan struct{}),
+	w := &worker{f: f, index: index, tapsAt: &f.taps, flows: f.flows, poller: p, done: make(chan struct{}),
 		slab: ring.NewSlab(slabBytes), scratch: ring.NewSlab(scratchBytes), inbox: ring.NewInbox(inboxMessages, 65535),
 		datagrams: ring.NewDatagrams(maxMessages, maxIovecs), replays: ring.NewDatagrams(maxRunSegments, 3*maxRunSegments), packets: ring.NewPackets(maxMessages, maxIovecs),
 		arena: newArena(), spare: make([]byte, maxRunSegments*spareHeader)}
