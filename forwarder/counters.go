@@ -29,8 +29,9 @@ func (g Generated) String() string { return [...]string{"icmp", "arp", "nd"}[g] 
 // The encap label of forwarded frames: an encapsulation for the wire, none for
 // pods and the host. The first three values equal encap.Kind's.
 const (
-	encapNone  = 3
-	encapKinds = 4
+	encapNone   = 3
+	encapNative = 4 // the native stream
+	encapKinds  = 5
 )
 
 // tally is what a worker has counted since its last publish: plain words that
@@ -48,9 +49,6 @@ type tally struct {
 	merged    uint64 // frames that travelled in a merged write behind its first
 	segmented uint64 // superframes cut in software
 	whole     uint64 // superframes that left encapsulated and uncut
-	datagrams uint64 // of all sends together
-	batches   sizes  // frames of what was read at once
-	runSizes  sizes  // datagrams of a send
 }
 
 // ledger is the published sum of a worker's tallies, read by anyone.
@@ -65,9 +63,6 @@ type ledger struct {
 	merged    atomic.Uint64
 	segmented atomic.Uint64
 	whole     atomic.Uint64
-	datagrams atomic.Uint64
-	batches   sizeLedger
-	runSizes  sizeLedger
 }
 
 // publish moves t into l: once per batch, so the atomics cost nothing per packet.
@@ -93,9 +88,6 @@ func (l *ledger) publish(t *tally) {
 	move(&l.merged, &t.merged)
 	move(&l.segmented, &t.segmented)
 	move(&l.whole, &t.whole)
-	move(&l.datagrams, &t.datagrams)
-	l.batches.publish(&t.batches)
-	l.runSizes.publish(&t.runSizes)
 }
 
 func move(to *atomic.Uint64, from *uint64) {
@@ -123,19 +115,8 @@ type Counters struct {
 
 	Widened uint64 // wide rings opened
 
-	Batches  Sizes // frames read at once
-	RunSizes Sizes // datagrams handed to a tunnel socket at once
-
-	Workers []WorkerCounters
-	Peers   []PeerCounters
-	Ports   []PortCounters
-}
-
-// WorkerCounters is how one worker is doing.
-type WorkerCounters struct {
-	Turns  uint64 // of its loop
-	Asleep bool   // it waits for packets at this moment
-	Thread int    // its kernel thread; 0 before it runs
+	Peers []PeerCounters
+	Ports []PortCounters
 }
 
 // PeerCounters is the traffic with one peer. LastSeen is in Unix seconds, 0 for never.
@@ -145,6 +126,7 @@ type PeerCounters struct {
 	Dropped       uint64 // on the way out to it, and from it
 	MTU           int    // largest inner packet now
 	LastSeen      int64
+	Native        *NativeStatus // nil: the native stream is off
 }
 
 // PortCounters is the traffic of one pod's port, seen from the pod.

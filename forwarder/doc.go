@@ -14,6 +14,8 @@
 //	                         outer, decap, checksum,
 //	                         inner source, way back
 //
+// To peers that agree, frames go as the native stream: native.go says how.
+//
 // Read it in a packet's order: worker.go (the loop), outbound.go, transmit.go
 // (frames become datagrams), inbound.go, deliver.go (frames become writes to a
 // port), answer.go (ICMP, ARP and neighbour answers). Beside that way stand

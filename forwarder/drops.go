@@ -31,6 +31,14 @@ const (
 	DropWrongVTEPMAC
 	DropECN
 
+	// From the wire, as the native stream.
+	DropNativeBad
+	DropNativeUnknown
+	DropNativeDuplicate
+	DropNativeLate
+	DropNativeFull
+	DropNativeLost
+
 	// From the wire, inside.
 	DropInnerChecksum
 	DropInnerSource
@@ -91,6 +99,13 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropWrongVNI:     {"wrong_vni", "another VNI than the peer's", "make encap.vni of both nodes agree"},
 	DropWrongVTEPMAC: {"wrong_vtep_mac", "the inner Ethernet frame is addressed to another VTEP", "the peer has an old MAC for this node: compare with vtepMAC of penstockctl status"},
 	DropECN:          {"ecn", "congestion was marked outside on a packet that cannot carry the mark (RFC 6040)", "nothing; the loss tells the sender"},
+
+	DropNativeBad:       {"native_bad", "a piece or message of the native stream that no sender of this version writes", "report it with a capture, unless something else sends to native.port"},
+	DropNativeUnknown:   {"native_unknown", "a piece of a native stream that its peer has not announced", "nothing, for a moment after a restart of either node: the peer finds out and goes by the encapsulation"},
+	DropNativeDuplicate: {"native_duplicate", "a piece of the native stream that has come before", "the underlay duplicates packets"},
+	DropNativeLate:      {"native_late", "a piece of the native stream that came after its burst had been handed on", "the underlay reorders packets"},
+	DropNativeFull:      {"native_full", "too many bursts of the native stream were incomplete at a time", "the underlay loses or reorders much: native.carrier: off may serve better"},
+	DropNativeLost:      {"native_lost", "a frame of the native stream lost a piece on its way", "the underlay loses packets; TCP superframes are handed on in parts and do not count here"},
 
 	DropInnerChecksum: {"inner_checksum", "the TCP or UDP checksum inside the tunnel is wrong", "look for a broken NIC offload on the peer or on the way"},
 	DropInnerSource:   {"inner_source", "the inner source does not lie in that peer's prefixes", "compare the peer's podCIDRs on both nodes; a stranger may be forging"},

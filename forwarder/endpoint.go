@@ -123,6 +123,9 @@ func (f *Forwarder) openEndpoints(need map[endpointKey]bool) (opened []endpointK
 		if k, taken := kinds[key.port]; taken && key.port != 0 {
 			return nil, fmt.Errorf("UDP port %d cannot carry both %s and %s: give the peers that differ another port", key.port, k, key.kind)
 		}
+		if f.native != nil && key.port == f.settings.Native.Port && key.kind != encap.KindIPIP {
+			return nil, fmt.Errorf("UDP port %d is the native stream's, and cannot carry %s: change native.port or the port of encap", key.port, key.kind)
+		}
 		kinds[key.port] = key.kind
 	}
 	for key := range need {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"runtime/pprof"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,7 +38,8 @@ type Forwarder struct {
 	tunnelPorts tunnelPorts
 	noWhole     atomic.Uint32 // kinds of superframes that the TAP has refused, see wholeBit
 	running     atomic.Bool
-	taps        atomicTaps
+	native      *nativePlane // nil: off; fixed by New
+	taps        atomic.Pointer[taps]
 
 	// Changed under control only.
 	control       sync.Mutex
@@ -90,8 +89,9 @@ type environment struct {
 
 // tunnelPorts is which UDP ports, and whether ipip, are tunnels here.
 type tunnelPorts struct {
-	set  atomic.Pointer[[1 << 10]uint64]
-	ipip atomic.Bool
+	set    atomic.Pointer[[1 << 10]uint64]
+	ipip   atomic.Bool
+	native uint16 // the native stream's port, 0 while it is off; fixed by New
 }
 
 func (t *tunnelPorts) has(port uint16) bool {
@@ -107,6 +107,9 @@ func (t *tunnelPorts) store(endpoints map[endpointKey]*endpoint) {
 		} else {
 			set[k.port>>6] |= 1 << (k.port & 63)
 		}
+	}
+	if t.native != 0 {
+		set[t.native>>6] |= 1 << (t.native & 63)
 	}
 	t.set.Store(&set)
 	t.ipip.Store(ipip)
@@ -154,6 +157,9 @@ func newForwarder(s Settings, env environment) (_ *Forwarder, err error) {
 		return nil, err
 	}
 	f.settle()
+	if err := f.openNative(); err != nil {
+		return nil, err
+	}
 	if err := f.publish(nil); err != nil {
 		return nil, err
 	}
@@ -273,9 +279,12 @@ func (f *Forwarder) Start() {
 		return
 	}
 	for _, w := range f.workers {
-		go pprof.Do(context.Background(), pprof.Labels("worker", strconv.Itoa(w.index)), func(context.Context) { w.run() })
+		go w.run()
 	}
 	f.keeper.done.Go(func() { f.keeper.run(f) })
+	if f.native != nil {
+		f.native.done.Go(f.native.run)
+	}
 }
 
 // Stop lets each worker finish the batch in its hands, then closes all
@@ -292,6 +301,10 @@ func (f *Forwarder) Stop(ctx context.Context) error {
 		return nil
 	}
 	if f.running.Load() {
+		if f.native != nil {
+			close(f.native.stop)
+			f.native.done.Wait()
+		}
 		for _, w := range f.workers {
 			w.ask(func(w *worker) error { w.stopping = true; return nil })
 		}
@@ -319,6 +332,7 @@ func (f *Forwarder) close() error {
 		f.fds.remove(p.io.FD())
 		errs = append(errs, p.io.Close())
 	}
+	f.closeNative()
 	for _, w := range f.workers {
 		for _, l := range w.lanes {
 			if l != nil {
@@ -387,14 +401,14 @@ func (f *Forwarder) Progress() (turns []uint64, waiting []bool) {
 // Counters sums what the workers have published.
 func (f *Forwarder) Counters() Counters {
 	c := Counters{Received: map[string]uint64{}, Generated: map[string]uint64{}, Forwarded: map[ForwardedKey]Volume{}, Dropped: map[string]uint64{}}
-	encaps := [encapKinds]string{encap.KindUDP.String(), encap.KindVXLAN.String(), encap.KindIPIP.String(), "none"}
+	encaps := [encapKinds]string{encap.KindUDP.String(), encap.KindVXLAN.String(), encap.KindIPIP.String(), "none", "native"}
 	for _, w := range f.workers {
 		l := &w.ledger
 		for d := range l.received {
 			c.Received[Direction(d).String()] += l.received[d].Load()
 			for e := range l.forwarded[d] {
 				v := Volume{l.forwarded[d][e].packets.Load(), l.forwarded[d][e].bytes.Load()}
-				if (Direction(d) == Wire) == (e == encapNone) {
+				if (Direction(d) == Wire) == (e == encapNone) || e == encapNative && f.native == nil {
 					continue // the wire has an encapsulation, pods and the host have none
 				}
 				k := ForwardedKey{Direction(d).String(), encaps[e]}
@@ -414,20 +428,13 @@ func (f *Forwarder) Counters() Counters {
 		c.Merged += l.merged.Load()
 		c.Segmented += l.segmented.Load()
 		c.Whole += l.whole.Load()
-		l.batches.addTo(&c.Batches)
-		l.runSizes.addTo(&c.RunSizes)
-		c.RunSizes.Sum += l.datagrams.Load()
-		c.Workers = append(c.Workers, WorkerCounters{Turns: w.progress.Load(), Asleep: w.asleep.Load(), Thread: int(w.thread.Load())})
-	}
-	for _, n := range c.Received {
-		c.Batches.Sum += n
 	}
 	c.Widened = f.widened.Load()
 	now := time.Now().Unix()
 	for _, p := range *f.peerList.Load() {
 		t := p.state.accounts.total()
 		c.Peers = append(c.Peers, PeerCounters{Name: p.spec.Name, Address: p.spec.Address.String(), Sent: t.sent,
-			Got: t.got, Dropped: t.dropped, MTU: p.innerMTU(now), LastSeen: t.lastSeen})
+			Got: t.got, Dropped: t.dropped, MTU: p.innerMTU(now), LastSeen: t.lastSeen, Native: f.native.status(p)})
 	}
 	for _, p := range *f.portList.Load() {
 		c.Ports = append(c.Ports, p.counters())

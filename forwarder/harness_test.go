@@ -45,6 +45,12 @@ func testSettings(kind encap.Kind) Settings {
 
 func newRig(t testing.TB, s Settings) *rig {
 	t.Helper()
+	return newRigOf(t, s, feed.Peer{Name: "node-b", Address: nodeB, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd00:10:244:2::/64")}})
+}
+
+// newRigOf is a node with this one peer.
+func newRigOf(t testing.TB, s Settings, p feed.Peer) *rig {
+	t.Helper()
 	r := &rig{t: t, pods: map[string]*ring.FakeQueue{}}
 	all := ring.OffloadCSUM | ring.OffloadTSO4 | ring.OffloadTSO6 | ring.OffloadUSO4 | ring.OffloadUSO6
 	env := environment{
@@ -96,7 +102,7 @@ func newRig(t testing.TB, s Settings) *rig {
 	}
 	r.f = f
 	t.Cleanup(func() { f.Stop(t.Context()) })
-	r.peers(feed.Peer{Name: "node-b", Address: nodeB, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd00:10:244:2::/64")}})
+	r.peers(p)
 	return r
 }
 

@@ -103,6 +103,10 @@ func (w *worker) receiveOne(p *peer, b []byte, gso int, outerTOS uint8) int {
 	}
 	at, fault := encap.Decap(p.kind, b, p.vni, p.own)
 	if fault != encap.OK {
+		if fault == encap.FaultNotIP && w.native != nil && w.fenced(p, b) {
+			w.tally.received[Wire]-- // no frame
+			return 0
+		}
 		w.drop(faultReason[fault])
 		return 0
 	}
@@ -144,7 +148,13 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 	if h.kind == hopPort {
 		mtu = h.port.mtu
 	}
-	if !w.checksum(f, gso, mtu) {
+	if f.native {
+		// What is partial says so; a superframe is what Check has found it to be.
+		if f.v.Flags&encap.NeedsCsum == 0 && encap.CheckL4(f.ip(), &f.p) == encap.ChecksumBad {
+			w.drop(DropInnerChecksum)
+			return
+		}
+	} else if !w.checksum(f, gso, mtu) {
 		return
 	}
 	if outerTOS&3 != 0 {
@@ -157,7 +167,7 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 			encap.SetTOS(f.ip(), &f.p, tos)
 		}
 	}
-	if h.kind != hopPort || h.port.translated.Load() && w.flows.isAnswer(f.ip(), &f.p) {
+	if h.kind != hopPort || h.port.translated.Load() && w.f.flows.isAnswer(f.ip(), &f.p) {
 		w.toHost(f)
 		return
 	}

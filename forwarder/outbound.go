@@ -15,6 +15,8 @@ type frame struct {
 	p   encap.Packet
 	in  *port // where it was read; nil from the wire and for our own
 	by  *peer // who sent it over the wire; else nil
+
+	native bool // by the native stream: v is what the peer says
 }
 
 func (f *frame) ip() []byte { return f.mem[f.at:] }
@@ -171,7 +173,7 @@ func (w *worker) route(f *frame) {
 		return
 	}
 	fromHost := f.in != nil && f.in.direction == Host
-	if fromHost && w.flows.enabled.Load() && !w.rememberFlow(f) {
+	if fromHost && w.f.flows.enabled.Load() && !w.rememberFlow(f) {
 		w.drop(DropFlowsFull)
 		return
 	}
@@ -181,7 +183,7 @@ func (w *worker) route(f *frame) {
 	}
 	switch h.kind {
 	case hopPort:
-		if !fromHost && h.port.translated.Load() && w.flows.isAnswer(f.ip(), &f.p) {
+		if !fromHost && h.port.translated.Load() && w.f.flows.isAnswer(f.ip(), &f.p) {
 			w.toHost(f)
 			return
 		}
@@ -209,7 +211,7 @@ func (w *worker) rememberFlow(f *frame) bool {
 	if h == nil || h.kind != hopPort {
 		return true
 	}
-	if !w.flows.remember(w.index, f.ip(), &f.p) {
+	if !w.f.flows.remember(w.index, f.ip(), &f.p) {
 		return false
 	}
 	if !h.port.translated.Load() {
@@ -294,6 +296,14 @@ func (w *worker) toPeer(f *frame, p *peer) {
 	if w.taps != nil {
 		w.tapOut(f, nil, p)
 	}
+	if w.native != nil && w.toNative(f, p) {
+		return
+	}
+	w.toStandard(f, p)
+}
+
+// toStandard sends f by p's encapsulation.
+func (w *worker) toStandard(f *frame, p *peer) {
 	switch {
 	case f.v.IsGSO():
 		if !w.transmitWhole(f, p) {

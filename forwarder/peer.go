@@ -56,6 +56,7 @@ type peerState struct {
 	wantsWhole atomic.Bool                // a superframe was to leave to it; the watcher of uplinks takes it back
 	noSegment  atomic.Bool                // the route refused UDP_SEGMENT (EIO)
 	accounts   accounts                   // by worker
+	native     nativeState
 }
 
 // learnedLifetime is how long a path MTU from an ICMP error is believed.

@@ -30,6 +30,7 @@ type Settings struct {
 	Workers    int    // 0: one per core
 	HostDevice string // the node's TUN, made before New with Workers queues' worth of multi-queue
 
+	Native      Native
 	Offload     Offload
 	PodBuffer   int64 // bytes a pod's ring and socket buffer may take together
 	TotalBuffer int64 // the same for all pods
@@ -106,6 +107,7 @@ func (f *Forwarder) Reconfigure(next Settings) error {
 		{"encap.sourcePorts", next.SourcePorts == old.SourcePorts},
 		{"workers", next.Workers == old.Workers},
 		{"host.device", next.HostDevice == old.HostDevice},
+		{"native", next.Native == old.Native},
 		{"offload", next.Offload == old.Offload},
 		{"limits", next.PodBuffer == old.PodBuffer && next.TotalBuffer == old.TotalBuffer},
 	} {
@@ -130,6 +132,9 @@ func (f *Forwarder) Reconfigure(next Settings) error {
 		f.settings = old
 		f.settle()
 		return err
+	}
+	if f.native != nil && next.UnderlayMTU != old.UnderlayMTU {
+		f.native.renew(&next)
 	}
 	return nil
 }

@@ -108,8 +108,9 @@ func newEgress(s ring.Socket, index int) *egress {
 // transmit is one worker's way to one peer.
 type transmit struct {
 	sources    []source // one a socket of the lane
-	unfinished bool     // the last datagram did not end its frame, which goes on in
-	current    int32    // this run
+	native     *nativeOut
+	unfinished bool  // the last datagram did not end its frame, which goes on in
+	current    int32 // this run
 }
 
 // source is what leaves for a peer by one socket. Several runs are open side by
@@ -382,8 +383,6 @@ func (w *worker) sent(e *egress, r *run) {
 		e.broken = false
 	}
 	w.tally.sends++
-	w.tally.datagrams += uint64(r.count)
-	w.tally.runSizes.note(uint64(r.count))
 	if r.count > 1 {
 		w.tally.runs++
 	}

@@ -34,10 +34,10 @@ type worker struct {
 	poller *ring.Poller
 	ports  []*port // that this worker reads, by index; the host's queue is hostPort
 	host   *port
+	native *nativeWorker
 	tunnel tunnel  // queue of the TAP for whole superframes; nil: none
 	lanes  []*lane // by endpoint index
 
-	flows   *flowMemory // the forwarder's
 	view    *table.View[hop]
 	network *table.Network[hop]
 	live    *live
@@ -67,8 +67,8 @@ type worker struct {
 	spare     []byte             // headers of segments that are sent outside the arena
 	packets   *ring.Packets
 
-	taps   *taps       // that show this batch; nil: none
-	tapsAt *atomicTaps // where they stand
+	taps   *taps                 // that show this batch; nil: none
+	tapsAt *atomic.Pointer[taps] // where they stand
 	tapped tapping
 
 	alarms  alarms // of ports whose pods have a bound
@@ -86,7 +86,6 @@ type worker struct {
 
 	progress atomic.Uint64 // turns of the loop: for the watchdog
 	asleep   atomic.Bool   // waiting for packets
-	thread   atomic.Int32  // its kernel thread, so that its time can be told from others'
 	done     chan struct{}
 	stopping bool
 }
@@ -108,7 +107,7 @@ func newWorker(f *Forwarder, index int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{f: f, index: index, tapsAt: &f.taps, flows: f.flows, poller: p, done: make(chan struct{}),
+	w := &worker{f: f, index: index, tapsAt: &f.taps, poller: p, done: make(chan struct{}),
 		slab: ring.NewSlab(slabBytes), scratch: ring.NewSlab(scratchBytes), inbox: ring.NewInbox(inboxMessages, 65535),
 		datagrams: ring.NewDatagrams(maxMessages, maxIovecs), replays: ring.NewDatagrams(maxRunSegments, 3*maxRunSegments), packets: ring.NewPackets(maxMessages, maxIovecs),
 		arena: newArena(), spare: make([]byte, maxRunSegments*spareHeader)}
@@ -121,6 +120,7 @@ const (
 	tokenPort = iota << 32
 	tokenHost
 	tokenLane
+	tokenNative
 	tokenKind = 0xff << 32
 )
 
@@ -134,7 +134,6 @@ func laneToken(endpoint, socket int) uint64 {
 // next wait, as epoll is level triggered.
 func (w *worker) run() {
 	runtime.LockOSThread()
-	w.thread.Store(int32(syscall.Gettid()))
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
 	timeout := 0
@@ -166,6 +165,9 @@ func (w *worker) run() {
 		w.unblock()
 		if len(w.alarms) > 0 {
 			timeout = w.serveAlarms(timeout)
+		}
+		if w.native != nil {
+			timeout = w.nativeTimers(timeout)
 		}
 	}
 }
@@ -205,8 +207,9 @@ func (w *worker) serve(e *ring.Event) {
 		if l := w.lanes[index>>8]; l != nil {
 			w.serveLane(l, int(index&0xff), e.Readable(), e.Error())
 		}
+	case tokenNative:
+		w.serveNative(e.Readable(), e.Error())
 	}
-	w.tally.batches.note(w.tally.received[Pod] + w.tally.received[Host] + w.tally.received[Wire])
 	w.ledger.publish(&w.tally)
 }
 
@@ -289,6 +292,9 @@ func (w *worker) serveLane(l *lane, i int, readable, failed bool) {
 // flush hands everything in hand to the kernel; after it nothing that was
 // lent is referred to any more.
 func (w *worker) flush() {
+	if w.native != nil {
+		w.flushNative()
+	}
 	for _, e := range w.egresses {
 		w.flushEgress(e)
 	}
@@ -299,6 +305,9 @@ func (w *worker) flush() {
 	w.boxes = w.boxes[:0]
 	w.arena.reset()
 	w.scratch.Reset()
+	if w.native != nil {
+		w.flushedNative()
+	}
 }
 
 // alloc gives n bytes of scratch; what is in hand may be flushed for it.

@@ -99,6 +99,9 @@ func (t *tool) peers() *cobra.Command {
 			if o.Port != 0 {
 				encap += ":" + strconv.Itoa(int(o.Port))
 			}
+			if o.Native != nil && o.Native.Carrier != "none" {
+				encap += ", native " + o.Native.Carrier
+			}
 			seen := "never"
 			if o.LastSeen != nil {
 				seen = duration(time.Since(*o.LastSeen)) + " ago"

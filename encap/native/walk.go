@@ -201,7 +201,7 @@ func (o *burst) nextPart(f *Frame) bool {
 		}
 		b := o.mem[from-w.hlen : to : to]
 		copy(b, w.packet[:w.hlen])
-		v := encap.Part(b, &w.p, w.v, from-w.from-w.hlen, to == end)
+		v := encap.Part(b, len(b), &w.p, w.v, from-w.from-w.hlen, to == end)
 		*f = Frame{Kind: Part, IP: b, Network: w.h.network, h: w.h, virtio: v}
 		return true
 	}

@@ -103,7 +103,7 @@ peers:
 host: {device: pst0, masquerade: true, forward: true}
 limits: {podBuffer: 1024KiB, totalBuffer: 1GiB}
 workers: 4
-native: {carrier: tcp, port: 7000}
+native: {carrier: udp, port: 7000}
 offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, mergeWrites: off, packetRing: v3}
 control: {socket: /tmp/p.sock}
 debug: {listen: "0.0.0.0:1", allowRemote: true}
@@ -127,7 +127,7 @@ state: /tmp/state
 		Host:    Host{"pst0", true, true},
 		Limits:  Limits{1 << 20, 1 << 30},
 		Workers: 4,
-		Native:  Native{"tcp", 7000},
+		Native:  Native{"udp", 7000},
 		Offload: Offload{PacketRing: "v3"},
 		Control: Control{"/tmp/p.sock"},
 		Debug:   Debug{"0.0.0.0:1", true},

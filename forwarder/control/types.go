@@ -120,6 +120,21 @@ type Peer struct {
 	Sent     Traffic        `json:"sent"`
 	Dropped  uint64         `json:"dropped"`            // frames for or from it that ended in a drop
 	LastSeen *time.Time     `json:"lastSeen,omitempty"` // when it last sent something acceptable
+	Native   *Native        `json:"native,omitempty"`   // absent while the native stream is off
+}
+
+// Native is the native stream to and from a peer.
+type Native struct {
+	Carrier   string `json:"carrier"`       // none: packets go by the peer's encap
+	Why       string `json:"why,omitempty"` // it is none
+	Bursts    uint64 `json:"bursts"`        // sent
+	Frames    uint64 `json:"frames"`
+	Saved     uint64 `json:"savedBytes"` // that encap would have cost more
+	GotPieces uint64 `json:"receivedPieces"`
+	GotFrames uint64 `json:"receivedFrames"`
+	Lost      uint64 `json:"lostBytes"`     // of the peer's stream that did not come, or too late
+	Parts     uint64 `json:"parts"`         // of superframes that had lost a piece
+	Refused   uint64 `json:"refusedPieces"` // dropped by name
 }
 
 // Route is one entry of the table.

@@ -85,11 +85,10 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	if err = d.startFlows(ctx, &undo); err != nil {
 		return err
 	}
-	d.timed = newTimed(d)
 	if err = d.listenDebug(cfg, &undo); err != nil {
 		return err
 	}
-	d.server = control.NewServer(d.timed, d.log)
+	d.server = control.NewServer(d, d.log)
 	return ctx.Err() // asked to stop meanwhile
 }
 

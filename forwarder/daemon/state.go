@@ -92,11 +92,17 @@ func (s *state) settings(workers int, log *slog.Logger) forwarder.Settings {
 		Name: c.Node.Name, Address: c.Node.Address, PodCIDRs: c.Node.PodCIDRs, Cluster: c.Network.CIDRs,
 		Encap: s.kind, Port: c.Encap.Port, VNI: c.Encap.VNI, PodMTU: s.podMTU, UnderlayMTU: s.underlay.MTU,
 		SourcePorts: c.Encap.SourcePorts, CopyDSCP: c.Encap.CopyDSCP, ClampMSS: c.Encap.ClampMSS,
-		Workers: workers, HostDevice: c.Host.Device,
+		Workers: workers, HostDevice: c.Host.Device, Native: s.native(),
 		Offload: forwarder.Offload{TunnelGSO: c.Offload.TunnelGSO, UDPSegment: c.Offload.UDPSegment, UDPGRO: c.Offload.UDPGRO,
 			TUNOffload: c.Offload.TUNOffload, MergeWrites: c.Offload.MergeWrites, PacketRing: c.Offload.PacketRing},
 		PodBuffer: c.Limits.PodBuffer, TotalBuffer: c.Limits.TotalBuffer, Log: log,
 	}
+}
+
+// native is how the native stream is used: auto is the udp carrier.
+func (s *state) native() forwarder.Native {
+	n := s.cfg.Native
+	return forwarder.Native{UDP: n.Carrier == "auto" || n.Carrier == "udp", Port: n.Port}
 }
 
 // hostConfig is what the host's stack must look like.
@@ -119,6 +125,9 @@ func (s *state) tunnels() []hostnet.Tunnel {
 		ts = append(ts, hostnet.Tunnel{Proto: encap.ProtoUDP, Port: port})
 	}
 	add(s.kind, s.cfg.Encap.Port)
+	if n := s.native(); n.UDP {
+		add(encap.KindUDP, n.Port)
+	}
 	for _, p := range s.peers {
 		r := s.resolve(p)
 		k, _ := encap.ParseKind(r.Encap) // computeMTU has looked at it

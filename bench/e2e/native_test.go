@@ -1,0 +1,197 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"github.com/penstock-net/penstock/bench/lab"
+)
+
+const nativeYAML = "native: {carrier: udp}"
+
+// nativeSent is how many frames have left as the native stream, and how many by an encapsulation.
+func nativeSent(t *testing.T, n *lab.Node) (stream, standard uint64) {
+	t.Helper()
+	m := n.Daemon.Metrics(t)
+	stream = uint64(m.Sum("penstock_forwarded_packets_total", "direction", "wire", "encap", "native"))
+	return stream, uint64(m.Sum("penstock_forwarded_packets_total", "direction", "wire")) - stream
+}
+
+// becomesNative pings until frames go as the stream, or not any more.
+func becomesNative(t *testing.T, want bool, from *lab.Node, a, b *lab.Pod) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		before, _ := nativeSent(t, from)
+		if err := a.Ping(b.Addr(false)); err != nil {
+			t.Log(err)
+		}
+		if after, _ := nativeSent(t, from); (after > before) == want {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("frames from %s go as the native stream: %v is wanted", from.Name, want)
+		}
+	}
+}
+
+// TestNative: two nodes find each other, data and borders of messages are right over either underlay and attachment, and the change
+// from the encapsulation loses nothing and turns nothing around.
+func TestNative(t *testing.T) {
+	lab.Require(t)
+	for _, c := range []struct {
+		encap  string
+		attach lab.Attach
+		kind   lab.Kind
+		outer6 bool
+	}{{"vxlan", lab.Veth, lab.Whole, false}, {"udp", lab.TUN, lab.Cut, false}, {"ipip", lab.Veth, lab.Cut, false}, {"vxlan", lab.TUN, lab.Whole, true}} {
+		t.Run(fmt.Sprintf("%s/%s/%s/outer6=%v", c.encap, c.attach, c.kind, c.outer6), func(t *testing.T) {
+			l := lab.New(t, lab.Config{Encap: c.encap, Kind: c.kind, Outer6: c.outer6, YAML: []string{nativeYAML}})
+			l.Start(t)
+			a, b := l.Nodes[0].AddPod(t, c.attach), l.Nodes[1].AddPod(t, c.attach)
+			// One stream of messages from before the change to long behind it.
+			sink, err := b.ReceiveStream(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sink.Close()
+			s := lab.Stream{Sizes: []int{64, 570, 1200, 100}, Count: 24000, Rate: 12000, Sink: sink, Flows: 4}
+			n, err := a.SendStream(within(t), netip.AddrPortFrom(b.Addr(false), sink.Port()), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := sink.WaitFor(n, 5*time.Second); !got.Perfect(n) {
+				t.Errorf("%d messages across the change: %+v", n, got)
+			}
+			if stream, standard := nativeSent(t, l.Nodes[0]); stream == 0 || standard == 0 {
+				t.Errorf("%d frames as the stream, %d by %s: the test needs both", stream, standard, c.encap)
+			}
+			for _, v6 := range []bool{false, true} {
+				transfer(t, &a.Host, &b.Host, v6, 64<<20, 16<<20)
+				echoes(t, &a.Host, &b.Host, v6, []int{1, 1200, l.Nodes[0].PodMTU() - 60, 4000})
+			}
+			if stream, _ := nativeSent(t, l.Nodes[1]); stream == 0 {
+				t.Error("nothing came back as the stream")
+			}
+			conserved(t, l)
+		})
+	}
+}
+
+// TestNativeCluster: two nodes speak the stream, the third is a kernel's vxlan; all reach all.
+func TestNativeCluster(t *testing.T) {
+	lab.Require(t)
+	l := lab.New(t, lab.Config{Nodes: 3, Roles: []lab.Role{lab.Penstock, lab.Penstock, lab.KernelVXLAN}, YAML: []string{nativeYAML}})
+	l.Start(t)
+	a, b, k := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.TUN), l.Nodes[2].AddPod(t, lab.Plain)
+	becomesNative(t, true, l.Nodes[0], a, b)
+	for _, p := range [][2]*lab.Host{{&a.Host, &b.Host}, {&a.Host, &k.Host}, {&k.Host, &b.Host}} {
+		pingBoth(t, p[0], p[1])
+		transfer(t, p[0], p[1], false, 8<<20, 8<<20)
+	}
+	_, before := nativeSent(t, l.Nodes[0])
+	if err := a.Ping(k.Addr(false)); err != nil {
+		t.Error(err)
+	}
+	if _, after := nativeSent(t, l.Nodes[0]); after == before {
+		t.Error("nothing goes to the kernel's node by vxlan")
+	}
+	conserved(t, l)
+}
+
+// TestNativeFallback: a firewall that begins to drop the stream, and a peer that starts anew, stop the traffic for a second at most.
+func TestNativeFallback(t *testing.T) {
+	lab.Require(t)
+	l := lab.New(t, lab.Config{Wiring: lab.Routed, YAML: []string{nativeYAML}})
+	l.Start(t)
+	a, b := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.Veth)
+	becomesNative(t, true, l.Nodes[0], a, b)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	// Pings go on, so that there is traffic.
+	pinging := make(chan struct{})
+	go func() {
+		defer close(pinging)
+		for ctx.Err() == nil {
+			_ = a.Ping(b.Addr(false))
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	fabricDrops(t, l, toUDPPort(7471))
+	longest := silence(t, a, b, 3*time.Second)
+	if longest > time.Second {
+		t.Errorf("no packet passed for %v after the stream was blocked", longest)
+	}
+	if before, _ := nativeSent(t, l.Nodes[0]); true {
+		time.Sleep(200 * time.Millisecond)
+		if after, _ := nativeSent(t, l.Nodes[0]); after != before {
+			t.Error("frames still go as the stream")
+		}
+	}
+	unmangle(t, l)
+	becomesNative(t, true, l.Nodes[0], a, b)
+	cancel()
+	<-pinging
+	// A restart: the other end is another instance.
+	l.Nodes[1].Daemon.Stop(t)
+	l.Nodes[1].Start(t)
+	becomesNative(t, true, l.Nodes[0], a, b)
+	transfer(t, &a.Host, &b.Host, false, 32<<20, 32<<20)
+	if n := l.Nodes[1].Daemon.Metrics(t).Dropped()["native_duplicate"]; n > 0 {
+		t.Errorf("%d pieces of a peer that we do not know any more were taken for repeats", n)
+	}
+	conserved(t, l)
+}
+
+// silence sends a message every 10 ms for d and returns the longest time in which none arrived.
+func silence(t *testing.T, a, b *lab.Pod, d time.Duration) (longest time.Duration) {
+	t.Helper()
+	sink, err := b.ReceiveStream(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	go a.SendStream(t.Context(), netip.AddrPortFrom(b.Addr(false), sink.Port()), lab.Stream{Count: int(d / (10 * time.Millisecond)), Rate: 100, Burst: 1})
+	last, have := time.Now(), sink.Counts().Received
+	for end := last.Add(d); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if n := sink.Counts().Received; n > have {
+			have, last = n, time.Now()
+		}
+		longest = max(longest, time.Since(last))
+	}
+	return longest
+}
+
+// fabricDrops makes the router in the middle drop what matches.
+func fabricDrops(t *testing.T, l *lab.Lab, match []expr.Any) {
+	t.Helper()
+	err := l.Fabric.Nftables(func(c *nftables.Conn) error {
+		table := c.AddTable(&nftables.Table{Name: "drops", Family: nftables.TableFamilyINet})
+		chain := c.AddChain(&nftables.Chain{Name: "forward", Table: table, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(append([]expr.Any{}, match...), &expr.Verdict{Kind: expr.VerdictDrop})})
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("drops in the fabric: %v", err)
+	}
+}
+
+// TestNativeLoss: one packet in a hundred is lost between the nodes, one by one. Data is right, and every frame has an end.
+func TestNativeLoss(t *testing.T) {
+	lab.Require(t)
+	l := lab.New(t, lab.Config{Wiring: lab.Routed, Kind: lab.Cut, YAML: []string{nativeYAML}})
+	l.Start(t)
+	a, b := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.Veth)
+	becomesNative(t, true, l.Nodes[0], a, b)
+	fabricDrops(t, l, append(toUDPPort(7471), &expr.Numgen{Register: 1, Modulus: 100, Type: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0, 0, 0, 0}}))
+	for _, v6 := range []bool{false, true} {
+		transfer(t, &a.Host, &b.Host, v6, 8<<20, 2<<20)
+	}
+	conserved(t, l)
+}

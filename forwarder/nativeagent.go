@@ -1,0 +1,174 @@
+package forwarder
+
+import (
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"github.com/penstock-net/penstock/encap/native"
+	"github.com/penstock-net/penstock/forwarder/agree"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// nativeAgreement is one peer in the plane's eyes.
+type nativeAgreement struct {
+	agree.Peer
+	peer       *peer
+	to         ring.Sockaddr
+	generation uint32 // of what is published
+}
+
+// nativeTick is how often peers with traffic are looked at.
+const nativeTick = 50 * time.Millisecond
+
+// now is the agreement's clock.
+func (n *nativePlane) now() time.Duration { return n.f.env.now().Sub(n.f.started) }
+
+// run decides until stop is closed. It wakes only while there is traffic to a peer, or a message.
+func (n *nativePlane) run() {
+	tick := time.NewTicker(nativeTick)
+	defer tick.Stop()
+	active := true
+	for {
+		ticks := tick.C
+		if !active {
+			ticks = nil
+		}
+		select {
+		case <-n.stop:
+			return
+		case e := <-n.inbox:
+			n.handle(e)
+			active = true
+		case <-n.poked:
+			active = n.look()
+		case <-ticks:
+			active = n.look()
+		}
+	}
+}
+
+// look has every peer's agreement do what is due; false: there is nothing until something happens.
+func (n *nativePlane) look() (active bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := n.now()
+	gone := maps.Clone(n.peers)
+	for _, p := range *n.f.peerList.Load() {
+		delete(gone, p.state)
+		wanted := p.state.native.wanted.Swap(false)
+		a := n.peers[p.state]
+		if a == nil && !wanted {
+			continue
+		}
+		a = n.agreement(p)
+		usable := n.self.Carriers
+		if p.state.native.broken.Load() {
+			usable &^= native.UDP
+		}
+		n.send(a, a.Tick(now, wanted, usable, nil))
+		n.publish(a, now)
+		if a.Idle(now) {
+			continue
+		}
+		active = true
+	}
+	for s := range gone {
+		n.forget(s)
+	}
+	return active
+}
+
+// agreement is that of a peer, made when it is first needed.
+func (n *nativePlane) agreement(p *peer) *nativeAgreement {
+	a := n.peers[p.state]
+	if a == nil {
+		// Each agreement is an instance of its own, so that a peer that is taken out and put in again starts new streams.
+		self := n.self
+		self.From, self.FirstTag = rand.Uint64()|1, uint16(rand.Uint32())|1<<15
+		a = &nativeAgreement{Peer: agree.Peer{Self: self, Nonce: rand.Uint64}, to: ring.NewSockaddr(netip.AddrPortFrom(p.spec.Address, n.f.settings.Native.Port))}
+		n.peers[p.state] = a
+	}
+	a.peer = p
+	return a
+}
+
+// forget ends an agreement: frames go by the encapsulation from now on.
+func (n *nativePlane) forget(s *peerState) {
+	s.native.way.Store(nil)
+	s.native.from.Store(nil)
+	delete(n.peers, s)
+}
+
+// handle takes a message.
+func (n *nativePlane) handle(e nativeEvent) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := n.now()
+	a := n.agreement(e.peer)
+	known, _ := a.Known()
+	switch e.m.Kind {
+	case native.Fence:
+		if e.m.From == known.From && e.m.To == a.Self.From {
+			s := agree.Send{Message: a.Self, Size: native.MessageLen}
+			s.Kind, s.To, s.Nonce = native.Passed, known.From, e.m.Nonce
+			n.send(a, []agree.Send{s})
+		}
+		return
+	case native.Passed:
+		if e.m.From == known.From && e.m.To == a.Self.From {
+			if i := fenceWorker(e.m.Nonce); i < len(n.f.workers) {
+				n.f.workers[i].ask(func(w *worker) error { w.fencePassed(e.m.Nonce); return nil })
+			}
+		}
+		return
+	}
+	n.send(a, a.Receive(now, e.m, e.by, nil))
+	n.publish(a, now)
+}
+
+// publish tells the workers what has changed.
+func (n *nativePlane) publish(a *nativeAgreement, now time.Duration) {
+	s := &a.peer.state.native
+	known, generation := a.Known()
+	if from := s.from.Load(); from == nil || generation != a.generation {
+		a.generation = generation
+		switch {
+		case known.From == 0:
+			s.from.Store(nil)
+		default:
+			s.from.Store(&nativePeer{first: known.FirstTag, streams: uint16(known.Streams), size: known.Piece(native.UDP)})
+		}
+	}
+	way, old := a.Way(now), s.way.Load()
+	switch {
+	case way.Carrier == 0 && old != nil:
+		s.way.Store(nil)
+		n.f.log.Info("the native stream to a peer has ended; frames go by the encapsulation", "peer", a.peer.spec.Name, "why", a.Why(now))
+	case way.Carrier != 0 && (old == nil || old.carrier != way.Carrier || old.me.To != known.From):
+		me := a.Self
+		me.To = known.From
+		s.way.Store(&nativeWay{carrier: way.Carrier, piece: a.Self.Piece(way.Carrier), to: a.to, fence: true, me: me})
+		n.f.log.Info("frames go to a peer as the native stream", "peer", a.peer.spec.Name, "carrier", way.Carrier.String())
+	}
+}
+
+// send sends messages; what the kernel does not take is lost, as on any wire.
+func (n *nativePlane) send(a *nativeAgreement, out []agree.Send) {
+	for i := range out {
+		size := out[i].Size
+		if out[i].By == native.UDP {
+			size += native.UDPLen
+		}
+		out[i].Put(n.full)
+		n.out.Reset()
+		if n.out.Begin(&a.to, 0, 0) && n.out.Append(n.full[:size]) {
+			_, _ = n.sock.Send(n.out, 0)
+		}
+		clear(n.full[:native.MessageLen])
+	}
+	if len(out) > 0 {
+		n.sock.Errors(func(*ring.SocketError) {}) // a node without the stream answers so
+	}
+}

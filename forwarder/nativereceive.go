@@ -1,0 +1,308 @@
+package forwarder
+
+import (
+	"time"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/encap/native"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// nativeExpire is how long the rest of a burst is waited for.
+const nativeExpire = 5 * time.Millisecond
+
+// nativeIn is what a worker receives from one peer. It is made anew when the peer is another one.
+type nativeIn struct {
+	from    *nativePeer
+	streams []*nativeStream // by tag
+}
+
+// nativeStream is one stream of a peer.
+type nativeStream struct {
+	native.Stream
+	peer  *peer
+	tos   uint8 // outer, of the burst that is open
+	since int64 // nanoseconds, when its last piece came
+	noted bool  // it stands among the incomplete
+}
+
+// serveNative receives once from the stream's socket.
+func (w *worker) serveNative(readable, failed bool) {
+	n := w.native
+	if failed {
+		w.drainErrors(n.sock)
+	}
+	if !readable {
+		return
+	}
+	got, err := n.sock.Recv(w.inbox)
+	if err != nil {
+		w.drainErrors(n.sock)
+		return
+	}
+	for i := range got {
+		d := w.inbox.Datagram(i)
+		if w.taps != nil {
+			w.tapped.hand, w.tapped.outer, w.tapped.key = nil, d, endpointKey{encap.KindUDP, w.f.settings.Native.Port}
+		}
+		h := w.view.Peer(d.From.Addr())
+		switch {
+		case h == nil:
+			w.stranger(DropUnknownPeer, d)
+		case d.Truncated:
+			w.tally.received[Wire]++
+			w.drop(DropTruncated)
+		default:
+			before, had := w.tally.lost, w.tally.received[Wire]
+			bytes := w.nativeDatagrams(h.peer, d)
+			a := &h.peer.state.accounts[w.index]
+			a.seen(w.now)
+			a.got.add(w.tally.received[Wire]-had, uint64(bytes))
+			a.drop(w.tally.lost - before)
+		}
+	}
+	if got > 0 {
+		w.flush()
+	}
+}
+
+// nativeDatagrams takes a run of datagrams from p. Neighbouring pieces of a burst
+// become one: their bytes are moved over the headers between them.
+func (w *worker) nativeDatagrams(p *peer, d ring.Datagram) (bytes int) {
+	b, segment := d.Data, d.Segment
+	if segment <= 0 {
+		segment = len(b)
+	}
+	var run native.Piece
+	have := false
+	for len(b) > 0 {
+		k := min(segment, len(b))
+		pc, ok := native.ParseUDP(b[:k:k])
+		b = b[k:]
+		switch {
+		case !ok:
+			w.refuseNative(p, DropNativeBad)
+		case pc.Length == 0:
+			w.nativeMessage(p, pc.Data, native.UDP)
+		case have && pc.Start == run.Start && pc.Tag == run.Tag && pc.Length == run.Length && pc.Offset == run.Offset+len(run.Data):
+			// It lies behind run's bytes in the same buffer: the slice grows over it.
+			run.Data = append(run.Data[:len(run.Data):cap(run.Data)], pc.Data...)
+		default:
+			if have {
+				bytes += w.nativePiece(p, run, d.TOS)
+			}
+			run, have = pc, true
+			run.Data = d.Data[len(d.Data)-len(b)-len(pc.Data) : len(d.Data)-len(b)]
+		}
+	}
+	if have {
+		bytes += w.nativePiece(p, run, d.TOS)
+	}
+	return bytes
+}
+
+// nativeMessage takes a message; it is no frame, and counts as none.
+func (w *worker) nativeMessage(p *peer, b []byte, by native.Carrier) {
+	m, ok := native.ParseMessage(b)
+	if !ok {
+		w.refuseNative(p, DropNativeBad)
+		return
+	}
+	switch m.Kind {
+	case native.Fence:
+		w.fences(nativeEvent{p, m, by})
+		return
+	case native.Hello, native.Welcome, native.Passed:
+		by = 0 // asked and answered in plain datagrams
+	}
+	w.f.native.post(nativeEvent{p, m, by})
+}
+
+// fences notes one that is to be answered when all in front of it has left.
+func (w *worker) fences(e nativeEvent) {
+	n := w.native
+	if len(n.fences) == cap(n.fences) {
+		w.flush()
+	}
+	n.fences = append(n.fences, e)
+}
+
+// fenced reports whether what came by the encapsulation is a fence, and notes it.
+func (w *worker) fenced(p *peer, b []byte) bool {
+	at := p.header.Len()
+	if p.kind == encap.KindIPIP {
+		at = int(b[0]&15) * 4
+	}
+	if len(b) < at {
+		return false
+	}
+	m, ok := native.ParseMessage(b[at:])
+	if !ok || m.Kind != native.Fence {
+		return false
+	}
+	w.fences(nativeEvent{p, m, 0})
+	return true
+}
+
+// refuseNative drops a piece.
+func (w *worker) refuseNative(p *peer, r Reason) {
+	w.tally.received[Wire]++
+	p.state.native.counts.refused.Add(1)
+	w.drop(r)
+}
+
+// nativePiece takes one piece, or several that have become one.
+func (w *worker) nativePiece(p *peer, pc native.Piece, tos uint8) (bytes int) {
+	s := w.nativeStreamOf(p, pc.Tag)
+	if s == nil {
+		w.refuseNative(p, DropNativeUnknown)
+		return 0
+	}
+	p.state.native.counts.gotPieces.Add(1)
+	lost := s.Lost
+	verdict := native.Again
+	for verdict == native.Again {
+		verdict = s.Add(pc, w.native.buffers)
+		if verdict == native.Added {
+			if !s.Incomplete() || s.tos&3 != 3 {
+				s.tos = tos
+			}
+		}
+		bytes += w.nativeFrames(s)
+	}
+	if s.Lost > lost {
+		p.state.native.counts.lost.Add(s.Lost - lost)
+	}
+	if s.Incomplete() {
+		if s.since = w.nanos; !s.noted {
+			s.noted = true
+			w.native.incomplete = append(w.native.incomplete, s)
+		}
+	}
+	switch verdict {
+	case native.Duplicate:
+		w.refuseNative(p, DropNativeDuplicate)
+	case native.Late:
+		w.refuseNative(p, DropNativeLate)
+	case native.Conflict:
+		w.refuseNative(p, DropNativeBad)
+	case native.NoBuffer:
+		w.refuseNative(p, DropNativeFull)
+	}
+	return bytes
+}
+
+// nativeStreamOf is the stream with a tag; nil: the peer has not said that it sends it.
+func (w *worker) nativeStreamOf(p *peer, tag uint16) *nativeStream {
+	from := p.state.native.from.Load()
+	if from == nil || tag-from.first >= from.streams {
+		return nil
+	}
+	n := w.native
+	for len(n.ins) <= p.state.index {
+		n.ins = append(n.ins, nil)
+	}
+	in := n.ins[p.state.index]
+	if in == nil || in.from != from {
+		if in != nil {
+			for _, s := range in.streams {
+				if s != nil {
+					s.Drop()
+				}
+			}
+		}
+		in = &nativeIn{from: from, streams: make([]*nativeStream, from.streams)}
+		n.ins[p.state.index] = in
+	}
+	s := in.streams[tag-from.first]
+	if s == nil {
+		s = &nativeStream{peer: p}
+		s.Size = from.size
+		in.streams[tag-from.first] = s
+	}
+	s.peer = p
+	return s
+}
+
+// nativeFrames hands on what a stream has.
+func (w *worker) nativeFrames(s *nativeStream) (bytes int) {
+	for f := &w.native.frame; s.Next(f); {
+		bytes += w.nativeFrame(s, f)
+	}
+	return bytes
+}
+
+// nativeFrame judges one frame as receiveOne does, and its virtio header as one that comes from a pod.
+func (w *worker) nativeFrame(s *nativeStream, x *native.Frame) int {
+	w.tally.received[Wire]++
+	p := s.peer
+	c := &p.state.native.counts
+	f := &w.frame
+	*f = frame{mem: x.IP, by: p, native: true}
+	if w.taps != nil {
+		w.tapped.hand, w.tapped.outer.Data = nil, x.IP
+	}
+	switch {
+	case x.Kind == native.Lost:
+		w.drop(DropNativeLost)
+		return 0
+	case x.Kind == native.Bad:
+		w.drop(DropNativeBad)
+		return 0
+	case x.Network != native.NoNetwork && uint32(x.Network) != w.f.settings.VNI:
+		w.drop(DropWrongVNI)
+		return 0
+	case x.Kind == native.Part:
+		c.parts.Add(1)
+	}
+	if fault := encap.Parse(x.IP, &f.p); fault != encap.OK {
+		w.drop(faultReason[fault])
+		return 0
+	}
+	v, ok := x.Virtio(&f.p)
+	if !ok || f.p.Len != len(x.IP) || v.Check(x.IP, &f.p) != encap.OK {
+		w.drop(DropBadVirtio)
+		return 0
+	}
+	f.v = v
+	c.gotFrames.Add(1)
+	if w.taps != nil {
+		w.tapReceived(f, int(v.GSOSize))
+	}
+	w.accept(f, 0, s.tos)
+	return f.p.Len
+}
+
+// expireNative hands on what there is of bursts that were waited for too long.
+func (w *worker) expireNative() {
+	n := w.native
+	kept := n.incomplete[:0]
+	for _, s := range n.incomplete {
+		if s.Incomplete() && w.nanos-s.since < nativeExpire.Nanoseconds() {
+			kept = append(kept, s)
+			continue
+		}
+		s.noted = false
+		if !s.Incomplete() {
+			continue
+		}
+		before, had, lost := w.tally.lost, w.tally.received[Wire], s.Lost
+		s.Finish()
+		bytes := w.nativeFrames(s)
+		a := &s.peer.state.accounts[w.index]
+		a.got.add(w.tally.received[Wire]-had, uint64(bytes))
+		a.drop(w.tally.lost - before)
+		s.peer.state.native.counts.lost.Add(s.Lost - lost)
+	}
+	n.incomplete = kept
+}
+
+// flushedNative is the end of a flush: nothing is lent any more, and what was received has left.
+func (w *worker) flushedNative() {
+	n := w.native
+	n.buffers.Reclaim()
+	for _, e := range n.fences {
+		w.f.native.post(e)
+	}
+	n.fences = n.fences[:0]
+}
