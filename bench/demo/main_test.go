@@ -123,7 +123,7 @@ func TestInterrupt(t *testing.T) {
 				said += lines.Text() + "\n"
 			}
 			cmd.Wait()
-			if took := time.Since(began); took > 10*time.Second {
+			if took := time.Since(began); took > 40*time.Second {
 				t.Errorf("the demo needed %v to end", took)
 			}
 			if signal != syscall.SIGKILL {
@@ -131,7 +131,7 @@ func TestInterrupt(t *testing.T) {
 					t.Errorf("exit code %d; the demo said:\n%s", code, said)
 				}
 			}
-			for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 				alive := 0
 				for _, pid := range daemons {
 					stat, err := os.ReadFile(fmt.Sprintf("/proc/%s/stat", pid))

@@ -53,7 +53,7 @@ func (m *manager) hear(want string, patience time.Duration) (all []string, ok bo
 
 func (m *manager) must(want string) []string {
 	m.t.Helper()
-	all, ok := m.hear(want, 5*time.Second)
+	all, ok := m.hear(want, 30*time.Second)
 	if !ok {
 		m.t.Fatalf("the service manager did not hear %q, but %q", want, all)
 	}
