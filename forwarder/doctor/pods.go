@@ -115,18 +115,26 @@ func (x *examination) checkMTU() {
 		x.skip("mtu", "there is no peer, or no pod, to compare")
 		return
 	}
-	var larger []string
+	var larger, old []string
 	for _, p := range x.ports {
-		if p.MTU > peer.MTU {
-			larger = append(larger, fmt.Sprintf("%s (%d)", portName(p), p.MTU))
+		switch name := fmt.Sprintf("%s (%d)", portName(p), p.MTU); {
+		case p.MTU > peer.MTU:
+			larger = append(larger, name)
+		case p.MTU > x.status.MTU:
+			old = append(old, name)
 		}
+	}
+	if len(old) > 0 {
+		x.add("mtu", Warning, "make these pods anew: delete them, their runtime makes them again", "pods get an MTU of %d now, and these have a larger one from before: %s", x.status.MTU, listed(old))
 	}
 	if len(larger) > 0 {
 		x.add("mtu", Warning, "nothing if it is only now: path MTU discovery tells the pods; else make the pods anew, which gives them the right MTU",
 			"%s takes packets of %d bytes, and these pods send larger ones: %s", peer.Name, peer.MTU, listed(larger))
 		return
 	}
-	x.ok("mtu", "no pod's is larger than what reaches every peer, %d", peer.MTU)
+	if len(old) == 0 {
+		x.ok("mtu", "no pod's is larger than what reaches every peer, %d", peer.MTU)
+	}
 }
 
 func (x *examination) checkDrops(ctx context.Context, before, after sample) {

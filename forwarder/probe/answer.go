@@ -1,9 +1,7 @@
 package probe
 
 import (
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 )
@@ -39,12 +37,6 @@ func (r *answerer) allow(sources []netip.Addr) {
 		}
 	}
 	r.sources = next
-}
-
-func (r *answerer) allowed() []netip.Addr {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Collect(maps.Keys(r.sources))
 }
 
 // answer takes one datagram and returns how many bytes of out are to be sent back: 0 for nothing, and never more than the
