@@ -424,9 +424,35 @@ func FuzzDecap(f *testing.F) {
 		if k == KindVXLAN && (b[0]&8 == 0 || VXLAN(b).VNI() != vni || Ethernet(b[8:]).Dst() != vtepB) {
 			t.Fatal("accepted another's")
 		}
+		decapAgainstGopacket(t, k, b, off, vni)
 		var p Packet
 		Parse(b[off:], &p)
 	})
+}
+
+// decapAgainstGopacket compares where the inner packet begins with what an independent decoder finds of that type.
+func decapAgainstGopacket(t *testing.T, k Kind, b []byte, off int, vni uint32) {
+	t.Helper()
+	switch k {
+	case KindVXLAN:
+		var v layers.VXLAN
+		var eth layers.Ethernet
+		if err := v.DecodeFromBytes(b, gopacket.NilDecodeFeedback); err != nil || !v.ValidIDFlag || v.VNI != vni {
+			t.Fatalf("gopacket: %+v, %v", v, err)
+		}
+		if err := eth.DecodeFromBytes(v.Payload, gopacket.NilDecodeFeedback); err != nil || !bytes.HasPrefix(b[off:], eth.Payload) {
+			t.Fatalf("gopacket finds %d bytes inside, we %d: %v", len(eth.Payload), len(b)-off, err)
+		}
+	case KindIPIP:
+		var ip layers.IPv4
+		if err := ip.DecodeFromBytes(b, gopacket.NilDecodeFeedback); err != nil || int(ip.IHL)*4 != off || ip.Protocol != layers.IPProtocolIPv4 && ip.Protocol != layers.IPProtocolIPv6 {
+			t.Fatalf("gopacket: %+v, %v; our offset %d", ip, err, off)
+		}
+	case KindUDP:
+		if off != 0 {
+			t.Fatalf("offset %d without a header", off)
+		}
+	}
 }
 
 func FuzzNeighbours(f *testing.F) {

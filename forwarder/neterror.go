@@ -62,6 +62,8 @@ func (w *worker) tooBigForPath(e *ring.SocketError, p *peer) bool {
 		if len(inner) >= encap.IPv6Len {
 			dst = netip.AddrFrom16([16]byte(inner[24:]))
 		}
+	default:
+		return false // we send nothing else
 	}
 	if length+p.kind.Overhead(outer6) <= e.MTU {
 		return false

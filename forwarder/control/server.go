@@ -132,7 +132,7 @@ func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler
 		}
 		methods, ok := routes[r.URL.Path]
 		if !ok {
-			fail(w, Errorf(NotFound, "there is no %s in the control API of this daemon", r.URL.Path))
+			fail(w, Errorf(NotFound, "there is no %s in the control API of this daemon", strings.Trim(strconv.Quote(r.URL.Path), `"`)))
 			return
 		}
 		do, ok := methods[r.Method]
