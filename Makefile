@@ -10,6 +10,7 @@ FUZZTIME    ?= 10s
 BENCHTIME   ?= 1s
 SOAKTIME    ?= 10m
 KILLS       ?= 1000
+ADDS        ?= 200
 SEED        ?=
 
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -30,7 +31,7 @@ export CGO_ENABLED ?= 0
 
 say = @printf '==> %s\n' "$(1)"
 
-.PHONY: help build demo test race lint fuzz bench microbench profile matrix soak torture runtime install uninstall clean need-go need-root need-cc
+.PHONY: help build demo test race lint fuzz bench microbench profile matrix soak torture addbench runtime install uninstall clean need-go need-root need-cc
 
 # What a target needs, asked for before anything is built.
 need-go:
@@ -126,6 +127,10 @@ soak: need-root build ## traffic, attachments and reloads for SOAKTIME (10m) (ro
 torture: need-root build ## the plugin and the daemon killed KILLS (1000) times while pods come and go; SEED repeats a run (root)
 	$(call say,torture: $(KILLS) kills)
 	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd KILLS=$(KILLS) SEED=$(SEED) $(GO) test -count=1 -timeout 60m -v ./bench/torture
+
+addbench: need-root build ## how long the plugin's ADD takes, alone and 50 at once, ADDS (200) of each (root)
+	$(call say,$(ADDS) ADDs of each kind)
+	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd ADDS=$(ADDS) $(GO) test -run '^$$' -bench '^BenchmarkADD$$' -benchtime 1x -timeout 30m ./bench/e2e
 
 install: build ## into PREFIX (/usr/local), CNIBIN (/opt/cni/bin), UNITDIR; DESTDIR is honoured
 	$(call say,installing)

@@ -33,10 +33,10 @@ func (a *account) drop(frames uint64) {
 	}
 }
 
-// accounts has one for each worker, by index.
+// accounts has one for each worker, by index, and a last one for traces, which nobody adds up.
 type accounts []account
 
-func (f *Forwarder) newAccounts() accounts { return make(accounts, f.settings.Workers) }
+func (f *Forwarder) newAccounts() accounts { return make(accounts, f.settings.Workers+1) }
 
 // total adds up what the workers have counted.
 type total struct {
@@ -46,7 +46,7 @@ type total struct {
 }
 
 func (as accounts) total() (t total) {
-	for i := range as {
+	for i := range max(len(as), 1) - 1 {
 		a := &as[i]
 		t.sent.Packets += a.sent.packets.Load()
 		t.sent.Bytes += a.sent.bytes.Load()

@@ -49,6 +49,9 @@ type tally struct {
 	merged    uint64 // frames that travelled in a merged write behind its first
 	segmented uint64 // superframes cut in software
 	whole     uint64 // superframes that left encapsulated and uncut
+	datagrams uint64 // of all sends together
+	batches   sizes  // frames of what was read at once
+	runSizes  sizes  // datagrams of a send
 }
 
 // ledger is the published sum of a worker's tallies, read by anyone.
@@ -63,6 +66,9 @@ type ledger struct {
 	merged    atomic.Uint64
 	segmented atomic.Uint64
 	whole     atomic.Uint64
+	datagrams atomic.Uint64
+	batches   sizeLedger
+	runSizes  sizeLedger
 }
 
 // publish moves t into l: once per batch, so the atomics cost nothing per packet.
@@ -88,6 +94,9 @@ func (l *ledger) publish(t *tally) {
 	move(&l.merged, &t.merged)
 	move(&l.segmented, &t.segmented)
 	move(&l.whole, &t.whole)
+	move(&l.datagrams, &t.datagrams)
+	l.batches.publish(&t.batches)
+	l.runSizes.publish(&t.runSizes)
 }
 
 func move(to *atomic.Uint64, from *uint64) {
@@ -115,8 +124,19 @@ type Counters struct {
 
 	Widened uint64 // wide rings opened
 
-	Peers []PeerCounters
-	Ports []PortCounters
+	Batches  Sizes // frames read at once
+	RunSizes Sizes // datagrams handed to a tunnel socket at once
+
+	Workers []WorkerCounters
+	Peers   []PeerCounters
+	Ports   []PortCounters
+}
+
+// WorkerCounters is how one worker is doing.
+type WorkerCounters struct {
+	Turns  uint64 // of its loop
+	Asleep bool   // it waits for packets at this moment
+	Thread int    // its kernel thread; 0 before it runs
 }
 
 // PeerCounters is the traffic with one peer. LastSeen is in Unix seconds, 0 for never.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime/pprof"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,7 +41,7 @@ type Forwarder struct {
 	noWhole     atomic.Uint32 // kinds of superframes that the TAP has refused, see wholeBit
 	running     atomic.Bool
 	native      *nativePlane // nil: off; fixed by New
-	taps        atomic.Pointer[taps]
+	taps        atomicTaps
 
 	// Changed under control only.
 	control       sync.Mutex
@@ -279,7 +281,7 @@ func (f *Forwarder) Start() {
 		return
 	}
 	for _, w := range f.workers {
-		go w.run()
+		go pprof.Do(context.Background(), pprof.Labels("worker", strconv.Itoa(w.index)), func(context.Context) { w.run() })
 	}
 	f.keeper.done.Go(func() { f.keeper.run(f) })
 	if f.native != nil {
@@ -428,6 +430,13 @@ func (f *Forwarder) Counters() Counters {
 		c.Merged += l.merged.Load()
 		c.Segmented += l.segmented.Load()
 		c.Whole += l.whole.Load()
+		l.batches.addTo(&c.Batches)
+		l.runSizes.addTo(&c.RunSizes)
+		c.RunSizes.Sum += l.datagrams.Load()
+		c.Workers = append(c.Workers, WorkerCounters{Turns: w.progress.Load(), Asleep: w.asleep.Load(), Thread: int(w.thread.Load())})
+	}
+	for _, n := range c.Received {
+		c.Batches.Sum += n
 	}
 	c.Widened = f.widened.Load()
 	now := time.Now().Unix()

@@ -167,7 +167,7 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 			encap.SetTOS(f.ip(), &f.p, tos)
 		}
 	}
-	if h.kind != hopPort || h.port.translated.Load() && w.f.flows.isAnswer(f.ip(), &f.p) {
+	if h.kind != hopPort || h.port.translated.Load() && w.flows.isAnswer(f.ip(), &f.p) {
 		w.toHost(f)
 		return
 	}

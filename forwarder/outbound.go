@@ -173,7 +173,7 @@ func (w *worker) route(f *frame) {
 		return
 	}
 	fromHost := f.in != nil && f.in.direction == Host
-	if fromHost && w.f.flows.enabled.Load() && !w.rememberFlow(f) {
+	if fromHost && w.flows.enabled.Load() && !w.rememberFlow(f) {
 		w.drop(DropFlowsFull)
 		return
 	}
@@ -183,7 +183,7 @@ func (w *worker) route(f *frame) {
 	}
 	switch h.kind {
 	case hopPort:
-		if !fromHost && h.port.translated.Load() && w.f.flows.isAnswer(f.ip(), &f.p) {
+		if !fromHost && h.port.translated.Load() && w.flows.isAnswer(f.ip(), &f.p) {
 			w.toHost(f)
 			return
 		}
@@ -211,7 +211,7 @@ func (w *worker) rememberFlow(f *frame) bool {
 	if h == nil || h.kind != hopPort {
 		return true
 	}
-	if !w.f.flows.remember(w.index, f.ip(), &f.p) {
+	if !w.flows.remember(w.index, f.ip(), &f.p) {
 		return false
 	}
 	if !h.port.translated.Load() {

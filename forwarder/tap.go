@@ -66,6 +66,8 @@ type TapRecord struct {
 // taps is what workers see of all taps; replaced as a whole, nil if there are none.
 type taps []*Tap
 
+type atomicTaps = atomic.Pointer[taps]
+
 // Tap is a running observation.
 type Tap struct {
 	f      *Forwarder
@@ -99,7 +101,7 @@ func (f *Forwarder) Tap(filter TapFilter) (*Tap, error) {
 }
 
 func newTap(f *Forwarder, filter TapFilter, workers int) (*Tap, error) {
-	t := &Tap{f: f, filter: filter, buffer: make([]byte, longestPacket+encap.EthernetLen+outerRoom)}
+	t := &Tap{f: f, filter: filter, buffer: make([]byte, tapBuffer)}
 	if filter.Reason != "" {
 		i := slices.IndexFunc(Reasons(), func(r Reason) bool { return r.String() == filter.Reason })
 		if i < 0 {
@@ -111,7 +113,7 @@ func newTap(f *Forwarder, filter TapFilter, workers int) (*Tap, error) {
 		t.filter.Snap = len(t.buffer)
 	}
 	for range workers {
-		t.queues = append(t.queues, &tapQueue{mem: make([]byte, tapBytes), slots: make([]tapSlot, tapSlots)})
+		t.queues = append(t.queues, newTapQueue())
 	}
 	return t, nil
 }
@@ -148,6 +150,9 @@ func (t *Tap) Lost() (n uint64) {
 func (t *Tap) Read(fn func(*TapRecord)) (n int) {
 	var r TapRecord
 	for worker, q := range t.queues {
+		if q == nil { // a tracer has one worker
+			continue
+		}
 		for end := q.written.Load(); q.read.Load() < end; n++ {
 			s := q.slots[q.read.Load()%tapSlots]
 			r = TapRecord{Nanos: s.nanos, Worker: worker, Stage: s.stage, Reason: s.reason, Ethernet: s.ethernet, Outer: s.outer,
@@ -194,6 +199,9 @@ func (t *Tap) match(w *worker, s *tapSlot, src, dst netip.Addr) bool {
 const (
 	tapBytes = 4 << 20
 	tapSlots = 8192
+
+	// tapBuffer holds any frame.
+	tapBuffer = longestPacket + encap.EthernetLen + outerRoom
 )
 
 // tapQueue goes from one worker to one reader without a lock. Positions count up for ever.
@@ -219,6 +227,10 @@ type tapSlot struct {
 	outer        bool
 	port         *port
 	peer         *peer
+}
+
+func newTapQueue() *tapQueue {
+	return &tapQueue{mem: make([]byte, tapBytes), slots: make([]tapSlot, tapSlots)}
 }
 
 // begin tells whether size bytes have room.

@@ -383,6 +383,8 @@ func (w *worker) sent(e *egress, r *run) {
 		e.broken = false
 	}
 	w.tally.sends++
+	w.tally.datagrams += uint64(r.count)
+	w.tally.runSizes.note(uint64(r.count))
 	if r.count > 1 {
 		w.tally.runs++
 	}

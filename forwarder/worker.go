@@ -38,6 +38,7 @@ type worker struct {
 	tunnel tunnel  // queue of the TAP for whole superframes; nil: none
 	lanes  []*lane // by endpoint index
 
+	flows   *flowMemory // the forwarder's
 	view    *table.View[hop]
 	network *table.Network[hop]
 	live    *live
@@ -67,8 +68,8 @@ type worker struct {
 	spare     []byte             // headers of segments that are sent outside the arena
 	packets   *ring.Packets
 
-	taps   *taps                 // that show this batch; nil: none
-	tapsAt *atomic.Pointer[taps] // where they stand
+	taps   *taps       // that show this batch; nil: none
+	tapsAt *atomicTaps // where they stand
 	tapped tapping
 
 	alarms  alarms // of ports whose pods have a bound
@@ -86,6 +87,7 @@ type worker struct {
 
 	progress atomic.Uint64 // turns of the loop: for the watchdog
 	asleep   atomic.Bool   // waiting for packets
+	thread   atomic.Int32  // its kernel thread, so that its time can be told from others'
 	done     chan struct{}
 	stopping bool
 }
@@ -107,7 +109,7 @@ func newWorker(f *Forwarder, index int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{f: f, index: index, tapsAt: &f.taps, poller: p, done: make(chan struct{}),
+	w := &worker{f: f, index: index, tapsAt: &f.taps, flows: f.flows, poller: p, done: make(chan struct{}),
 		slab: ring.NewSlab(slabBytes), scratch: ring.NewSlab(scratchBytes), inbox: ring.NewInbox(inboxMessages, 65535),
 		datagrams: ring.NewDatagrams(maxMessages, maxIovecs), replays: ring.NewDatagrams(maxRunSegments, 3*maxRunSegments), packets: ring.NewPackets(maxMessages, maxIovecs),
 		arena: newArena(), spare: make([]byte, maxRunSegments*spareHeader)}
@@ -134,6 +136,7 @@ func laneToken(endpoint, socket int) uint64 {
 // next wait, as epoll is level triggered.
 func (w *worker) run() {
 	runtime.LockOSThread()
+	w.thread.Store(int32(syscall.Gettid()))
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
 	timeout := 0
@@ -210,6 +213,7 @@ func (w *worker) serve(e *ring.Event) {
 	case tokenNative:
 		w.serveNative(e.Readable(), e.Error())
 	}
+	w.tally.batches.note(w.tally.received[Pod] + w.tally.received[Host] + w.tally.received[Wire])
 	w.ledger.publish(&w.tally)
 }
 

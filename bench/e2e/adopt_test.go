@@ -17,6 +17,7 @@ import (
 // TestAdopt: the daemon is stopped, and then killed, with pods of every kind on it. Its successor has them all again, with
 // their addresses, before it is ready; connections that were open go on, and nothing was given twice.
 func TestAdopt(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)
@@ -98,6 +99,7 @@ func TestAdopt(t *testing.T) {
 // TestCollectAtStart: what went while no daemon ran is gone from its state when the next one is ready: a pod whose namespace
 // died, a delete that was queued, a pod of another boot, a device that no pod has.
 func TestCollectAtStart(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 1})
 	l.Start(t)
@@ -142,6 +144,7 @@ func TestCollectAtStart(t *testing.T) {
 // TestAdoptHalf: an ADD that was killed while it moved the TUN leaves it in the pod under the name it came with, and one whose pod
 // has lost it leaves nothing; the next daemon is ready at once all the same.
 func TestAdoptHalf(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 1})
 	l.Start(t)

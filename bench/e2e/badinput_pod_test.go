@@ -74,6 +74,7 @@ func (x *badLab) everyone() []*lab.Host {
 // TestBadInputFromPods: what pods and the host must not send ends in its named drop, is answered where a router
 // answers, and never reaches anybody.
 func TestBadInputFromPods(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, outer6 := range []bool{false, true} {
 		t.Run("outer "+family(outer6), func(t *testing.T) {

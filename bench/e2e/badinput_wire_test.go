@@ -32,6 +32,7 @@ func (x *badLab) wires() []*badWire {
 // TestBadInputFromWire: what must not come out of a tunnel does not, by every encapsulation; each packet ends in its
 // named drop, and who is told is told through the tunnel.
 func TestBadInputFromWire(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, outer6 := range []bool{false, true} {
 		t.Run("outer "+family(outer6), func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 // TestCNIPortmap: a port of the node reaches a pod, from the world outside, from the other node, from the node itself and from
 // the pod itself.
 func TestCNIPortmap(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	needs(t, "iptables")
 	for _, attach := range []lab.Attach{lab.Veth, lab.TUN} {
@@ -59,6 +60,7 @@ func TestCNIPortmap(t *testing.T) {
 
 // TestCNITuning: tuning behind penstock changes the MAC and a sysctl; the pod is reachable at once.
 func TestCNITuning(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)
@@ -86,6 +88,7 @@ func TestCNITuning(t *testing.T) {
 
 // TestCNIMixedRefused: a bridge and a veth cannot share a node's CIDR; the second of them says so and leaves nothing.
 func TestCNIMixedRefused(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Nodes[0].Start(t)

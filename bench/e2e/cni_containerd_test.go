@@ -17,6 +17,7 @@ import (
 // network: `ctr run --cni`. There is no registry, so the container's files are a busybox. ctr looks for its configuration under
 // /etc/cni and for plugins under /opt/cni; it gets a mount namespace in which these are ours.
 func TestCNIContainerd(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, program := range []string{"containerd", "ctr", "runc", "unshare", "busybox"} {
 		if _, err := exec.LookPath(program); err != nil {

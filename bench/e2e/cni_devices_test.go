@@ -31,6 +31,7 @@ func descriptorsOf(d *lab.Daemon) []string {
 // TestDescriptorsStay: pods come and go, in order and with their devices deleted under the daemon, in the pod and on the node. After
 // their DEL the daemon has as many descriptors as before, and nothing of them is left.
 func TestDescriptorsStay(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +22,7 @@ func queued(n *lab.Node) int {
 
 // TestCNIDaemonDead: pods are deleted while the daemon is dead, and the daemon finishes that at its start; what lives goes on.
 func TestCNIDaemonDead(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)
@@ -68,6 +68,7 @@ func TestCNIDaemonDead(t *testing.T) {
 
 // TestCNIDaemonStarts: ADD waits for a daemon that starts; one that hangs gets no more than its time.
 func TestCNIDaemonStarts(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	a := l.Nodes[0]
@@ -176,54 +177,4 @@ func TestCNIParallel(t *testing.T) {
 	each(func(p *lab.Pod) error { p.Unplug(t); return nil })
 	nothingLeft(t, a)
 	a.Daemon.AssertConserved(t)
-}
-
-// BenchmarkADD measures ADD as the runtime sees it, with the start of the plugin's process; DEL is not in it.
-func BenchmarkADD(b *testing.B) {
-	if err := lab.Possible(); err != nil {
-		b.Skip(err)
-	}
-	l := lab.New(b, lab.Config{Nodes: 2})
-	l.Nodes[0].Start(b)
-	a := l.Nodes[0]
-	for _, attach := range []string{"veth", "tun"} {
-		for _, at := range []int{1, 50} {
-			b.Run(fmt.Sprintf("%s/%d at a time", attach, at), func(b *testing.B) {
-				list := a.List(nil, lab.Conf{"type": "penstock", "attach": attach})
-				var took []time.Duration
-				for b.Loop() {
-					b.StopTimer()
-					var pods []*lab.Pod
-					for range at {
-						pods = append(pods, a.BarePod(b))
-					}
-					b.StartTimer()
-					var wg sync.WaitGroup
-					var mu sync.Mutex
-					for _, p := range pods {
-						wg.Add(1)
-						go func() {
-							defer wg.Done()
-							begin := time.Now()
-							if _, err := p.Plug(list); err != nil {
-								b.Error(err)
-							}
-							mu.Lock()
-							took = append(took, time.Since(begin))
-							mu.Unlock()
-						}()
-					}
-					wg.Wait()
-					b.StopTimer()
-					for _, p := range pods {
-						p.Remove(b)
-					}
-					b.StartTimer()
-				}
-				slices.Sort(took)
-				b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms-p50")
-				b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms-p99")
-			})
-		}
-	}
 }

@@ -15,6 +15,7 @@ import (
 // TestCNIReach: pods of every kind reach pods of every kind, on their own node and on the other, and the nodes reach them; then
 // all go and nothing is left. A node has its addresses from its daemon or from host-local.
 func TestCNIReach(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 3})
 	l.Start(t)
@@ -67,6 +68,7 @@ func TestCNIReach(t *testing.T) {
 
 // TestCNITwoInterfaces: both interfaces of a pod answer, from the other node and from a pod beside it.
 func TestCNITwoInterfaces(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)
@@ -104,6 +106,7 @@ func TestCNITwoInterfaces(t *testing.T) {
 
 // TestCNIHairpin: a pod reaches itself through the address of a Service.
 func TestCNIHairpin(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 2})
 	l.Start(t)
@@ -136,6 +139,7 @@ func TestCNIHairpin(t *testing.T) {
 // TestCNIDownUp: a pod takes its interface down and up. The kernel forgets its routes and the permanent entries with it; whoever
 // took it down brings the routes back, and what is left of the entries the daemon answers for.
 func TestCNIDownUp(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)

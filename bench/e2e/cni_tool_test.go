@@ -99,6 +99,7 @@ func (c *tool) take(p *lab.Pod, out string) {
 
 // TestCNITool: cnitool's verbs, for every version of the specification and every way to attach.
 func TestCNITool(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)
@@ -148,6 +149,7 @@ func TestCNITool(t *testing.T) {
 
 // TestCNIToolRefuses: the errors of the specification arrive where a person reads them.
 func TestCNIToolRefuses(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Nodes[0].Start(t)
@@ -198,6 +200,7 @@ func TestCNIToolRefuses(t *testing.T) {
 
 // TestCNIDelegated: addresses from static, on a CIDR that the daemon's own IPAM does not give from.
 func TestCNIDelegated(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)

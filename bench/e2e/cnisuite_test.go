@@ -174,6 +174,7 @@ func everyWay(t *testing.T, fn func(t *testing.T, c *caller)) {
 
 // TestCNISuite: what DEL may be called with.
 func TestCNISuite(t *testing.T) {
+	t.Parallel()
 	everyWay(t, func(t *testing.T, c *caller) {
 		each := func(name string, fn func()) {
 			t.Run(name, func(t *testing.T) {
@@ -251,6 +252,7 @@ func TestCNISuite(t *testing.T) {
 // TestCNISuiteDead: DEL with the daemon dead, which the daemon finishes at its start, and ADD, which waits for one that starts and
 // gives up on one that does not.
 func TestCNISuiteDead(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	needs(t, "iptables")
 	l := lab.New(t, lab.Config{})
@@ -368,6 +370,7 @@ func quickest(tries int, limit time.Duration, call func() *types.Error) (took ti
 
 // TestCNISuiteHangs: STATUS answers within a second, whatever the daemon does.
 func TestCNISuiteHangs(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 1})
 	l.Start(t)
@@ -397,6 +400,7 @@ func TestCNISuiteHangs(t *testing.T) {
 
 // TestCNISuiteRefuses: what cannot be has its code and its sentence, and leaves nothing.
 func TestCNISuiteRefuses(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -474,6 +478,7 @@ func describe(e *types.Error) string {
 
 // TestCNISuiteNames: the longest name, and pods that share a container or a name.
 func TestCNISuiteNames(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 1})
 	l.Start(t)

@@ -12,6 +12,7 @@ import (
 // TestCrossing is the smallest proof that pod traffic crosses: each encapsulation, each way to attach a pod, both
 // families, and afterwards every frame is accounted for.
 func TestCrossing(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, c := range []struct {
 		name string

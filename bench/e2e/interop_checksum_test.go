@@ -129,6 +129,7 @@ func sendDatagrams(t *testing.T, n *lab.Node, to netip.AddrPort, b []byte, segme
 // TestInteropFlippedBit: one bit of an inner packet changes under way. The outer checksum does not show it (zero, or
 // computed after the change), so the inner one must: drop inner_checksum, and the pod sees nothing of it.
 func TestInteropFlippedBit(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, outer6 := range []bool{false, true} {
 		for _, kind := range []lab.Kind{lab.Whole, lab.Cut} {
@@ -247,6 +248,7 @@ func awaitDrops(t *testing.T, d *lab.Daemon, before lab.Metrics, reason string, 
 // TestInteropFlippedOnTheWay: real traffic of a kernel vxlan node with zero outer checksum, cut as a NIC cuts it; a
 // router on the way flips a bit of each long message. All of these are drops, and none reaches the pod.
 func TestInteropFlippedOnTheWay(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Roles: []lab.Role{lab.Penstock, lab.KernelVXLAN}, Kind: lab.Cut, Wiring: lab.Routed})
 	l.Start(t)

@@ -32,6 +32,7 @@ func tos(ip []byte) int {
 // TestInteropECN: marks that a router puts on the outer header reach the pods, both ways between Penstock and a kernel
 // vxlan node; a packet that cannot carry the mark is dropped (RFC 6040). ECN TCP keeps its superframes.
 func TestInteropECN(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, c := range []lab.Config{{Kind: lab.Whole}, {Kind: lab.Cut, Outer6: true}, {Kind: lab.Cut}, {Kind: lab.Whole, Outer6: true}} {
 		if c.Outer6 != (c.Kind == lab.Cut) && !matrix() {

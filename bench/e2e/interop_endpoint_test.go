@@ -11,6 +11,7 @@ import (
 // TestInteropEndpoints: ipip against an endpoint that builds and parses with gopacket over raw sockets (this machine's
 // kernels may lack the ipip device), udp against one that speaks flannel's format; neither shares code with Penstock.
 func TestInteropEndpoints(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, c := range []lab.Config{
 		{Encap: "ipip", Kind: lab.Whole}, {Encap: "ipip", Kind: lab.Cut},

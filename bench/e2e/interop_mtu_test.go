@@ -16,6 +16,7 @@ import (
 // TestInteropPathMTU: who sends too big with DF gets an ICMP error with the MTU that fits, whoever on the way knows
 // it; what may be fragmented arrives nevertheless; and TCP goes on when the path shrinks under it.
 func TestInteropPathMTU(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, c := range []lab.Config{{Kind: lab.Whole}, {Kind: lab.Cut}, {Kind: lab.Whole, Outer6: true}, {Kind: lab.Cut, Outer6: true}} {
 		if c.Kind == lab.Cut && c.Outer6 && !matrix() {

@@ -55,6 +55,7 @@ func vxlanName(c lab.Config) string {
 // it. Pods, and the nodes themselves, exchange pings, bulk with SHA-256 compared at both ends, and datagrams of every
 // kind of length.
 func TestInteropKernelVXLAN(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, c := range vxlanCases() {
 		t.Run(vxlanName(c), func(t *testing.T) {
@@ -158,6 +159,7 @@ func bulk(t *testing.T, n *lab.Node, a, b *lab.Host, v6 bool) {
 
 // TestInteropMixedCluster: two Penstock nodes and a kernel vxlan node in one network; every pod talks to every other.
 func TestInteropMixedCluster(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, kind := range []lab.Kind{lab.Whole, lab.Cut} {
 		t.Run(kind.String(), func(t *testing.T) {
@@ -188,6 +190,7 @@ func TestInteropMixedCluster(t *testing.T) {
 // TestInteropSegmentedSockets: pods whose sockets use UDP_SEGMENT, between Penstock nodes, and to and from a kernel
 // vxlan node. Every message arrives once, whole, in order and with its borders.
 func TestInteropSegmentedSockets(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, kind := range []lab.Kind{lab.Whole, lab.Cut} {
 		for _, checksum := range []bool{false, true} {

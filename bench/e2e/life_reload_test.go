@@ -94,6 +94,7 @@ func view(t *testing.T, d *lab.Daemon) []string {
 
 // TestRejectedFiles: a file with a mistake changes nothing, however much else in it is new and right.
 func TestRejectedFiles(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)

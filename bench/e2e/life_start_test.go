@@ -25,6 +25,7 @@ import (
 // TestCleanup: --cleanup gives the namespace back as it was before the first daemon, whatever ran in it and however it
 // ended; what others made stays.
 func TestCleanup(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Masquerade: true, YAML: []string{"workers: 2"}})
 	a, b := l.Nodes[0], l.Nodes[1]
@@ -128,6 +129,7 @@ func linkIndex(t *testing.T, n *lab.NS, name string) int {
 // TestStartFailures: a daemon that cannot start says why in one line that names the key or the thing, ends with 1, and undoes
 // what it did. A predecessor's devices, routes and rules stay.
 func TestStartFailures(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 2, YAML: []string{"workers: 2"}})
 	a := l.Nodes[0]
@@ -245,6 +247,7 @@ func TestStartFailures(t *testing.T) {
 // TestTwoDaemons: a second daemon in one namespace is refused, with the first one's file and with one whose socket, state and
 // listeners are its own; the first one's packets do not notice.
 func TestTwoDaemons(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{YAML: []string{"workers: 2"}})
 	l.Start(t)
@@ -298,6 +301,7 @@ func TestTwoDaemons(t *testing.T) {
 
 // TestDebugListener: health, readiness, metrics and profiles, from loopback; a stop does not wait for a profile.
 func TestDebugListener(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 1, YAML: []string{"metrics: {listen: '192.0.2.1:9475'}"}})
 	l.Start(t)
@@ -346,6 +350,7 @@ func TestDebugListener(t *testing.T) {
 
 // TestLogFormat: JSON lines with time, level and message for collectors, text on a terminal, and a level that can be changed.
 func TestLogFormat(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 1})
 	l.Start(t)

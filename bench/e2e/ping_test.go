@@ -11,6 +11,7 @@ import (
 // TestPing: every pod and node reaches every other, by every encapsulation,
 // and a transfer arrives whole both ways.
 func TestPing(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, encap := range []string{"vxlan", "udp", "ipip"} {
 		t.Run(encap, func(t *testing.T) {

@@ -48,6 +48,7 @@ func servers(t *testing.T, port uint16, pods ...*lab.Pod) {
 // it. Transfers are large enough to travel as superframes, datagrams large
 // enough to travel as fragments.
 func TestServices(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	kinds := []lab.Attach{lab.Veth, lab.TUN}
 	workers := []string{"workers: 2"}
@@ -141,6 +142,7 @@ func udpService(ctx context.Context, from *lab.Host, to netip.AddrPort) error {
 // TestServiceSurvivesRestart: a connection through a Service goes on when the
 // daemon is replaced: its flow is read back from conntrack.
 func TestServiceSurvivesRestart(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)
@@ -187,6 +189,7 @@ func TestServiceSurvivesRestart(t *testing.T) {
 // TestNodePort: a host outside reaches a pod by a node's address, on the node
 // that has the pod and on one that has not.
 func TestNodePort(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Outside: true})
 	l.Start(t)
@@ -227,6 +230,7 @@ func TestNodePort(t *testing.T) {
 // TestOutside: pods reach a host outside; with masquerade it sees the node's
 // address, without it the pod's, to which the fabric then needs routes.
 func TestOutside(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	for _, masquerade := range []bool{false, true} {
 		t.Run(fmt.Sprintf("masquerade=%v", masquerade), func(t *testing.T) {
@@ -268,6 +272,7 @@ func TestOutside(t *testing.T) {
 // TestProbes: the node reaches every pod of the cluster, and each pod sees
 // penstock0's address.
 func TestProbes(t *testing.T) {
+	t.Parallel()
 	lab.Require(t)
 	l := lab.New(t, lab.Config{})
 	l.Start(t)

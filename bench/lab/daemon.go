@@ -73,7 +73,7 @@ func (n *Node) StartErr(yaml ...string) (*Daemon, error) {
 	if err := n.writeConfig(yaml...); err != nil {
 		return nil, err
 	}
-	p, err := n.NS.Start(exec.Command(program, "--config", n.configPath()))
+	p, err := n.NS.Start(n.daemonCommand(program, n.configPath()))
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +87,14 @@ func (n *Node) StartErr(yaml ...string) (*Daemon, error) {
 		return d, fmt.Errorf("lab: penstockd on %s: %w\n%s", n.Name, err, lastLines(p.Output(), 60))
 	}
 	return d, nil
+}
+
+func (n *Node) daemonCommand(program, config string) *exec.Cmd {
+	cmd := exec.Command(program, "--config", config)
+	if n.Wrap != nil {
+		cmd = n.Wrap(cmd)
+	}
+	return cmd
 }
 
 func (d *Daemon) waitReady(timeout time.Duration) error {

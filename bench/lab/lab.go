@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 	"sync"
@@ -207,6 +208,9 @@ type Node struct {
 	Pods               []*Pod
 	Daemon             *Daemon // nil before Start and on nodes of other roles
 	Lab                *Lab
+
+	// Wrap, if set, makes of the daemon's command what is started instead; the process must become the daemon.
+	Wrap func(*exec.Cmd) *exec.Cmd
 
 	gateway4, gateway6 netip.Addr // of the fabric
 	uplinkPeer         string     // the uplink's other end in the fabric (Direct: in the other node)

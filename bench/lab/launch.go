@@ -3,7 +3,6 @@ package lab
 import (
 	"errors"
 	"fmt"
-	"os/exec"
 )
 
 // Launch starts the node's daemon with the configuration of the last [Node.Start] and waits for nothing: for those who kill it
@@ -19,7 +18,7 @@ func (n *Node) Launch() (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := n.NS.Start(exec.Command(program, "--config", n.Daemon.Config))
+	p, err := n.NS.Start(n.daemonCommand(program, n.Daemon.Config))
 	if err != nil {
 		return nil, err
 	}

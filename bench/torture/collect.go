@@ -67,7 +67,7 @@ func (x *torture) gcAll(r *rand.Rand) {
 	}
 	x.releaseOrphans()
 	wrong := x.compare()
-	for try := 0; len(wrong) > 0 && try < 20; try++ { // a request of a plugin that was killed may come in behind GC
+	for try := 0; len(wrong) > 0 && try < 100; try++ { // a request of a plugin that was killed may come in behind GC
 		x.count.add("GC had to be repeated for", "a request of a killed plugin")
 		time.Sleep(50 * time.Millisecond)
 		for _, attach := range attachments {

@@ -88,11 +88,12 @@ func (x *torture) rehearse(clean snapshot, anchor *worker) {
 		})
 	}
 	all.Wait()
-	if now := len(x.snapshot()["descriptors"]); now > before {
-		time.Sleep(time.Second)
-		if now = len(x.snapshot()["descriptors"]); now > before {
-			x.errorf("the daemon had %d descriptors before %d pods came and went, and %d after", before, len(x.workers), now)
-		}
+	open := len(x.snapshot()["descriptors"])
+	for end := time.Now().Add(20 * time.Second); open > before && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		open = len(x.snapshot()["descriptors"])
+	}
+	if open > before {
+		x.errorf("the daemon had %d descriptors before %d pods came and went, and %d after", before, len(x.workers), open)
 	}
 	l := anchor.live
 	if o := x.plugin(l.call("DEL"), fuse{}); o.failure != nil {
@@ -102,7 +103,7 @@ func (x *torture) rehearse(clean snapshot, anchor *worker) {
 	anchor.removeSandbox(l)
 	x.gcAll(nil)
 	var now snapshot
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) { // the kernel removes namespaces in its own time
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) { // the kernel removes namespaces in its own time
 		if now = x.snapshot(); len(now.more(clean)) == 0 || time.Now().After(end) {
 			break
 		}

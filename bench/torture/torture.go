@@ -269,8 +269,8 @@ func (x *torture) reaches(l *life, to netip.Addr, whom string) {
 			return
 		}
 		var last error
-		for range 4 {
-			r, err := l.box.PingWith(to, lab.Echo{Timeout: 500 * time.Millisecond})
+		for wait := 500 * time.Millisecond; wait < 10*time.Second; wait *= 2 { // fifty pods share two cores with whatever else runs
+			r, err := l.box.PingWith(to, lab.Echo{Timeout: wait})
 			if err == nil && r.Received > 0 {
 				x.count.add("pings", "answered")
 				return
@@ -335,11 +335,12 @@ func (x *torture) afterDel(l *life) {
 	if l.box.gone {
 		return
 	}
-	if left := l.box.left(); len(left) > 0 {
-		time.Sleep(20 * time.Millisecond)
-		if left = l.box.left(); len(left) > 0 {
-			x.errorf("after DEL of %.8s (%s) there is still in the pod: %s", l.id, l.attach, strings.Join(left, ", "))
-		}
+	left := l.box.left()
+	for end := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		left = l.box.left() // the kernel removes devices in its own time
+	}
+	if len(left) > 0 {
+		x.errorf("after DEL of %.8s (%s) there is still in the pod: %s", l.id, l.attach, strings.Join(left, ", "))
 	}
 }
 

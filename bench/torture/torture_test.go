@@ -51,7 +51,7 @@ func TestTorture(t *testing.T) {
 		Seed: number("SEED", uint64(time.Now().UnixNano())%1_000_000), Kills: int(number("KILLS", 60)), Pods: int(number("PODS", 50)),
 		Say: func(format string, args ...any) { fmt.Printf(format+"\n", args...) },
 	}
-	o.Limit = time.Minute + time.Duration(o.Kills)*time.Second
+	o.Limit = 3*time.Minute + 2*time.Duration(o.Kills)*time.Second
 	o.Say("torture: SEED=%d KILLS=%d PODS=%d", o.Seed, o.Kills, o.Pods)
 	Run(t, o)
 	if t.Failed() {

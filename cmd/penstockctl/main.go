@@ -5,8 +5,8 @@
 //	penstockctl reload | loglevel [LEVEL] | attach … | detach … | config check [PATH] | config example | version
 //
 // Exit status: 0 done, 1 the daemon refused or failed, 2 wrong usage, 3 the daemon cannot be reached, 4 the configuration is
-// not valid or asks for a restart, 5 doctor has warnings only, or a
-// support bundle is not complete.
+// not valid or asks for a restart, 5 doctor has warnings only, or a support bundle is not complete, 6 the answer is no: the packet of
+// trace would be dropped, status --wait has waited in vain.
 package main
 
 import (
@@ -32,6 +32,7 @@ const (
 	exitUnreachable = 3
 	exitConfig      = 4
 	exitWarnings    = 5
+	exitNo          = 6
 )
 
 func main() {
@@ -76,6 +77,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(t.status(), t.pods(), t.ipam(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.bench(), t.doctor(), t.config(), t.cni(), t.version())
 	root.AddCommand(t.capture(), t.supportBundle())
+	root.AddCommand(t.trace())
 	t.watch(root)
 
 	err := root.ExecuteContext(ctx)

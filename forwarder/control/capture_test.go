@@ -231,14 +231,18 @@ func FuzzCaptureStream(f *testing.F) {
 	})
 }
 
-// FuzzCaptureRequest: whatever is asked for is refused in a sentence or understood.
+// FuzzCaptureRequest, of traces too: whatever is asked for is refused in a sentence or understood.
 func FuzzCaptureRequest(f *testing.F) {
 	f.Add([]byte(`{"pod":"c1/eth0","snap":64}`))
 	f.Add([]byte(`{"snap":1e99}`))
+	f.Add([]byte(`{"src":"a","dst":"10.244.2.5","ttl":300,"df":true}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var r CaptureRequest
-		if err := decode(b, &r); err != nil && CodeOf(err) != BadRequest {
-			t.Error(err)
+		var q TraceRequest
+		for _, err := range []error{decode(b, &r), decode(b, &q)} {
+			if err != nil && CodeOf(err) != BadRequest {
+				t.Error(err)
+			}
 		}
 	})
 }

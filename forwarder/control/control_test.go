@@ -94,6 +94,9 @@ func (f *fake) Probe(_ context.Context, r ProbeRequest) (Probe, error) {
 func (f *fake) Bench(_ context.Context, r BenchRequest) (Bench, error) {
 	return Bench{Peer: r.Peer, Latency: Latency{Sent: int(r.Milliseconds)}}, f.err
 }
+func (f *fake) Trace(_ context.Context, r TraceRequest) (Trace, error) {
+	return Trace{Src: r.Src, Outcome: "to-pod"}, f.err
+}
 func (f *fake) Reasons(context.Context) ([]Drop, error) {
 	return []Drop{{Reason: "ttl", Meaning: "over"}}, f.err
 }

@@ -38,7 +38,8 @@ type Backend interface {
 	Peers(context.Context) ([]Peer, error)
 	Routes(context.Context) ([]Route, error)
 	Drops(context.Context) ([]Drop, error)
-	Reasons(context.Context) ([]Drop, error)                        // all, also those with no frames
+	Reasons(context.Context) ([]Drop, error) // all, also those with no frames
+	Trace(context.Context, TraceRequest) (Trace, error)
 	Capture(context.Context, CaptureRequest) (CaptureSource, error) // the context is that of the capture
 	Reload(context.Context) (Reloaded, error)
 	Probe(context.Context, ProbeRequest) (Probe, error)
@@ -98,6 +99,7 @@ func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler
 		"/v1/peers":   {http.MethodGet: list("peers", b.Peers)},
 		"/v1/routes":  {http.MethodGet: list("routes", b.Routes)},
 		"/v1/drops":   {http.MethodGet: list("drops", b.Drops)},
+		"/v1/trace":   {http.MethodPost: post(b.Trace)},
 		"/v1/reasons": {http.MethodGet: list("reasons", b.Reasons)},
 		"/v1/attach":  {http.MethodPost: post(b.Attach)},
 		"/v1/detach": {http.MethodPost: post(func(ctx context.Context, r DetachRequest) (struct{}, error) {

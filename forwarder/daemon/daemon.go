@@ -57,6 +57,7 @@ type Daemon struct {
 	health health
 
 	reloads    reloads
+	timed      timed  // ourselves, for the control socket
 	unrepaired string // what watchHost could not put back, as the log has it
 
 	change sync.Mutex // one change at a time: reload, peers, underlay

@@ -36,7 +36,7 @@ func (l *debugListener) close() error { return l.server.Close() }
 
 func (d *Daemon) listenDebug(cfg *config.Config, undo *undoList) error {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(newCollector(d), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(newCollector(d), d.timed.operations, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	health := d.healthMux(promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}))
 	if err := d.listenHTTP("debug.listen", cfg.Debug.Listen, !cfg.Debug.AllowRemote, withProfiles(health), undo); err != nil {
 		return err

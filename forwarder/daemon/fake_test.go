@@ -46,6 +46,7 @@ type fake struct {
 	turns    uint64 // of worker 0, which moves at every look; worker 1 waits
 	stuck    bool   // worker 0 does not move any more
 	tapped   forwarder.TapFilter
+	traced   forwarder.TraceSpec
 
 	step    func() // before each deed; mu is held
 	boot    string
@@ -274,6 +275,10 @@ func (f fakePlane) Ports() []forwarder.PortInfo {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.ports)
+}
+func (f fakePlane) Trace(s forwarder.TraceSpec) (*forwarder.Trace, error) {
+	f.traced = s
+	return &forwarder.Trace{Origin: "host", Outcome: forwarder.Dropped.String(), Reason: forwarder.DropSpoofed, Steps: []forwarder.TraceStep{{Name: "drop", Text: "x"}}}, nil
 }
 func (f fakePlane) Tap(t forwarder.TapFilter) (*forwarder.Tap, error) {
 	f.tapped = t

@@ -32,6 +32,7 @@ type plane interface {
 	Ports() []forwarder.PortInfo
 	Counters() forwarder.Counters
 	Progress() (turns []uint64, waiting []bool) // of the workers
+	Trace(forwarder.TraceSpec) (*forwarder.Trace, error)
 	Tap(forwarder.TapFilter) (*forwarder.Tap, error)
 	Capabilities() []forwarder.Capability
 	HostFlows() hostflow.Sink

@@ -1,152 +1,271 @@
 package daemon
 
 import (
+	"context"
+	"fmt"
+	"os"
 	"runtime"
+	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
 // collector turns the forwarder's counters into metrics when somebody asks for them; between scrapes it costs nothing.
+//
+// How many series there are is bounded by what is attached and configured: 7 for each pod, 7 for each peer, 5 for each pod CIDR,
+// 4 for each worker, and less than 200 besides. What is detached or removed takes its series along.
 type collector struct {
-	d *Daemon
+	d     *Daemon
+	descs []*prometheus.Desc
 
-	received, generated, forwardedPackets, forwardedBytes, dropped *prometheus.Desc
-	sends, runs, writes, merged, segmented, widened                *prometheus.Desc
-	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen         *prometheus.Desc
-	nativeOn, nativeUnits, nativeBytes                             *prometheus.Desc
-	portPackets, portBytes, portDropped, portLost                  *prometheus.Desc
-	buildInfo, ready, mtu, peers, ports, workers                   *prometheus.Desc
-	flowsForgotten, flowsPreloaded, flowOverruns                   *prometheus.Desc
+	received, generated, forwardedPackets, forwardedBytes, dropped  *prometheus.Desc
+	sends, runs, writes, merged, segmented, whole, widened          *prometheus.Desc
+	batchSize, runSize                                              *prometheus.Desc
+	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen          *prometheus.Desc
+	nativeOn, nativeUnits, nativeBytes                              *prometheus.Desc
+	portPackets, portBytes, portDropped, portLost, portSeen         *prometheus.Desc
+	buildInfo, ready, started, mtu, peers, ports, routes, addresses *prometheus.Desc
+	workers, workerTurns, workerAsleep, workerCPU                   *prometheus.Desc
+	found, used                                                     *prometheus.Desc
+	reloads, reloaded, reloadedAt                                   *prometheus.Desc
+	flowsForgotten, flowsPreloaded, flowOverruns                    *prometheus.Desc
 }
 
 func newCollector(d *Daemon) *collector {
+	c := &collector{d: d}
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc("penstock_"+name, help, labels, nil)
+		n := prometheus.NewDesc("penstock_"+name, help, labels, nil)
+		c.descs = append(c.descs, n)
+		return n
 	}
 	pod := []string{"container", "interface", "device"}
-	return &collector{
-		d:                d,
-		received:         desc("received_packets_total", "Frames read, by where they came from: pod, host or wire. A superframe is one.", "direction"),
-		generated:        desc("generated_packets_total", "Frames that the daemon made itself: icmp, arp, nd.", "kind"),
-		forwardedPackets: desc("forwarded_packets_total", "Frames sent on, by where they went (pod, host or wire) and how they were encapsulated.", "direction", "encap"),
-		forwardedBytes:   desc("forwarded_bytes_total", "Bytes of the inner IP packets sent on.", "direction", "encap"),
-		dropped:          desc("dropped_packets_total", "Frames dropped, by reason. At rest, received + generated = forwarded + dropped.", "reason"),
+	way := append(pod, "way")
 
-		sends:     desc("sends_total", "Datagrams or runs handed to the tunnel sockets."),
-		runs:      desc("send_runs_total", "Of these, runs of several datagrams in one (UDP_SEGMENT)."),
-		writes:    desc("port_writes_total", "Writes to pods and the host."),
-		merged:    desc("merged_packets_total", "Frames that reached a pod or the host in a write together with the one before."),
-		widened:   desc("wide_rings_total", "Wide rings that were opened for busy pods."),
-		segmented: desc("segmented_superframes_total", "Superframes that were cut in software."),
+	c.received = desc("received_packets_total", "Frames read, by where they came from: pod, host or wire. A superframe is one.", "direction")
+	c.generated = desc("generated_packets_total", "Frames that the daemon made itself: icmp, arp, nd.", "kind")
+	c.forwardedPackets = desc("forwarded_packets_total", "Frames sent on, by where they went (pod, host or wire) and how they were encapsulated.", "direction", "encap")
+	c.forwardedBytes = desc("forwarded_bytes_total", "Bytes of the inner IP packets sent on.", "direction", "encap")
+	c.dropped = desc("dropped_packets_total", "Frames dropped, by reason. At rest, received + generated = forwarded + dropped.", "reason")
 
-		peerPackets: desc("peer_packets_total", "Frames to (sent) and from (received) a peer.", "peer", "address", "way"),
-		peerBytes:   desc("peer_bytes_total", "Bytes of inner IP packets to (sent) and from (received) a peer.", "peer", "address", "way"),
-		peerDropped: desc("peer_dropped_packets_total", "Frames for or from a peer that were dropped.", "peer", "address"),
-		peerMTU:     desc("peer_mtu_bytes", "Largest inner packet that reaches a peer in one piece.", "peer", "address"),
-		nativeOn:    desc("native_carrier", "1 for the carrier by which frames go to a peer as the native stream, or none; absent while it is off.", "peer", "address", "carrier"),
-		nativeUnits: desc("native_units_total", "The native stream to and from a peer: bursts and frames sent, pieces and frames received, parts of superframes that had lost a piece, pieces refused.", "peer", "address", "unit"),
-		nativeBytes: desc("native_bytes_total", "Bytes of the native stream: saved against the encapsulation (sent), lost (received).", "peer", "address", "kind"),
-		peerSeen:    desc("peer_last_seen_timestamp_seconds", "When a peer last sent something acceptable; 0 for never.", "peer", "address"),
+	c.sends = desc("sends_total", "Datagrams or runs handed to the tunnel sockets.")
+	c.runs = desc("send_runs_total", "Of these, runs of several datagrams in one (UDP_SEGMENT).")
+	c.writes = desc("port_writes_total", "Writes to pods and the host.")
+	c.merged = desc("merged_packets_total", "Frames that reached a pod or the host in a write together with the one before.")
+	c.segmented = desc("segmented_superframes_total", "Superframes that were cut in software.")
+	c.whole = desc("whole_superframes_total", "Superframes that left encapsulated and uncut.")
+	c.widened = desc("wide_rings_total", "Wide rings that were opened for busy pods.")
+	c.batchSize = desc("batch_packets", "Frames that were read at once from one pod, the host or a tunnel socket.")
+	c.runSize = desc("run_datagrams", "Datagrams that were handed to a tunnel socket at once.")
 
-		portPackets: desc("port_packets_total", "Frames from (received) and to (sent) a pod.", append(pod, "way")...),
-		portBytes:   desc("port_bytes_total", "Bytes from (received) and to (sent) a pod.", append(pod, "way")...),
-		portDropped: desc("port_dropped_packets_total", "Frames from or for a pod that were dropped.", pod...),
-		portLost:    desc("port_unread_packets_total", "Frames from a pod for which the kernel had no room; they were never received.", pod...),
+	c.peerPackets = desc("peer_packets_total", "Frames to (sent) and from (received) a peer.", "peer", "address", "way")
+	c.peerBytes = desc("peer_bytes_total", "Bytes of inner IP packets to (sent) and from (received) a peer.", "peer", "address", "way")
+	c.peerDropped = desc("peer_dropped_packets_total", "Frames for or from a peer that were dropped.", "peer", "address")
+	c.peerMTU = desc("peer_mtu_bytes", "Largest inner packet that reaches a peer in one piece.", "peer", "address")
+	c.nativeOn = desc("native_carrier", "1 for the carrier by which frames go to a peer as the native stream, or none; absent while it is off.", "peer", "address", "carrier")
+	c.nativeUnits = desc("native_units_total", "The native stream to and from a peer: bursts and frames sent, pieces and frames received, parts of superframes that had lost a piece, pieces refused.", "peer", "address", "unit")
+	c.nativeBytes = desc("native_bytes_total", "Bytes of the native stream: saved against the encapsulation (sent), lost (received).", "peer", "address", "kind")
+	c.peerSeen = desc("peer_last_seen_timestamp_seconds", "When a peer last sent something acceptable; 0 for never.", "peer", "address")
 
-		buildInfo: desc("build_info", "Always 1; the labels say what runs.", "version", "goversion"),
-		ready:     desc("ready", "1 if the daemon forwards and its underlay is there."),
-		mtu:       desc("pod_mtu_bytes", "MTU of the pods."),
-		peers:     desc("peers", "Other nodes known."),
-		ports:     desc("ports", "Pods attached."),
-		workers:   desc("workers", "Worker threads."),
+	c.portPackets = desc("port_packets_total", "Frames from (received) and to (sent) a pod.", way...)
+	c.portBytes = desc("port_bytes_total", "Bytes from (received) and to (sent) a pod.", way...)
+	c.portDropped = desc("port_dropped_packets_total", "Frames from or for a pod that were dropped.", pod...)
+	c.portLost = desc("port_unread_packets_total", "Frames from a pod for which the kernel had no room in the ring; they were never received.", pod...)
+	c.portSeen = desc("port_last_seen_timestamp_seconds", "When a pod last sent something; 0 for never.", pod...)
 
-		flowsPreloaded: desc("host_flows_preloaded_total", "Flows translated by the host that were read from conntrack."),
-		flowsForgotten: desc("host_flows_forgotten_total", "Flows translated by the host that ended."),
-		flowOverruns:   desc("host_flow_overruns_total", "Times that conntrack's events came faster than they were read; an audit followed."),
-	}
+	c.buildInfo = desc("build_info", "Always 1; the labels say what runs.", "version", "goversion")
+	c.ready = desc("ready", "1 if the daemon forwards, its underlay is there, no pod waits for its queue and no worker is stuck.")
+	c.started = desc("start_timestamp_seconds", "When the daemon was started.")
+	c.mtu = desc("pod_mtu_bytes", "MTU of the pods.")
+	c.peers = desc("peers", "Other nodes known.")
+	c.ports = desc("ports", "Pods attached.")
+	c.routes = desc("routes", "Prefixes in the table that packets are looked up in.")
+	c.addresses = desc("ipam_addresses", "Addresses of a pod CIDR, by state: free, allocated, cooling (given back a short while ago), leaked (held by a damaged file).", "cidr", "state")
+
+	c.workers = desc("workers", "Worker threads.")
+	c.workerTurns = desc("worker_turns_total", "Turns of a worker's loop; one that neither turns nor sleeps is stuck.", "worker")
+	c.workerAsleep = desc("worker_asleep", "1 if the worker waited for packets at this moment.", "worker")
+	c.workerCPU = desc("worker_cpu_seconds_total", "Processor time of a worker's thread.", "worker")
+	c.found = desc("offload_found", "1 if the kernel has a mechanism.", "name")
+	c.used = desc("offload_used", "1 if a mechanism is used.", "name")
+
+	c.reloads = desc("config_reloads_total", "Reloads of the configuration, by result: ok or rejected.", "result")
+	c.reloaded = desc("config_last_reload_successful", "1 unless the last reload was rejected.")
+	c.reloadedAt = desc("config_last_reload_success_timestamp_seconds", "When the configuration that holds was read.")
+
+	c.flowsPreloaded = desc("host_flows_preloaded_total", "Flows translated by the host that were read from conntrack.")
+	c.flowsForgotten = desc("host_flows_forgotten_total", "Flows translated by the host that ended.")
+	c.flowOverruns = desc("host_flow_overruns_total", "Times that conntrack's events came faster than they were read; an audit followed.")
+	return c
 }
 
 // Describe sends the descriptions of all metrics.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.received, c.generated, c.forwardedPackets, c.forwardedBytes, c.dropped, c.sends, c.runs, c.writes, c.merged, c.segmented, c.widened,
-		c.peerPackets, c.peerBytes, c.peerDropped, c.peerMTU, c.peerSeen, c.nativeOn, c.nativeUnits, c.nativeBytes, c.portPackets, c.portBytes, c.portDropped, c.portLost,
-		c.buildInfo, c.ready, c.mtu, c.peers, c.ports, c.workers, c.flowsPreloaded, c.flowsForgotten, c.flowOverruns} {
+	for _, d := range c.descs {
 		ch <- d
 	}
 }
 
+// sink is where one scrape goes.
+type sink chan<- prometheus.Metric
+
+func (s sink) counter(d *prometheus.Desc, v uint64, labels ...string) {
+	s <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+}
+
+func (s sink) gauge(d *prometheus.Desc, v float64, labels ...string) {
+	s <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func (s sink) truth(d *prometheus.Desc, v bool, labels ...string) {
+	if v {
+		s.gauge(d, 1, labels...)
+	} else {
+		s.gauge(d, 0, labels...)
+	}
+}
+
+func (s sink) sizes(d *prometheus.Desc, n forwarder.Sizes) {
+	buckets, sum := map[float64]uint64{}, uint64(0)
+	for i, k := range n.UpTo {
+		sum += k
+		buckets[float64(uint64(1)<<i)] = sum
+	}
+	s <- prometheus.MustNewConstHistogram(d, n.Count, float64(n.Sum), buckets)
+}
+
 // Collect reads everything once.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
-	}
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
+	out := sink(ch)
 	n := c.d.plane.Counters()
+	c.traffic(out, n)
+	c.ends(out, n)
+	c.node(out, n)
+}
+
+func (c *collector) traffic(out sink, n forwarder.Counters) {
 	for direction, v := range n.Received {
-		counter(c.received, v, direction)
+		out.counter(c.received, v, direction)
 	}
 	for kind, v := range n.Generated {
-		counter(c.generated, v, kind)
+		out.counter(c.generated, v, kind)
 	}
 	for k, v := range n.Forwarded {
-		counter(c.forwardedPackets, v.Packets, k.Direction, k.Encap)
-		counter(c.forwardedBytes, v.Bytes, k.Direction, k.Encap)
+		out.counter(c.forwardedPackets, v.Packets, k.Direction, k.Encap)
+		out.counter(c.forwardedBytes, v.Bytes, k.Direction, k.Encap)
 	}
 	for reason, v := range n.Dropped {
-		counter(c.dropped, v, reason)
+		out.counter(c.dropped, v, reason)
 	}
-	counter(c.sends, n.Sends)
-	counter(c.runs, n.Runs)
-	counter(c.writes, n.Writes)
-	counter(c.merged, n.Merged)
-	counter(c.segmented, n.Segmented)
-	counter(c.widened, n.Widened)
+	out.counter(c.sends, n.Sends)
+	out.counter(c.runs, n.Runs)
+	out.counter(c.writes, n.Writes)
+	out.counter(c.merged, n.Merged)
+	out.counter(c.segmented, n.Segmented)
+	out.counter(c.whole, n.Whole)
+	out.counter(c.widened, n.Widened)
+	out.sizes(c.batchSize, n.Batches)
+	out.sizes(c.runSize, n.RunSizes)
+}
+
+// ends are the peers and the pods.
+func (c *collector) ends(out sink, n forwarder.Counters) {
 	for _, p := range n.Peers {
-		counter(c.peerPackets, p.Sent.Packets, p.Name, p.Address, "sent")
-		counter(c.peerPackets, p.Got.Packets, p.Name, p.Address, "received")
-		counter(c.peerBytes, p.Sent.Bytes, p.Name, p.Address, "sent")
-		counter(c.peerBytes, p.Got.Bytes, p.Name, p.Address, "received")
-		counter(c.peerDropped, p.Dropped, p.Name, p.Address)
-		gauge(c.peerMTU, float64(p.MTU), p.Name, p.Address)
-		gauge(c.peerSeen, float64(p.LastSeen), p.Name, p.Address)
-		if s := p.Native; s != nil {
-			gauge(c.nativeOn, 1, p.Name, p.Address, s.Carrier)
-			for unit, v := range map[string]uint64{"bursts_sent": s.Bursts, "frames_sent": s.Frames, "pieces_received": s.GotPieces,
-				"frames_received": s.GotFrames, "parts": s.Parts, "refused": s.Refused} {
-				counter(c.nativeUnits, v, p.Name, p.Address, unit)
-			}
-			counter(c.nativeBytes, s.Saved, p.Name, p.Address, "saved")
-			counter(c.nativeBytes, s.LostBytes, p.Name, p.Address, "lost")
-		}
+		out.counter(c.peerPackets, p.Sent.Packets, p.Name, p.Address, "sent")
+		out.counter(c.peerPackets, p.Got.Packets, p.Name, p.Address, "received")
+		out.counter(c.peerBytes, p.Sent.Bytes, p.Name, p.Address, "sent")
+		out.counter(c.peerBytes, p.Got.Bytes, p.Name, p.Address, "received")
+		out.counter(c.peerDropped, p.Dropped, p.Name, p.Address)
+		out.gauge(c.peerMTU, float64(p.MTU), p.Name, p.Address)
+		out.gauge(c.peerSeen, float64(p.LastSeen), p.Name, p.Address)
+		c.nativeStream(out, p.Native, p.Name, p.Address)
 	}
 	for _, p := range n.Ports {
-		counter(c.portPackets, p.Sent.Packets, p.Container, p.Interface, p.Device, "received")
-		counter(c.portPackets, p.Got.Packets, p.Container, p.Interface, p.Device, "sent")
-		counter(c.portBytes, p.Sent.Bytes, p.Container, p.Interface, p.Device, "received")
-		counter(c.portBytes, p.Got.Bytes, p.Container, p.Interface, p.Device, "sent")
-		counter(c.portDropped, p.Dropped, p.Container, p.Interface, p.Device)
-		counter(c.portLost, p.RingDrops, p.Container, p.Interface, p.Device)
+		out.counter(c.portPackets, p.Sent.Packets, p.Container, p.Interface, p.Device, "received")
+		out.counter(c.portPackets, p.Got.Packets, p.Container, p.Interface, p.Device, "sent")
+		out.counter(c.portBytes, p.Sent.Bytes, p.Container, p.Interface, p.Device, "received")
+		out.counter(c.portBytes, p.Got.Bytes, p.Container, p.Interface, p.Device, "sent")
+		out.counter(c.portDropped, p.Dropped, p.Container, p.Interface, p.Device)
+		out.counter(c.portLost, p.RingDrops, p.Container, p.Interface, p.Device)
+		out.gauge(c.portSeen, float64(p.LastSeen), p.Container, p.Interface, p.Device)
+	}
+}
+
+// nativeStream is what went to and came from a peer by the native stream; nil while it is off.
+func (c *collector) nativeStream(out sink, n *forwarder.NativeStatus, peer ...string) {
+	if n == nil {
+		return
+	}
+	out.gauge(c.nativeOn, 1, append(peer, n.Carrier)...)
+	for unit, v := range map[string]uint64{"bursts_sent": n.Bursts, "frames_sent": n.Frames, "pieces_received": n.GotPieces,
+		"frames_received": n.GotFrames, "parts": n.Parts, "refused": n.Refused} {
+		out.counter(c.nativeUnits, v, append(peer, unit)...)
+	}
+	out.counter(c.nativeBytes, n.Saved, append(peer, "saved")...)
+	out.counter(c.nativeBytes, n.LostBytes, append(peer, "lost")...)
+}
+
+func (c *collector) node(out sink, n forwarder.Counters) {
+	s := c.d.state.Load()
+	out.gauge(c.buildInfo, 1, control.Version(), runtime.Version())
+	ready, _ := c.d.health.ready()
+	out.truth(c.ready, ready)
+	out.gauge(c.started, float64(c.d.started.Unix()))
+	out.gauge(c.mtu, float64(s.podMTU))
+	out.gauge(c.peers, float64(len(s.peers)))
+	out.gauge(c.ports, float64(len(n.Ports)))
+	if routes, err := c.d.Routes(context.Background()); err == nil {
+		out.gauge(c.routes, float64(len(routes)))
+	}
+	if ipam, err := c.d.IPAM(context.Background()); err == nil {
+		for _, p := range ipam.CIDRs {
+			for state, v := range map[string]uint64{"free": p.Free, "allocated": p.Allocated, "cooling": p.Waiting, "leaked": p.Leaked} {
+				out.gauge(c.addresses, float64(v), p.Prefix.String(), state)
+			}
+		}
 	}
 
-	s := c.d.state.Load()
-	gauge(c.buildInfo, 1, control.Version(), runtime.Version())
-	ready := 0.0
-	if ok, _ := c.d.health.ready(); ok {
-		ready = 1
+	out.gauge(c.workers, float64(c.d.workers))
+	for i, w := range n.Workers {
+		who := strconv.Itoa(i)
+		out.counter(c.workerTurns, w.Turns, who)
+		out.truth(c.workerAsleep, w.Asleep, who)
+		if seconds, ok := threadTime(w.Thread); ok {
+			out <- prometheus.MustNewConstMetric(c.workerCPU, prometheus.CounterValue, seconds, who)
+		}
 	}
-	gauge(c.ready, ready)
-	gauge(c.mtu, float64(s.podMTU))
-	gauge(c.peers, float64(len(s.peers)))
-	gauge(c.ports, float64(len(n.Ports)))
-	gauge(c.workers, float64(c.d.workers))
+	for _, o := range c.d.capabilities() {
+		out.truth(c.found, o.Found, o.Name)
+		out.truth(c.used, o.Used, o.Name)
+	}
+
+	ok, rejected, last, failed := c.d.reloads.counts()
+	out.counter(c.reloads, ok, "ok")
+	out.counter(c.reloads, rejected, "rejected")
+	out.truth(c.reloaded, !failed)
+	if last.IsZero() {
+		last = c.d.started
+	}
+	out.gauge(c.reloadedAt, float64(last.Unix()))
+
 	if c.d.flows != nil {
 		f := c.d.flows.Stats()
-		counter(c.flowsPreloaded, f.Preloaded)
-		counter(c.flowsForgotten, f.Forgotten)
-		counter(c.flowOverruns, f.Overruns)
+		out.counter(c.flowsPreloaded, f.Preloaded)
+		out.counter(c.flowsForgotten, f.Forgotten)
+		out.counter(c.flowOverruns, f.Overruns)
 	}
+}
+
+// threadTime is the processor time of one of our threads in seconds. A kernel without CONFIG_SCHED_INFO does not tell.
+func threadTime(thread int) (float64, bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/schedstat", thread))
+	if err != nil {
+		return 0, false
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	ns, err := strconv.ParseUint(first, 10, 64)
+	return float64(ns) / 1e9, err == nil
 }

@@ -56,6 +56,12 @@ func (r *reloads) note(err error, now time.Time) {
 	r.last, r.why = now, ""
 }
 
+func (r *reloads) counts() (ok, rejected uint64, last time.Time, failed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ok, r.rejected, r.last, r.why != ""
+}
+
 func (r *reloads) failure() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

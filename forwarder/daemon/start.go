@@ -85,10 +85,11 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	if err = d.startFlows(ctx, &undo); err != nil {
 		return err
 	}
+	d.timed = newTimed(d)
 	if err = d.listenDebug(cfg, &undo); err != nil {
 		return err
 	}
-	d.server = control.NewServer(d, d.log)
+	d.server = control.NewServer(d.timed, d.log)
 	return ctx.Err() // asked to stop meanwhile
 }
 

@@ -1,0 +1,75 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/penstock-net/penstock/bench/lab"
+)
+
+// BenchmarkADD measures ADD as the runtime sees it, with the start of the plugin's process; DEL is not in it. `make addbench` runs it:
+// ADDS (200) calls of each kind, one after the other and fifty at once, each time beside the pods that are there already.
+func BenchmarkADD(b *testing.B) {
+	if err := lab.Possible(); err != nil {
+		b.Skip(err)
+	}
+	adds := 200
+	if s := os.Getenv("ADDS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			b.Fatalf("ADDS=%s is no number of calls", s)
+		}
+		adds = n
+	}
+	l := lab.New(b, lab.Config{Nodes: 2})
+	l.Nodes[0].Start(b)
+	a := l.Nodes[0]
+	for _, attach := range []string{"veth", "tun"} {
+		for _, at := range []int{1, 50} {
+			b.Run(fmt.Sprintf("%s/%d at a time", attach, at), func(b *testing.B) {
+				list := a.List(nil, lab.Conf{"type": "penstock", "attach": attach})
+				var mu sync.Mutex
+				var took []time.Duration
+				for b.Loop() {
+					for done := 0; done < adds; done += at {
+						b.StopTimer()
+						var pods []*lab.Pod
+						for range at {
+							pods = append(pods, a.BarePod(b))
+						}
+						b.StartTimer()
+						var wg sync.WaitGroup
+						for _, p := range pods {
+							wg.Go(func() {
+								begin := time.Now()
+								_, err := p.Plug(list)
+								d := time.Since(begin)
+								if err != nil {
+									b.Error(err)
+								}
+								mu.Lock()
+								defer mu.Unlock()
+								took = append(took, d)
+							})
+						}
+						wg.Wait()
+						b.StopTimer()
+						for _, p := range pods {
+							p.Remove(b)
+						}
+						b.StartTimer()
+					}
+				}
+				slices.Sort(took)
+				b.ReportMetric(float64(len(took)), "ADDs")
+				b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms-p50")
+				b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms-p99")
+			})
+		}
+	}
+}

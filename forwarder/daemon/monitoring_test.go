@@ -1,0 +1,207 @@
+package daemon
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/rulefmt"
+	"github.com/prometheus/prometheus/promql/parser"
+
+	"github.com/penstock-net/penstock/forwarder"
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+// everyMetric is a scrape of a daemon that has one of everything.
+func everyMetric(t *testing.T) (*prometheus.Registry, map[string]*dto.MetricFamily) {
+	t.Helper()
+	f := newFake()
+	f.counters = forwarder.Counters{
+		Received: map[string]uint64{"pod": 1}, Generated: map[string]uint64{"icmp": 1}, Dropped: map[string]uint64{"no_route": 1},
+		Forwarded: map[forwarder.ForwardedKey]forwarder.Volume{{Direction: "wire", Encap: "vxlan"}: {Packets: 1, Bytes: 100}},
+		Batches:   forwarder.Sizes{UpTo: [11]uint64{1, 0, 2}, Count: 4, Sum: 5000},
+		Workers:   []forwarder.WorkerCounters{{Turns: 5, Asleep: true, Thread: os.Getpid()}},
+		Peers:     []forwarder.PeerCounters{{Name: "b", Address: "192.0.2.2", MTU: 1450}},
+		Ports:     []forwarder.PortCounters{{Container: "c1", Interface: "eth0", Device: "ve1"}},
+	}
+	r := run(t, f, peerB)
+	if _, err := r.client.Attach(t.Context(), request("c1", "ve1", "10.244.1.2")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.client.Detach(t.Context(), control.DetachRequest{}); err == nil {
+		t.Fatal("an empty request was taken")
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(newCollector(r.Daemon), r.timed.operations)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	byName := map[string]*dto.MetricFamily{}
+	for _, m := range families {
+		byName[m.GetName()] = m
+	}
+	return registry, byName
+}
+
+// TestMonitoringNames: the names keep to Prometheus' rules, and nothing that is described is missing from a scrape.
+func TestMonitoringNames(t *testing.T) {
+	registry, families := everyMetric(t)
+	problems, err := testutil.GatherAndLint(registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	for _, d := range newCollector(&Daemon{}).descs {
+		name := regexp.MustCompile(`fqName: "([^"]+)"`).FindStringSubmatch(d.String())[1]
+		if families[name] == nil {
+			t.Errorf("%s is described and not collected", name)
+		}
+	}
+	batch := families["penstock_batch_packets"].Metric[0].GetHistogram()
+	if batch.GetSampleCount() != 4 || batch.GetSampleSum() != 5000 || batch.Bucket[2].GetCumulativeCount() != 3 || batch.Bucket[2].GetUpperBound() != 4 {
+		t.Errorf("batches: %v", batch)
+	}
+	if n := len(families["penstock_cni_operation_duration_seconds"].Metric); n != len(verbs)+1 {
+		t.Errorf("%d series of operations, want one for each verb and one for what failed", n)
+	}
+}
+
+// TestMonitoringTable: docs/operations.md has every metric with its labels and meaning. UPDATE=1 writes the table anew.
+func TestMonitoringTable(t *testing.T) {
+	const path, begin, end = "../../docs/operations.md", "<!-- metrics -->\n", "<!-- /metrics -->\n"
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, ok1 := strings.Cut(string(page), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok1 || !ok2 {
+		t.Fatalf("%s has lost its marks %q", path, begin)
+	}
+	_, families := everyMetric(t)
+	var names []string
+	for name := range families {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	var b strings.Builder
+	b.WriteString("| metric | type | meaning |\n|---|---|---|\n")
+	for _, name := range names {
+		m := families[name]
+		var labels []string
+		for _, l := range m.Metric[0].Label {
+			labels = append(labels, l.GetName())
+		}
+		if len(labels) > 0 {
+			name += "{" + strings.Join(labels, ",") + "}"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", name, strings.ToLower(m.GetType().String()), m.GetHelp())
+	}
+	want := head + begin + b.String() + end + tail
+	if want == string(page) {
+		return
+	}
+	if os.Getenv("UPDATE") == "" {
+		t.Fatalf("%s does not list the metrics as metrics.go has them: run UPDATE=1 go test ./forwarder/daemon -run TestMonitoringTable", path)
+	}
+	if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestMonitoringRules: Prometheus' own checker takes the alert rules, and they, like the dashboard, ask for metrics and labels that are there.
+func TestMonitoringRules(t *testing.T) {
+	_, families := everyMetric(t)
+	groups, errs := rulefmt.ParseFile("../../docs/monitoring/alerts.yaml", false, model.LegacyValidation)
+	for _, err := range errs {
+		t.Error(err)
+	}
+	if t.Failed() {
+		return
+	}
+	manual, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range groups.Groups {
+		for _, r := range g.Rules {
+			asks(t, r.Alert, r.Expr, families)
+			if r.Annotations["summary"] == "" || r.Annotations["description"] == "" || r.Labels["severity"] == "" {
+				t.Errorf("%s does not say what to do, or how bad it is", r.Alert)
+			}
+			if !strings.Contains(string(manual), "`"+r.Alert+"`") {
+				t.Errorf("docs/operations.md does not name %s", r.Alert)
+			}
+		}
+	}
+}
+
+func TestMonitoringDashboard(t *testing.T) {
+	_, families := everyMetric(t)
+	b, err := os.ReadFile("../../docs/monitoring/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dashboard struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(b, &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	shown := 0
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			shown++
+			asks(t, p.Title, strings.NewReplacer("$__rate_interval", "5m", "$instance", ".*").Replace(target.Expr), families)
+		}
+	}
+	if shown < 30 {
+		t.Errorf("only %d queries: the dashboard is not read as it is written", shown)
+	}
+}
+
+// asks checks what an expression selects.
+func asks(t *testing.T, who, expr string, families map[string]*dto.MetricFamily) {
+	t.Helper()
+	e, err := parser.ParseExpr(expr)
+	if err != nil {
+		t.Errorf("%s: %v", who, err)
+		return
+	}
+	parser.Inspect(e, func(n parser.Node, _ []parser.Node) error {
+		v, ok := n.(*parser.VectorSelector)
+		if !ok {
+			return nil
+		}
+		m := families[v.Name]
+		for _, part := range []string{"_bucket", "_count", "_sum"} {
+			if base, ok := strings.CutSuffix(v.Name, part); ok && families[base] != nil && families[base].GetType() == dto.MetricType_HISTOGRAM {
+				m = families[base]
+			}
+		}
+		if m == nil {
+			t.Errorf("%s asks for %s, which the daemon does not have", who, v.Name)
+			return nil
+		}
+		for _, l := range v.LabelMatchers {
+			if l.Name != "__name__" && l.Name != "instance" && !slices.ContainsFunc(m.Metric[0].Label, func(p *dto.LabelPair) bool { return p.GetName() == l.Name }) {
+				t.Errorf("%s asks %s for the label %s, which it does not have", who, v.Name, l.Name)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,92 @@
+package daemon
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+const withPeer = dual + "peers:\n- {name: node-b, address: 192.0.2.2, podCIDRs: [10.244.2.0/24]}\n"
+
+// TestTraceFindsItsOrigin: the packet comes from whoever has its source, unless somebody is named.
+func TestTraceFindsItsOrigin(t *testing.T) {
+	f := newFake()
+	r := run(t, f, withPeer)
+	a, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := a.Addresses[0].String()
+	nodeB := netip.MustParseAddr("192.0.2.2")
+	for _, c := range []struct {
+		q         control.TraceRequest
+		container string
+		peer      netip.Addr
+		src, dst  string
+	}{
+		{control.TraceRequest{Src: own, Dst: "10.244.2.5"}, "c1", netip.Addr{}, own, "10.244.2.5"},
+		{control.TraceRequest{Src: "c1", Dst: "fd00:10:244:2::5"}, "c1", netip.Addr{}, a.Addresses[1].String(), "fd00:10:244:2::5"},
+		{control.TraceRequest{Src: "10.244.2.5", Dst: "c1/eth0"}, "", nodeB, "10.244.2.5", own},
+		{control.TraceRequest{Src: "10.244.2.5", Dst: a.Device, From: "host"}, "", netip.Addr{}, "10.244.2.5", own},
+		{control.TraceRequest{Src: "10.244.9.9", Dst: own, From: "peer node-b"}, "", nodeB, "10.244.9.9", own},
+		{control.TraceRequest{Src: "10.244.9.9", Dst: "10.244.2.5", From: "c1/eth0"}, "c1", netip.Addr{}, "10.244.9.9", "10.244.2.5"},
+		{control.TraceRequest{Src: "203.0.113.1", Dst: own}, "", netip.Addr{}, "203.0.113.1", own},
+	} {
+		got, err := r.client.Trace(t.Context(), c.q)
+		s := f.traced
+		if err != nil || s.Container != c.container || s.Peer != c.peer || s.Src.String() != c.src || s.Dst.String() != c.dst || s.Proto != "icmp" {
+			t.Errorf("%+v: %+v, %v", c.q, s, err)
+		}
+		if got.Reason != "spoofed" || len(got.Steps) != 1 {
+			t.Errorf("%+v", got)
+		}
+	}
+	for _, c := range []struct {
+		q    control.TraceRequest
+		code control.Code
+		want string
+	}{
+		{control.TraceRequest{Src: "10.244.1.99", Dst: own}, control.NotFound, "none has it"},
+		{control.TraceRequest{Src: "nobody", Dst: own}, control.NotFound, "nobody"},
+		{control.TraceRequest{Src: "fd00::1", Dst: "10.1.1.1"}, control.BadRequest, "one family"},
+		{control.TraceRequest{Src: own, Dst: own, From: "peer x"}, control.NotFound, `no peer "x"`},
+		{control.TraceRequest{Src: own, Dst: own, From: "x"}, control.NotFound, `no pod "x"`},
+	} {
+		if _, err := r.client.Trace(t.Context(), c.q); control.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v", c.q, err)
+		}
+	}
+}
+
+// TestCaptureFilter: names become what the forwarder looks for.
+func TestCaptureFilter(t *testing.T) {
+	f := newFake()
+	r := run(t, f, withPeer)
+	a, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"c1/eth0", "c1", a.Device, a.Addresses[0].String()} {
+		_, err := r.client.Capture(t.Context(), control.CaptureRequest{Pod: name, Peer: "node-b", Reason: "spoofed", Snap: 9})
+		if err == nil || !strings.Contains(err.Error(), "pretended") {
+			t.Errorf("%v", err)
+		}
+		if g := f.tapped; g.Container != "c1" || g.Interface != "eth0" || len(g.Addresses) != 2 || g.Peer.String() != "192.0.2.2" || g.Reason != "spoofed" || g.Snap != 9 {
+			t.Errorf("%s: %+v", name, g)
+		}
+	}
+	r.client.Capture(t.Context(), control.CaptureRequest{Pod: "10.244.2.5"})
+	if g := f.tapped; g.Container != "" || len(g.Addresses) != 1 {
+		t.Errorf("%+v", g)
+	}
+	for _, q := range []control.CaptureRequest{{Pod: "nobody"}, {Peer: "nobody"}} {
+		if _, err := r.client.Capture(t.Context(), q); control.CodeOf(err) != control.NotFound {
+			t.Errorf("%+v: %v", q, err)
+		}
+	}
+	if _, err := r.client.Capture(t.Context(), control.CaptureRequest{Snap: -1}); control.CodeOf(err) != control.BadRequest {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,112 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/penstock-net/penstock/forwarder"
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/table/feed"
+)
+
+// Trace says what would happen to a packet, without sending it.
+func (d *Daemon) Trace(ctx context.Context, r control.TraceRequest) (control.Trace, error) {
+	if err := d.await(ctx); err != nil {
+		return control.Trace{}, err
+	}
+	s := forwarder.TraceSpec{TracePacket: forwarder.TracePacket{Proto: cmp.Or(r.Proto, "icmp"), SrcPort: r.Sport, DstPort: r.Dport, Size: r.Size, TTL: r.TTL, DF: r.DF}}
+	var err error
+	if s.Src, s.Dst, err = d.traceEnds(r.Src, r.Dst); err != nil {
+		return control.Trace{}, err
+	}
+	if err := d.traceFrom(&s, r.From); err != nil {
+		return control.Trace{}, err
+	}
+	t, err := d.plane.Trace(s)
+	if err != nil {
+		return control.Trace{}, control.Errorf(control.BadRequest, "%v", err)
+	}
+	a := control.Trace{Src: s.Src.String(), Dst: s.Dst.String(), Origin: t.Origin, Steps: []control.TraceStep{}, Outcome: t.Outcome}
+	if t.Outcome == forwarder.Dropped.String() {
+		a.Reason = t.Reason.String()
+	}
+	for _, step := range t.Steps {
+		a.Steps = append(a.Steps, control.TraceStep(step))
+	}
+	return a, nil
+}
+
+// traceEnds makes addresses of one family of what may be the names of pods.
+func (d *Daemon) traceEnds(src, dst string) (a, b netip.Addr, err error) {
+	from, err := d.traceEnd(src)
+	if err != nil {
+		return a, b, err
+	}
+	to, err := d.traceEnd(dst)
+	if err != nil {
+		return a, b, err
+	}
+	for _, a := range from {
+		for _, b := range to {
+			if a.Is4() == b.Is4() {
+				return a, b, nil
+			}
+		}
+	}
+	return a, b, control.Errorf(control.BadRequest, "%s and %s have no addresses of one family", src, dst)
+}
+
+func (d *Daemon) traceEnd(name string) ([]netip.Addr, error) {
+	if a, err := netip.ParseAddr(name); err == nil {
+		return []netip.Addr{a.Unmap().WithZone("")}, nil
+	}
+	p, err := d.findPod(name)
+	return p.Addresses, err
+}
+
+// traceFrom finds who sends the packet: who is named, or who has its source.
+func (d *Daemon) traceFrom(s *forwarder.TraceSpec, from string) error {
+	state := d.state.Load()
+	if name, ok := strings.CutPrefix(from, "peer "); ok {
+		i := slices.IndexFunc(state.peers, func(p feed.Peer) bool { return p.Name == name || p.Address.String() == name })
+		if i < 0 {
+			return control.Errorf(control.NotFound, "there is no peer %q: penstockctl peers lists them", name)
+		}
+		s.Peer = state.peers[i].Address
+		return nil
+	}
+	switch from {
+	case "host":
+		return nil
+	case "":
+	default:
+		p, err := d.findPod(from)
+		s.Container, s.Interface = p.Container, p.Interface
+		return err
+	}
+	if p, err := d.findPod(s.Src.String()); err == nil {
+		s.Container, s.Interface = p.Container, p.Interface
+		return nil
+	}
+	best := -1
+	for _, p := range state.peers {
+		for _, c := range p.PodCIDRs {
+			if c.Contains(s.Src) && c.Bits() > best {
+				best, s.Peer = c.Bits(), p.Address
+			}
+		}
+	}
+	if best >= 0 {
+		return nil
+	}
+	for _, c := range state.cfg.Node.PodCIDRs {
+		if c.Contains(s.Src) && s.Src != hostnet.FirstAddress(c) {
+			return control.Errorf(control.NotFound, "%s is of this node's pods, but none has it: penstockctl ports lists them; say with --from who sends it", s.Src)
+		}
+	}
+	return nil
+}
