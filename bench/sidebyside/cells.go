@@ -28,6 +28,7 @@ var variants = []struct{ name, encap, yaml string }{
 	{"vxlan-nogso", "vxlan", "offload: {tunnelGSO: off}"}, // as on kernels before 6.17
 	{"udp", "udp", ""},
 	{"ipip", "ipip", ""},
+	{"native-udp", "vxlan", "native: {carrier: udp}"}, // a sample's warming up lets the nodes agree
 }
 
 func subjects() (list []subject) {
