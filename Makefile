@@ -122,7 +122,7 @@ matrix: need-root need-cc ## end-to-end tests in all combinations of encapsulati
 
 soak: need-root build ## traffic, attachments and reloads for SOAKTIME (10m) (root)
 	$(call say,soak for $(SOAKTIME))
-	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd LAB_SOAK=$(SOAKTIME) $(GOTESTSUM) -count=1 -timeout 0 -run 'Soak' ./bench/...
+	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd LAB_SOAK=$(SOAKTIME) $(GO) test -count=1 -timeout 0 -v -run '^TestSoak$$' ./bench/e2e
 
 torture: need-root build ## the plugin and the daemon killed KILLS (1000) times while pods come and go; SEED repeats a run (root)
 	$(call say,torture: $(KILLS) kills)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -50,7 +51,9 @@ func TestSoak(t *testing.T) {
 		guest.Remove(t)
 		churns++
 		b.Daemon.Reload(t, fmt.Sprintf("encap: {copyDSCP: %v}", churns%2 == 0))
-		reloads++
+		// A peer comes, has another prefix, and goes: on the node whose memory is read.
+		a.Daemon.Reload(t, []string{"{}", ghost(b, "192.0.2.77", churns), ghost(b, "192.0.2.77", churns+1), ghost(b, "192.0.2.78", churns)}[churns%4])
+		reloads += 2
 		if time.Now().After(nextKill) { // node-b: the readings of node-a go on
 			nextKill = time.Now().Add(length / 4)
 			b.Daemon.AssertConserved(t)
@@ -73,17 +76,48 @@ func TestSoak(t *testing.T) {
 	}
 	quarter := max(1, len(readings)/4)
 	first, last := middle(readings[:quarter]), middle(readings[len(readings)-quarter:])
-	t.Logf("%s: %d transfers, %d pods, %d reloads, %d kills; first quarter %+v, last %+v", length, transfers, churns, reloads, kills, first, last)
+	perMinute := slope(readings[len(readings)/4:])
+	t.Logf("%s: %d transfers of 32 MiB, %d pods came and went, %d reloads, %d kills; first quarter %v, last %v; resident memory %+.0f KiB a minute; the law holds",
+		length, transfers, churns, reloads, kills, first, last, perMinute)
 	if length < time.Minute {
 		return // too short to judge a slope
 	}
 	if last.rssKiB > first.rssKiB*6/5 || last.files > first.files+2 || last.goroutines > first.goroutines+4 {
-		t.Errorf("not flat: %+v, then %+v", first, last)
+		t.Errorf("not flat: %v, then %v", first, last)
+	}
+	// Ten minutes may add 4 MiB, an hour no more than that much sixfold: Go's heap breathes.
+	if minutes := length.Minutes() * 3 / 4; perMinute*minutes > max(4<<10, 0.1*float64(first.rssKiB)) && last.rssKiB > first.rssKiB {
+		t.Errorf("resident memory grows by %.0f KiB a minute", perMinute)
 	}
 }
 
+// ghost is a peer list with one more peer, that is not there.
+func ghost(b *lab.Node, address string, n int) string {
+	return peersYAML(asPeer(b), peerYAML{"ghost", netip.MustParseAddr(address), []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", 50+n%100))}})
+}
+
+// slope is by how much resident memory grows in a minute, KiB, by least squares.
+func slope(us []usage) float64 {
+	var n, sx, sy, sxx, sxy float64
+	for _, u := range us {
+		x, y := u.at.Sub(us[0].at).Minutes(), float64(u.rssKiB)
+		n, sx, sy, sxx, sxy = n+1, sx+x, sy+y, sxx+x*x, sxy+x*y
+	}
+	if d := n*sxx - sx*sx; d > 0 {
+		return (n*sxy - sx*sy) / d
+	}
+	return 0
+}
+
 // usage is what a daemon holds at one moment.
-type usage struct{ rssKiB, files, goroutines int }
+type usage struct {
+	rssKiB, files, goroutines int
+	at                        time.Time
+}
+
+func (u usage) String() string {
+	return fmt.Sprintf("%d KiB resident, %d descriptors, %d goroutines", u.rssKiB, u.files, u.goroutines)
+}
 
 func read(t *testing.T, d *lab.Daemon) (u usage) {
 	t.Helper()
@@ -99,6 +133,7 @@ func read(t *testing.T, d *lab.Daemon) (u usage) {
 		t.Fatal(err)
 	}
 	fmt.Sscanf(string(body), "goroutine profile: total %d", &u.goroutines)
+	u.at = time.Now()
 	return u
 }
 
@@ -112,5 +147,5 @@ func middle(us []usage) usage {
 		slices.Sort(ns)
 		return ns[len(ns)/2]
 	}
-	return usage{of(func(u usage) int { return u.rssKiB }), of(func(u usage) int { return u.files }), of(func(u usage) int { return u.goroutines })}
+	return usage{rssKiB: of(func(u usage) int { return u.rssKiB }), files: of(func(u usage) int { return u.files }), goroutines: of(func(u usage) int { return u.goroutines })}
 }
