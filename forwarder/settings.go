@@ -27,7 +27,7 @@ type Settings struct {
 	CopyDSCP    bool
 	ClampMSS    bool
 
-	Workers    int    // 0: one per core
+	Workers    int    // 0: one for two cores
 	HostDevice string // the node's TUN, made before New with Workers queues' worth of multi-queue
 
 	Native      Native
@@ -56,7 +56,7 @@ const maxSourcePorts = 8
 
 func (s *Settings) fill() error {
 	if s.Workers <= 0 {
-		s.Workers = runtime.NumCPU()
+		s.Workers = max(1, runtime.NumCPU()/2)
 	}
 	if s.SourcePorts <= 0 {
 		s.SourcePorts = DefaultSourcePorts

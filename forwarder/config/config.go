@@ -55,7 +55,7 @@ type Config struct {
 	Peers   []feed.Peer
 	Host    Host
 	Limits  Limits
-	Workers int // 0: one per core
+	Workers int // 0: one for two cores
 	Native  Native
 	Offload Offload
 	Control Control

@@ -236,11 +236,12 @@ func cleanup(ctx context.Context, m machine, o Options) error {
 	return nil
 }
 
-// workersFor is how many workers a configuration asks for. One per core counts the cores that this process may use: Go's
-// default for GOMAXPROCS knows the affinity mask and the cgroup's limit.
+// workersFor is how many workers a configuration asks for. 0 is one for two of the cores that this process may use (Go's
+// default for GOMAXPROCS knows the affinity mask and the cgroup's limit): a worker takes the work off others' hands that the
+// kernel's tunnel would do on theirs, and the pods need the rest. On two cores a second worker costs a third of the rate.
 func workersFor(configured int) int {
 	if configured > 0 {
 		return configured
 	}
-	return runtime.GOMAXPROCS(0)
+	return max(1, runtime.GOMAXPROCS(0)/2)
 }
