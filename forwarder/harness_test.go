@@ -3,6 +3,8 @@ package forwarder
 import (
 	"log/slog"
 	"net/netip"
+	"os"
+	"runtime"
 	"testing"
 
 	"github.com/google/gopacket"
@@ -12,6 +14,12 @@ import (
 	"github.com/penstock-net/penstock/ring"
 	"github.com/penstock-net/penstock/table/feed"
 )
+
+// TestMain gives tests the threads that the daemon has: a worker that dozes keeps its own.
+func TestMain(m *testing.M) {
+	runtime.GOMAXPROCS(max(5, runtime.GOMAXPROCS(0)))
+	os.Exit(m.Run())
+}
 
 // bench is a forwarder on fakes, whose workers do not run: a test turns them by
 // hand, so that what happens is in its order.

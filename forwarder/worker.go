@@ -20,7 +20,7 @@ const (
 	batchFrames   = 64        // frames of one drain: more would let one port delay the others
 	slabBytes     = 2 << 20   // what a drain reads: 31 superframes, or a batch of small packets
 	scratchBytes  = 512 << 10 // headers of segments, fragments and answers
-	inboxMessages = 16        // receive buffers of 64 KiB
+	inboxMessages = 64        // receive buffers of 64 KiB; a page is taken when it is first used
 	pollEvents    = 64
 )
 
@@ -85,11 +85,12 @@ type worker struct {
 	blockable int   // ports whose ring the kernel can block
 	unblocked int64 // ms since start when they were last looked at
 
-	progress atomic.Uint64 // turns of the loop: for the watchdog
-	asleep   atomic.Bool   // waiting for packets
-	thread   atomic.Int32  // its kernel thread, so that its time can be told from others'
-	done     chan struct{}
-	stopping bool
+	attention attention
+	progress  atomic.Uint64 // turns of the loop: for the watchdog
+	asleep    atomic.Bool   // waiting for packets
+	thread    atomic.Int32  // its kernel thread, so that its time can be told from others'
+	done      chan struct{}
+	stopping  bool
 }
 
 type command struct {
@@ -139,38 +140,33 @@ func (w *worker) run() {
 	w.thread.Store(int32(syscall.Gettid()))
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
-	timeout := 0
+	limit := 0 // ms that may pass until something other than a packet is due
 	for !w.stopping {
 		if w.commands.waiting.Load() {
 			w.obey()
-			timeout = 0 // it may have brought a ring to look after, or an alarm
+			limit = 0 // it may have brought a ring to look after, or an alarm
 			continue
 		}
-		if timeout != 0 {
-			w.asleep.Store(true)
-		}
-		n, err := w.poller.Wait(events, timeout)
-		w.asleep.Store(false)
+		n, err := w.next(events, limit)
 		w.progress.Add(1)
 		if err != nil {
 			w.f.log.Error("waiting for packets failed", "worker", w.index, "error", err)
 			time.Sleep(time.Second)
 			continue
 		}
-		if timeout = -1; n > 0 {
-			timeout = 0
-		} else if w.blockable > 0 {
-			timeout = unblockEvery
-		}
 		for i := range events[:n] {
 			w.serve(&events[i])
 		}
-		w.unblock()
+		w.attention.turned(n)
+		if limit = -1; w.blockable > 0 {
+			limit = unblockEvery
+			w.unblock()
+		}
 		if len(w.alarms) > 0 {
-			timeout = w.serveAlarms(timeout)
+			limit = w.serveAlarms(limit)
 		}
 		if w.native != nil {
-			timeout = w.nativeTimers(timeout)
+			limit = w.nativeTimers(limit)
 		}
 	}
 }
@@ -182,7 +178,7 @@ const unblockEvery = 1000
 // blocked for good (see ring.PacketSocket.Unblock).
 func (w *worker) unblock() {
 	now := time.Since(w.f.started).Milliseconds()
-	if w.blockable == 0 || now-w.unblocked < unblockEvery {
+	if now-w.unblocked < unblockEvery {
 		return
 	}
 	w.unblocked = now
@@ -253,6 +249,7 @@ func (w *worker) servePort(p *port, failed bool) {
 	if n == 0 {
 		return
 	}
+	w.attention.frames += n
 	w.outbound(p, w.frames[:n])
 	w.flush()
 	p.io.Release()
@@ -289,7 +286,9 @@ func (w *worker) serveLane(l *lane, i int, readable, failed bool) {
 	if n == 0 {
 		return
 	}
+	before := w.tally.received[Wire]
 	w.inbound(l, n)
+	w.attention.frames += int(w.tally.received[Wire] - before)
 	w.flush()
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -516,7 +517,33 @@ func TestPoller(t *testing.T) {
 	if n, _ := p.Wait(ev[:], 20); n != 0 || time.Since(start) > 4*time.Second {
 		t.Fatal("a wake was not consumed")
 	}
-	noAllocs(t, "Wait and Wake", func() {
+	// A doze ends by itself, by a wake, and for garbage collection.
+	if n, err := p.Doze(ev[:], 1); n != 0 || err != nil {
+		t.Fatalf("doze: %d, %v", n, err)
+	}
+	go func() { time.Sleep(20 * time.Millisecond); p.Wake() }()
+	start = time.Now()
+	if n, err := p.Doze(ev[:], 5000); n != 0 || err != nil || time.Since(start) > 4*time.Second {
+		t.Fatalf("a wake while it dozes: %d, %v after %v", n, err, time.Since(start))
+	}
+	collected := make(chan struct{})
+	go func() { time.Sleep(20 * time.Millisecond); runtime.GC(); close(collected) }()
+	start = time.Now()
+	for end := false; !end; {
+		p.Doze(ev[:], 20000)
+		select {
+		case <-collected:
+			end = true
+		default:
+			if time.Since(start) > 10*time.Second {
+				t.Fatal("garbage collection waits for the end of a doze")
+			}
+			go func() { <-collected; p.Wake() }()
+		}
+	}
+	noAllocs(t, "Wait, Doze and Wake", func() {
+		p.Wake()
+		p.Doze(ev[:], 1)
 		p.Wake()
 		p.Wait(ev[:], 0)
 		p.Wait(ev[:], 1)

@@ -89,12 +89,21 @@ func sysSendmmsg(fd int, msgs []mmsghdr) (int, unix.Errno) {
 func sysEpollWait(epfd int, events []unix.EpollEvent, timeoutMs int) (int, unix.Errno) {
 	// epoll_pwait, as arm64 has no epoll_wait.
 	if timeoutMs == 0 {
-		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
-		return int(n), errno
+		return sysEpollDoze(epfd, events, 0)
 	}
 	n, _, errno := unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(timeoutMs), 0, 0)
 	return int(n), errno
 }
+
+// sysEpollDoze waits as a raw call, so for a short time only. Preemption's signal
+// ends the call with EINTR, which epoll never restarts (signal(7)).
+func sysEpollDoze(epfd int, events []unix.EpollEvent, timeoutMs int) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(timeoutMs), 0, 0)
+	return int(n), errno
+}
+
+// sysYield is sched_yield.
+func sysYield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // sysIoctlPtr is an ioctl whose argument is a pointer to a 32-bit integer.
 func sysIoctlPtr(fd int, req uint, arg *int32) unix.Errno {
