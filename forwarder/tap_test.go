@@ -276,7 +276,7 @@ func TestTapLive(t *testing.T) {
 					return
 				}
 				n := 0
-				for range 20 {
+				for end := time.Now().Add(10 * time.Second); n == 0 && time.Now().Before(end); time.Sleep(100 * time.Microsecond) {
 					n += tap.Read(func(o *TapRecord) {
 						if o.Length < 128 || o.Data[0] != 0x45 {
 							t.Errorf("%+v", o)
@@ -294,7 +294,7 @@ func TestTapLive(t *testing.T) {
 	readers.Wait()
 	close(stop)
 	load.Wait()
-	if seen == 0 {
-		t.Error("nothing was seen")
+	if seen < 30 {
+		t.Errorf("30 taps have seen %d packets", seen)
 	}
 }
