@@ -29,7 +29,7 @@ func everyMetric(t *testing.T) (*prometheus.Registry, map[string]*dto.MetricFami
 		Forwarded: map[forwarder.ForwardedKey]forwarder.Volume{{Direction: "wire", Encap: "vxlan"}: {Packets: 1, Bytes: 100}},
 		Batches:   forwarder.Sizes{UpTo: [11]uint64{1, 0, 2}, Count: 4, Sum: 5000},
 		Workers:   []forwarder.WorkerCounters{{Turns: 5, Asleep: true, Thread: os.Getpid()}},
-		Peers:     []forwarder.PeerCounters{{Name: "b", Address: "192.0.2.2", MTU: 1450}},
+		Peers:     []forwarder.PeerCounters{{Name: "b", Address: "192.0.2.2", MTU: 1450, Native: &forwarder.NativeStatus{Carrier: "udp"}}},
 		Ports:     []forwarder.PortCounters{{Container: "c1", Interface: "eth0", Device: "ve1"}},
 	}
 	r := run(t, f, peerB)
