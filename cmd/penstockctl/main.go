@@ -1,6 +1,7 @@
 // Command penstockctl shows and steers penstockd.
 //
-//	penstockctl [--socket PATH] status | pods | ipam | ports | peers | routes | drops [-o json]
+//	penstockctl [--socket PATH] status | pods | ipam | ports | peers | routes | fdb | drops | top [-o json]
+//	penstockctl trace SRC DST | capture [-w FILE]
 //	penstockctl doctor [PEER…] | bench PEER | support-bundle
 //	penstockctl reload | loglevel [LEVEL] | attach … | detach … | config check [PATH] | config example | version
 //
@@ -77,7 +78,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(t.status(), t.pods(), t.ipam(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.bench(), t.doctor(), t.config(), t.cni(), t.version())
 	root.AddCommand(t.capture(), t.supportBundle())
-	root.AddCommand(t.trace())
+	root.AddCommand(t.trace(), t.top(), t.fdb())
 	t.watch(root)
 
 	err := root.ExecuteContext(ctx)

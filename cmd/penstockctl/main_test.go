@@ -83,7 +83,7 @@ func (f *fake) SetLogLevel(l string) error {
 }
 
 // serve starts a fake daemon and returns its socket.
-func serve(t *testing.T, f *fake) string {
+func serve(t *testing.T, f control.Backend) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "p.sock")
 	l, err := control.Listen(t.Context(), socket)

@@ -40,52 +40,12 @@ func (t *tool) json(v any) error {
 	return e.Encode(v)
 }
 
-func (t *tool) status() *cobra.Command {
-	return show(t, "status", "Show the node, its network and what the kernel offers", "", (*control.Client).Status, func(s control.Status) {
-		ready := "yes"
-		if !s.Ready {
-			ready = "no: " + s.Reason
-		}
-		encap := s.Encap
-		if s.Port != 0 {
-			encap += fmt.Sprintf(", port %d", s.Port)
-		}
-		if s.Encap == "vxlan" {
-			encap += fmt.Sprintf(", VNI %d, VTEP MAC %s", s.VNI, s.VTEPMAC)
-		}
-		facts := &table{out: t.out, flexible: 1, bare: true}
-		for _, f := range [][2]string{
-			{"node", s.Node},
-			{"ready", ready},
-			{"address", fmt.Sprintf("%s on %s, MTU %d", s.Address, s.Underlay, s.UnderlayMTU)},
-			{"encap", encap},
-			{"pods", fmt.Sprintf("%s, MTU %d, %d attached", prefixes(s.PodCIDRs), s.MTU, s.Ports)},
-			{"cluster", fmt.Sprintf("%s, %d peers", prefixes(s.ClusterCIDRs), s.Peers)},
-			{"daemon", fmt.Sprintf("%s, up %s, %d workers, %s, log level %s", s.Version, duration(time.Duration(s.UptimeSeconds)*time.Second), s.Workers, s.Device, s.LogLevel)},
-			{"configuration", s.Config},
-		} {
-			facts.row(f[0], f[1])
-		}
-		facts.print()
-		fmt.Fprintln(t.out)
-		caps := &table{out: t.out, head: []string{"CAPABILITY", "FOUND", "USED", "DETAIL"}, flexible: 3}
-		for _, c := range s.Capabilities {
-			detail := c.Detail
-			if !c.Found && c.Needs != "" {
-				detail = strings.Trim("needs "+c.Needs+"; "+detail, "; ")
-			}
-			caps.row(c.Name, yes(c.Found), yes(c.Used), detail)
-		}
-		caps.print()
-	})
-}
-
 func (t *tool) ports() *cobra.Command {
 	return show(t, "ports", "List the attached pods", "ports", (*control.Client).Ports, func(ports []control.Port) {
-		p := &table{out: t.out, head: []string{"CONTAINER", "IF", "DEVICE", "ATTACH", "ADDRESSES", "MTU", "SENT", "GOT", "DROPPED"}, flexible: 0}
+		p := &table{out: t.out, head: []string{"CONTAINER", "IF", "DEVICE", "ATTACH", "ADDRESSES", "MTU", "SENT", "BYTES", "GOT", "BYTES", "DROPPED", "SEEN"}, flexible: 0}
 		for _, o := range ports {
 			p.row(o.Container, o.Interface, o.Device, o.Attach, addresses(o.Addresses), strconv.Itoa(o.MTU),
-				count(o.Received.Packets), count(o.Sent.Packets), count(o.Dropped+o.RingDrops))
+				count(o.Received.Packets), count(o.Received.Bytes), count(o.Sent.Packets), count(o.Sent.Bytes), count(o.Dropped+o.RingDrops), ago(o.LastSeen))
 		}
 		p.print()
 	})
@@ -93,7 +53,7 @@ func (t *tool) ports() *cobra.Command {
 
 func (t *tool) peers() *cobra.Command {
 	return show(t, "peers", "List the other nodes", "peers", (*control.Client).Peers, func(peers []control.Peer) {
-		p := &table{out: t.out, head: []string{"NAME", "ADDRESS", "PODS", "ENCAP", "MTU", "SENT", "GOT", "DROPPED", "SEEN"}, flexible: 0}
+		p := &table{out: t.out, head: []string{"NAME", "ADDRESS", "PODS", "ENCAP", "MTU", "SENT", "BYTES", "GOT", "BYTES", "DROPPED", "SEEN"}, flexible: 2}
 		for _, o := range peers {
 			encap := o.Encap
 			if o.Port != 0 {
@@ -102,11 +62,8 @@ func (t *tool) peers() *cobra.Command {
 			if o.Native != nil && o.Native.Carrier != "none" {
 				encap += ", native " + o.Native.Carrier
 			}
-			seen := "never"
-			if o.LastSeen != nil {
-				seen = duration(time.Since(*o.LastSeen)) + " ago"
-			}
-			p.row(o.Name, o.Address.String(), prefixes(o.PodCIDRs), encap, strconv.Itoa(o.MTU), count(o.Sent.Packets), count(o.Received.Packets), count(o.Dropped), seen)
+			p.row(o.Name, o.Address.String(), prefixes(o.PodCIDRs), encap, strconv.Itoa(o.MTU), count(o.Sent.Packets), count(o.Sent.Bytes),
+				count(o.Received.Packets), count(o.Received.Bytes), count(o.Dropped), ago(o.LastSeen))
 		}
 		p.print()
 	})
@@ -122,21 +79,11 @@ func (t *tool) routes() *cobra.Command {
 	})
 }
 
-func (t *tool) drops() *cobra.Command {
-	return show(t, "drops", "List why frames were dropped, and what to do about it", "drops", (*control.Client).Drops, func(drops []control.Drop) {
-		if len(drops) == 0 {
-			fmt.Fprintln(t.out, "nothing was dropped")
-			return
-		}
-		d := &table{out: t.out, head: []string{"REASON", "FRAMES", "MEANING"}, flexible: 2, wrap: true}
-		for _, o := range drops {
-			d.row(o.Reason, strconv.FormatUint(o.Packets, 10), o.Meaning)
-			if o.Remedy != "" {
-				d.row("", "", "→ "+o.Remedy)
-			}
-		}
-		d.print()
-	})
+func ago(when *time.Time) string {
+	if when == nil {
+		return "never"
+	}
+	return duration(time.Since(*when)) + " ago"
 }
 
 func yes(b bool) string {

@@ -89,14 +89,18 @@ func (t *table) fit(cell string, width int) (now, rest string) {
 }
 
 // windowWidth is 0 where there is no terminal.
-func windowWidth(w io.Writer) int {
+func windowWidth(w io.Writer) int { return int(window(w).Col) }
+
+func windowHeight(w io.Writer) int { return int(window(w).Row) }
+
+func window(w io.Writer) unix.Winsize {
 	f, ok := w.(*os.File)
 	if !ok {
-		return 0
+		return unix.Winsize{}
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
-		return 0
+		return unix.Winsize{}
 	}
-	return int(size.Col)
+	return *size
 }

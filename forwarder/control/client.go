@@ -106,6 +106,13 @@ func (c *Client) Drops(ctx context.Context) ([]Drop, error) {
 	return a.Drops, err
 }
 
+// FDB lists the VTEPs of vxlan peers.
+func (c *Client) FDB(ctx context.Context) ([]FDBEntry, error) {
+	var a struct{ FDB []FDBEntry }
+	err := c.do(ctx, http.MethodGet, "/v1/fdb", nil, &a)
+	return a.FDB, err
+}
+
 // Reasons lists all reasons, in the order in which a packet meets them.
 func (c *Client) Reasons(ctx context.Context) ([]Drop, error) {
 	var a struct{ Reasons []Drop }

@@ -97,6 +97,9 @@ func (f *fake) Bench(_ context.Context, r BenchRequest) (Bench, error) {
 func (f *fake) Trace(_ context.Context, r TraceRequest) (Trace, error) {
 	return Trace{Src: r.Src, Outcome: "to-pod"}, f.err
 }
+func (f *fake) FDB(context.Context) ([]FDBEntry, error) {
+	return []FDBEntry{{MAC: "02:00:00:00:00:02"}}, f.err
+}
 func (f *fake) Reasons(context.Context) ([]Drop, error) {
 	return []Drop{{Reason: "ttl", Meaning: "over"}}, f.err
 }

@@ -38,6 +38,7 @@ type Backend interface {
 	Peers(context.Context) ([]Peer, error)
 	Routes(context.Context) ([]Route, error)
 	Drops(context.Context) ([]Drop, error)
+	FDB(context.Context) ([]FDBEntry, error)
 	Reasons(context.Context) ([]Drop, error) // all, also those with no frames
 	Trace(context.Context, TraceRequest) (Trace, error)
 	Capture(context.Context, CaptureRequest) (CaptureSource, error) // the context is that of the capture
@@ -99,6 +100,7 @@ func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler
 		"/v1/peers":   {http.MethodGet: list("peers", b.Peers)},
 		"/v1/routes":  {http.MethodGet: list("routes", b.Routes)},
 		"/v1/drops":   {http.MethodGet: list("drops", b.Drops)},
+		"/v1/fdb":     {http.MethodGet: list("fdb", b.FDB)},
 		"/v1/trace":   {http.MethodPost: post(b.Trace)},
 		"/v1/reasons": {http.MethodGet: list("reasons", b.Reasons)},
 		"/v1/attach":  {http.MethodPost: post(b.Attach)},

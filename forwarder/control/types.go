@@ -42,6 +42,24 @@ type Status struct {
 	Waiting       int            `json:"waiting,omitempty"` // tun pods whose queue `penstock adopt` must bring
 	Config        string         `json:"config"`            // path of the configuration file
 	LogLevel      string         `json:"logLevel"`
+	Traffic       TotalTraffic   `json:"traffic"`
+}
+
+// TotalTraffic counts the node's frames since the daemon began: received + generated = forwarded + dropped, at rest.
+type TotalTraffic struct {
+	Received  uint64  `json:"received"`
+	Generated uint64  `json:"generated"`
+	Forwarded Traffic `json:"forwarded"`
+	Dropped   uint64  `json:"dropped"`
+}
+
+// FDBEntry is a VTEP of a vxlan peer.
+type FDBEntry struct {
+	MAC     string     `json:"mac"`
+	VNI     uint32     `json:"vni"`
+	Address netip.Addr `json:"address"` // on the underlay
+	Port    uint16     `json:"port"`
+	Peer    string     `json:"peer"`
 }
 
 // Capability is something the kernel may offer, and whether the daemon makes use of it.

@@ -21,7 +21,8 @@ func (d *Daemon) Status(context.Context) (control.Status, error) {
 	c := s.cfg
 	ready, reason := d.health.ready()
 	return control.Status{
-		Node: c.Node.Name, Address: c.Node.Address, VTEPMAC: encap.VTEPMAC(c.Node.Address, c.Encap.VNI).String(),
+		Traffic: d.totalTraffic(),
+		Node:    c.Node.Name, Address: c.Node.Address, VTEPMAC: encap.VTEPMAC(c.Node.Address, c.Encap.VNI).String(),
 		Encap: s.kind.String(), Port: c.Encap.Port, VNI: c.Encap.VNI, MTU: s.podMTU, UnderlayMTU: s.underlay.MTU, Underlay: s.underlay.Device,
 		Device: c.Host.Device, Ready: ready, Reason: reason, Capabilities: d.capabilities(),
 		Version: control.Version(), Started: d.started.UTC(), UptimeSeconds: int64(time.Since(d.started).Seconds()), Workers: d.workers,

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+func (t *tool) status() *cobra.Command {
+	var wait time.Duration
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show the node, its health and rates, and what the kernel offers",
+		Long: `Show the node, its health and rates, and what the kernel offers: each capability, whether it was found and is used, and why not.
+
+With --wait it first waits until the daemon is ready, also for one that is not there yet; if it is not ready in that time the exit
+status is 6, or 3 if it cannot be reached. The rates of the table are measured over a quarter of a second; with -o json there are
+the counters themselves.`,
+		Example: "  penstockctl status --wait 60s",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if wait > 0 {
+				if err := t.waitReady(c.Context(), wait); err != nil {
+					return err
+				}
+			}
+			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
+				s, err := client.Status(ctx)
+				if err != nil {
+					return err
+				}
+				if t.output == "json" {
+					return t.json(s)
+				}
+				began := time.Now()
+				select {
+				case <-time.After(250 * time.Millisecond):
+				case <-ctx.Done():
+				}
+				later, err := client.Status(ctx)
+				if err != nil {
+					return err
+				}
+				t.printStatus(later, s.Traffic, time.Since(began).Seconds())
+				return nil
+			})
+		},
+	}
+	c.Flags().DurationVar(&wait, "wait", 0, "wait this long for the daemon to be ready")
+	return c
+}
+
+// waitReady returns when the daemon is ready, or says why it is not.
+func (t *tool) waitReady(ctx context.Context, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	client := control.New(t.socket)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	last := error(nil)
+	for {
+		s, err := client.Status(ctx)
+		switch {
+		case err == nil && s.Ready:
+			return nil
+		case err == nil:
+			last = &verdict{exitNo, fmt.Sprintf("penstockd is not ready after %s: %s", wait, s.Reason)}
+		case errors.Is(err, control.ErrUnreachable) || last == nil && ctx.Err() == nil:
+			last = err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if last == nil {
+				last = &verdict{exitNo, fmt.Sprintf("penstockd did not answer within %s", wait)}
+			}
+			return last
+		}
+	}
+}
+
+func (t *tool) printStatus(s control.Status, before control.TotalTraffic, seconds float64) {
+	ready := "yes"
+	if !s.Ready {
+		ready = "no: " + s.Reason
+		fmt.Fprintln(t.out, t.colour(red, "not ready: "+s.Reason)+"\n")
+	}
+	encap := s.Encap
+	if s.Port != 0 {
+		encap += fmt.Sprintf(", port %d", s.Port)
+	}
+	if s.Encap == "vxlan" {
+		encap += fmt.Sprintf(", VNI %d, VTEP MAC %s", s.VNI, s.VTEPMAC)
+	}
+	now := s.Traffic
+	facts := &table{out: t.out, flexible: 1, bare: true}
+	for _, f := range [][2]string{
+		{"node", s.Node},
+		{"ready", ready},
+		{"address", fmt.Sprintf("%s on %s, MTU %d", s.Address, s.Underlay, s.UnderlayMTU)},
+		{"encap", encap},
+		{"pods", fmt.Sprintf("%s, MTU %d, %d attached", prefixes(s.PodCIDRs), s.MTU, s.Ports)},
+		{"cluster", fmt.Sprintf("%s, %d peers", prefixes(s.ClusterCIDRs), s.Peers)},
+		{"rates", fmt.Sprintf("%s frames/s and %sbit/s forwarded, %s frames/s dropped", rate(grew(before.Forwarded.Packets, now.Forwarded.Packets, seconds)),
+			rate(8*grew(before.Forwarded.Bytes, now.Forwarded.Bytes, seconds)), rate(grew(before.Dropped, now.Dropped, seconds)))},
+		{"so far", fmt.Sprintf("%s frames received, %s forwarded, %s dropped", count(now.Received), count(now.Forwarded.Packets), count(now.Dropped))},
+		{"daemon", fmt.Sprintf("%s, up %s, %d workers, %s, log level %s", s.Version, duration(time.Duration(s.UptimeSeconds)*time.Second), s.Workers, s.Device, s.LogLevel)},
+		{"configuration", s.Config},
+	} {
+		facts.row(f[0], f[1])
+	}
+	facts.print()
+	fmt.Fprintln(t.out)
+	caps := &table{out: t.out, head: []string{"CAPABILITY", "FOUND", "USED", "DETAIL"}, flexible: 3}
+	for _, c := range s.Capabilities {
+		detail := c.Detail
+		if !c.Found && c.Needs != "" {
+			detail = strings.Trim("needs "+c.Needs+"; "+detail, "; ")
+		}
+		caps.row(c.Name, yes(c.Found), yes(c.Used), detail)
+	}
+	caps.print()
+}
+
+func (t *tool) fdb() *cobra.Command {
+	return show(t, "fdb", "List the VTEPs that vxlan frames go to, by MAC", "fdb", (*control.Client).FDB, func(list []control.FDBEntry) {
+		p := &table{out: t.out, head: []string{"MAC", "VNI", "ADDRESS", "PORT", "PEER"}, flexible: 4}
+		for _, o := range list {
+			p.row(o.MAC, fmt.Sprint(o.VNI), o.Address.String(), fmt.Sprint(o.Port), o.Peer)
+		}
+		p.print()
+	})
+}
