@@ -19,7 +19,7 @@ import "github.com/penstock-net/penstock/ring"
 
 const (
 	// maxPatience is how often others get the CPU before the worker blocks.
-	// More found nothing more (docs/decisions/0008-waiting.md).
+	// What it gives is small, if anything (docs/decisions/0008-waiting.md).
 	maxPatience = 3
 	// batchOf frames from each ready source are worth being patient for.
 	batchOf = 4
