@@ -75,9 +75,7 @@ func TestNative(t *testing.T) {
 				transfer(t, &a.Host, &b.Host, v6, 64<<20, 16<<20)
 				echoes(t, &a.Host, &b.Host, v6, []int{1, 1200, l.Nodes[0].PodMTU() - 60, 4000})
 			}
-			if stream, _ := nativeSent(t, l.Nodes[1]); stream == 0 {
-				t.Error("nothing came back as the stream")
-			}
+			becomesNative(t, true, l.Nodes[1], b, a) // under load a fence may have been given up, which is tried again
 			conserved(t, l)
 		})
 	}
