@@ -17,9 +17,17 @@ import (
 // delivered is whole: each superframe that the pod sent is exactly one of the three.
 func TestTruncatedSuperframe(t *testing.T) {
 	lab.Require(t)
-	for _, ring := range []string{"auto", "v3", "off"} {
-		t.Run("packetRing "+ring, func(t *testing.T) {
-			l := lab.New(t, lab.Config{Nodes: 1, YAML: []string{"offload: {packetRing: " + ring + "}"}})
+	for _, c := range []struct {
+		ring, podBuffer string
+		cuts, loses     bool // so it must cut some, and leave some unread
+	}{
+		{"auto", "8MiB", true, false}, // a wide ring has slots for all of them
+		{"v2", "2MiB", true, true},
+		{"v3", "8MiB", false, true},
+		{"off", "8MiB", false, true},
+	} {
+		t.Run("packetRing "+c.ring+" "+c.podBuffer, func(t *testing.T) {
+			l := lab.New(t, lab.Config{Nodes: 1, YAML: []string{"offload: {packetRing: " + c.ring + "}\nlimits: {podBuffer: " + c.podBuffer + "}"}})
 			l.Start(t)
 			a := l.Nodes[0]
 			from, to := a.AddPod(t, lab.Veth), a.AddPod(t, lab.Veth)
@@ -44,14 +52,14 @@ func TestTruncatedSuperframe(t *testing.T) {
 				truncated := int(m.Dropped()["truncated"])
 				unread := int(m.Sum("penstock_port_unread_packets_total"))
 				whole := superframes - truncated - unread
-				c := sink.WaitFor(burst*whole, patience)
+				got := sink.WaitFor(burst*whole, patience)
 				t.Logf("%s: of %d superframes %d truncated, %d unread, %d whole", family(v6), superframes, truncated, unread, whole)
-				if unread == 0 || whole <= 0 || ring == "auto" && truncated == 0 {
+				if truncated+unread == 0 || whole <= 0 || c.cuts && truncated == 0 || c.loses && unread == 0 {
 					t.Errorf("%s: the buffer was not full, or took nothing at all", family(v6))
 				}
 				// Of the unread, a few may be the pod's own IPv6 chatter: then more of ours were whole.
-				if noise := c.Received/burst - whole; noise < 0 || noise > 4 || c.Received%burst != 0 || c.Corrupt+c.BadBorder+c.Strangers+c.Duplicated+c.Reordered > 0 {
-					t.Errorf("%s: %d superframes of %d messages were delivered, and received was %+v", family(v6), whole, burst, c)
+				if noise := got.Received/burst - whole; noise < 0 || noise > 4 || got.Received%burst != 0 || got.Corrupt+got.BadBorder+got.Strangers+got.Duplicated+got.Reordered > 0 {
+					t.Errorf("%s: %d superframes of %d messages were delivered, and received was %+v", family(v6), whole, burst, got)
 				}
 				a.Daemon.AssertDrops(t, before, nonZero(map[string]uint64{"truncated": uint64(truncated)}), badNoise...)
 				sink.Close()
