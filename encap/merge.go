@@ -179,9 +179,6 @@ func (m *Merge) Segments() int { return m.segments }
 // Len returns the length of the whole so far as an IP packet, in bytes.
 func (m *Merge) Len() int { return m.total }
 
-// Full reports that Add will take nothing more, whatever comes.
-func (m *Merge) Full() bool { return m.full }
-
 // Finish makes the first packet's header that of the whole, with a partial checksum, and returns the
 // metadata that goes with it. Of a single packet the header stays and the result says nothing: the
 // caller's own metadata of that packet still holds. The Merge is empty then.

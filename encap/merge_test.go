@@ -191,7 +191,7 @@ func TestMergeRules(t *testing.T) {
 		"extension header": flow{v6: true, ext: []byte{17, 0, 1, 4, 0, 0, 0, 0}, extFirst: 60}.udp(t, pattern(92)),
 	} {
 		var m Merge
-		if m.Start(b, mustParse(t, b)) || m.Segments() != 0 || !m.Full() || m.Finish() != (Virtio{}) {
+		if m.Start(b, mustParse(t, b)) || m.Segments() != 0 || !m.full || m.Finish() != (Virtio{}) {
 			t.Errorf("Start took %s", name)
 		}
 	}
@@ -212,7 +212,7 @@ func TestMergeLimits(t *testing.T) {
 				m.Start(b, p)
 				lens, full = append(lens, 0), append(full, false)
 			}
-			lens[len(lens)-1], full[len(full)-1] = m.Segments(), m.Full()
+			lens[len(lens)-1], full[len(full)-1] = m.Segments(), m.full
 		}
 		return lens, full
 	}
@@ -241,10 +241,10 @@ func TestMergeLimits(t *testing.T) {
 	var m Merge
 	a, b := flow{}.udp(t, pattern(10)), flow{id: 1}.udp(t, pattern(9))
 	m.Start(a, mustParse(t, a))
-	if m.Full() {
+	if m.full {
 		t.Error("full with one")
 	}
-	if _, ok := m.Add(b, mustParse(t, b)); !ok || !m.Full() {
+	if _, ok := m.Add(b, mustParse(t, b)); !ok || !m.full {
 		t.Error("not full after a short one")
 	}
 	a = flow{}.tcp(t, layers.TCP{ACK: true}, pattern(minTCPSegment))
@@ -254,14 +254,14 @@ func TestMergeLimits(t *testing.T) {
 	push := layers.TCP{ACK: true, PSH: true, Seq: 10}
 	a, b = flow{}.tcp(t, layers.TCP{ACK: true}, pattern(10)), flow{id: 1}.tcp(t, push, pattern(10))
 	m.Start(a, mustParse(t, a))
-	if _, ok := m.Add(b, mustParse(t, b)); !ok || !m.Full() {
+	if _, ok := m.Add(b, mustParse(t, b)); !ok || !m.full {
 		t.Error("not full after PSH")
 	}
 	m.Finish()
 	if TCP(a[20:]).Flags() != TCPAck|TCPPsh {
 		t.Errorf("PSH is lost: flags %#x", TCP(a[20:]).Flags())
 	}
-	if m.Segments() != 0 || !m.Full() {
+	if m.Segments() != 0 || !m.full {
 		t.Error("not empty after Finish")
 	}
 }

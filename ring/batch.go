@@ -71,10 +71,6 @@ func (b *batch) drop() {
 	b.niov = int(b.first[b.nmsg])
 }
 
-func (b *batch) space() (messages, iovecs int) {
-	return len(b.msgs) - b.nmsg, len(b.iovs) - b.niov
-}
-
 // message is the iovecs of message i.
 func (b *batch) message(i int) []unix.Iovec {
 	return b.iovs[b.first[i]:b.first[i+1]]

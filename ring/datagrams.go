@@ -80,19 +80,8 @@ func (d *Datagrams) Append(b []byte) bool { return d.append(b) }
 // Drop takes the last message back.
 func (d *Datagrams) Drop() { d.drop() }
 
-// SetSegment replaces the segment size of message i: a run knows it only when
-// its second packet comes.
-func (d *Datagrams) SetSegment(i, segment int) {
-	m := &d.meta[i]
-	m.segment = uint16(segment)
-	m.put(&d.msgs[i].Hdr)
-}
-
 // Len is the number of messages.
 func (d *Datagrams) Len() int { return d.nmsg }
-
-// Space is what is left.
-func (d *Datagrams) Space() (messages, iovecs int) { return d.space() }
 
 // Bytes is the length of message i, all segments together.
 func (d *Datagrams) Bytes(i int) int { return int(d.bytes[i]) }

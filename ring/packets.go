@@ -42,9 +42,6 @@ func (p *Packets) Append(b []byte) bool { return p.append(b) }
 // Drop takes the last message back.
 func (p *Packets) Drop() { p.drop() }
 
-// SetVirtio replaces the header of message i: a merge knows it only at its end.
-func (p *Packets) SetVirtio(i int, v Virtio) { v.Put(p.hdrs[i][:]) }
-
 // Virtio is the header of message i.
 func (p *Packets) Virtio(i int) Virtio {
 	v, _ := ParseVirtio(p.hdrs[i][:])
@@ -56,9 +53,6 @@ func (p *Packets) Len() int { return p.nmsg }
 
 // Bytes is the length of message i, without its virtio header.
 func (p *Packets) Bytes(i int) int { return int(p.bytes[i]) }
-
-// Space is what is left.
-func (p *Packets) Space() (messages, iovecs int) { return p.space() }
 
 // CopyTo copies message i, without its virtio header, into dst and returns how
 // many bytes fitted. It is for captures and tests.

@@ -17,9 +17,6 @@ type Event struct {
 // Readable: Read or Recv will find something.
 func (e *Event) Readable() bool { return e.flags&unix.EPOLLIN != 0 }
 
-// Writable: asked for by Want.
-func (e *Event) Writable() bool { return e.flags&unix.EPOLLOUT != 0 }
-
 // Error: something is pending that TakeError or Errors must clear, or the
 // device is gone. Until then every Wait returns it at once.
 func (e *Event) Error() bool { return e.flags&(unix.EPOLLERR|unix.EPOLLHUP) != 0 }
@@ -62,18 +59,6 @@ func (p *Poller) control(op, fd int, token uint64, events uint32) error {
 func (p *Poller) Add(fd int, token uint64) error {
 	if err := p.control(unix.EPOLL_CTL_ADD, fd, token, unix.EPOLLIN); err != nil {
 		return setup(err, "", "wait for descriptor %d", fd)
-	}
-	return nil
-}
-
-// Want changes whether fd is waited for to be writable as well.
-func (p *Poller) Want(fd int, token uint64, write bool) error {
-	var events uint32 = unix.EPOLLIN
-	if write {
-		events |= unix.EPOLLOUT
-	}
-	if err := p.control(unix.EPOLL_CTL_MOD, fd, token, events); err != nil {
-		return setup(err, "", "change what is waited for on descriptor %d", fd)
 	}
 	return nil
 }
