@@ -34,6 +34,15 @@ const (
 	encapKinds  = 5
 )
 
+// Mechanisms that the kernel may refuse while packets flow.
+const (
+	switchUDPSegment = iota // for a peer
+	switchTunnelGSO         // for a kind of superframe
+	switches
+)
+
+var switchNames = [switches]string{"udpSegment", "tunnelGSO"}
+
 // tally is what a worker has counted since its last publish: plain words that
 // only the worker touches, so that counting costs an add. A frame is one
 // received packet (a superframe is 1, a run of n is n).
@@ -122,7 +131,8 @@ type Counters struct {
 
 	Sends, Runs, Writes, Merged, Segmented, Whole uint64
 
-	Widened uint64 // wide rings opened
+	Widened     uint64            // wide rings opened
+	SwitchedOff map[string]uint64 // by mechanism: how often the kernel has refused it while packets flowed, so that it is not tried again
 
 	Batches  Sizes // frames read at once
 	RunSizes Sizes // datagrams handed to a tunnel socket at once

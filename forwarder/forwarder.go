@@ -58,6 +58,7 @@ type Forwarder struct {
 	stopped       bool
 	keeper        *keeper
 	widened       atomic.Uint64 // wide rings opened
+	switchedOff   [switches]atomic.Uint64
 
 	fds        registry
 	caps       []ring.Capability
@@ -439,6 +440,10 @@ func (f *Forwarder) Counters() Counters {
 		c.Batches.Sum += n
 	}
 	c.Widened = f.widened.Load()
+	c.SwitchedOff = map[string]uint64{}
+	for i, name := range switchNames {
+		c.SwitchedOff[name] = f.switchedOff[i].Load()
+	}
 	now := time.Now().Unix()
 	for _, p := range *f.peerList.Load() {
 		t := p.state.accounts.total()

@@ -241,6 +241,9 @@ func TestSendErrors(t *testing.T) {
 				pod.Inject(fromPod(udpPacket(podA1, podB, 1, 2, n, identified(uint16(i)))))
 			}
 			r.udp[0].Fail(1, c.err)
+			if noBuffers(c.err) {
+				r.udp[0].Fail(1, c.err) // nor for the first datagram alone
+			}
 			r.turn()
 			want := []uint16{0, 1, 2}
 			if !c.rest {
@@ -264,9 +267,9 @@ func TestSendErrors(t *testing.T) {
 }
 
 // TestReplay: a route that refuses UDP_SEGMENT gets the same datagrams one by
-// one, none lost; EIO is remembered, EINVAL may be of this run alone.
+// one, none lost; EIO is remembered, the others may be of this run alone.
 func TestReplay(t *testing.T) {
-	for _, err := range []error{syscall.EIO, syscall.EINVAL, syscall.EOPNOTSUPP} {
+	for _, err := range []error{syscall.EIO, syscall.EINVAL, syscall.EOPNOTSUPP, syscall.ENOBUFS, syscall.ENOMEM} {
 		t.Run(err.Error(), func(t *testing.T) {
 			r := newRig(t, testSettings(encap.KindVXLAN))
 			pod := r.veth("a1", podA1)
@@ -299,6 +302,9 @@ func TestReplay(t *testing.T) {
 			again := r.sends()
 			if remembered := again[0].Segment == 0; remembered != (err == syscall.EIO) {
 				t.Errorf("remembered: %t", remembered)
+			}
+			if n := r.f.Counters().SwitchedOff["udpSegment"]; n == 1 != (err == syscall.EIO) || n > 1 {
+				t.Errorf("switched off %d times", n)
 			}
 			if n := len(datagrams(t, again)); n != 10 {
 				t.Errorf("%d datagrams, want 10", n)
@@ -345,6 +351,7 @@ func TestSuperframeErrors(t *testing.T) {
 			pod.Inject(fromVeth(ip, partial(ip, 1410)))
 		}
 		r.udp[0].Fail(fail, syscall.ENOBUFS)
+		r.udp[0].Fail(fail, syscall.ENOBUFS) // nor for the first datagram alone
 		r.turn()
 		sends := r.sends()
 		c := r.f.Counters()
@@ -391,6 +398,7 @@ func TestSuperframeErrorBehindOthers(t *testing.T) {
 		pod.Inject(fromPod(udpPacket(podA1, podB, 1, 2, 10)))
 	}
 	super(1) // begins in the first run, ends in the third
+	r.udp[0].Fail(0, syscall.ENOBUFS)
 	r.udp[0].Fail(0, syscall.ENOBUFS)
 	r.turn()
 	if sends := r.sends(); len(sends) != 2 {

@@ -341,10 +341,7 @@ func (w *worker) send(e *egress, loaded []int32) {
 		r := &w.arena.runs[loaded[from]]
 		from++
 		switch {
-		case r.count > 1 && (err == syscall.EIO || err == syscall.EINVAL || err == syscall.EOPNOTSUPP):
-			if err == syscall.EIO && r.peer.state.noSegment.CompareAndSwap(false, true) {
-				w.f.log.Warn("the route to a peer refuses UDP_SEGMENT; sending datagrams one by one", "peer", r.peer.spec.Name)
-			}
+		case r.count > 1 && w.runRefused(r.peer, err):
 			w.replay(e, r)
 		default:
 			reason := w.sendReason(r.peer, err)
@@ -355,6 +352,26 @@ func (w *worker) send(e *egress, loaded []int32) {
 		}
 	}
 }
+
+// runRefused tells whether an error is about a run as such, so that its datagrams
+// may pass one by one. EIO is of the route and remembered; no buffer (ENOBUFS,
+// ENOMEM) may be none for so long a one, or none at all, which the first datagram
+// tells.
+func (w *worker) runRefused(p *peer, err error) bool {
+	switch err {
+	case syscall.EIO:
+		if p.state.noSegment.CompareAndSwap(false, true) {
+			w.f.switchedOff[switchUDPSegment].Add(1)
+			w.f.log.Warn("the route to a peer refuses UDP_SEGMENT; sending datagrams one by one", "peer", p.spec.Name)
+		}
+		return true
+	case syscall.EINVAL, syscall.EOPNOTSUPP:
+		return true
+	}
+	return noBuffers(err)
+}
+
+func noBuffers(err error) bool { return err == syscall.ENOBUFS || err == syscall.ENOMEM }
 
 func (w *worker) sendReason(p *peer, err error) Reason {
 	switch err {
@@ -409,10 +426,11 @@ func (w *worker) lose(r *run, frames int, reason Reason) {
 	r.peer.state.accounts[w.index].drop(uint64(frames))
 }
 
-// replay sends a run that UDP_SEGMENT was refused for datagram by datagram.
+// replay sends a run that UDP_SEGMENT was refused for datagram by datagram, until
+// the kernel has no buffers.
 func (w *worker) replay(e *egress, r *run) {
 	d, a := w.replays, &w.arena
-	failed, why := 0, dropNone
+	passed, failed, why, out := 0, 0, dropNone, false
 	for i := r.first; i >= 0; {
 		d.Reset()
 		for i >= 0 {
@@ -425,15 +443,24 @@ func (w *worker) replay(e *egress, r *run) {
 			}
 		}
 		for from := 0; from < d.Len(); {
+			if out {
+				failed += d.Len() - from
+				break
+			}
 			n, err := e.sock.Send(d, from)
 			from += n
+			passed += n
 			if err == nil {
 				break
 			}
 			from++
 			failed++
-			why = w.sendReason(r.peer, err)
+			why, out = w.sendReason(r.peer, err), noBuffers(err)
 		}
+	}
+	if passed == 0 {
+		w.unsent(e, r, why)
+		return
 	}
 	// Which frames the lost datagrams were of is not known any more: as many
 	// as were lost, at most all.

@@ -106,6 +106,7 @@ func (w *worker) sendWhole(e *egress, r *run) {
 	}
 	if err == syscall.EINVAL || err == syscall.EOPNOTSUPP {
 		if old := w.f.noWhole.Load(); w.f.noWhole.CompareAndSwap(old, old|wholeBit(r.v)) && old&wholeBit(r.v) == 0 {
+			w.f.switchedOff[switchTunnelGSO].Add(1)
 			w.f.log.Warn("the kernel refuses a kind of encapsulated superframe; cutting them from now on", "type", r.v.GSOType, "error", err)
 		}
 	}
@@ -128,10 +129,10 @@ func (w *worker) resend(e *egress, r *run) {
 	if w.f.use.udpSegment && !r.peer.state.noSegment.Load() {
 		limit = min(int(w.f.use.maxSegments), maxRunBytes/(room+s.SegmentLen()))
 	}
-	for left := s.Count(); left > 0; {
+	for sent, count := 0, s.Count(); sent < count; {
 		d.Reset()
 		segment := 0
-		n := min(limit, left)
+		n := min(limit, count-sent)
 		if n > 1 {
 			segment = room + s.SegmentLen()
 		}
@@ -143,9 +144,20 @@ func (w *worker) resend(e *egress, r *run) {
 			d.Append(h)
 			d.Append(payload)
 		}
-		left -= n
-		if _, err := e.sock.Send(d, 0); err != nil {
-			why = w.sendReason(r.peer, err)
+		_, err := e.sock.Send(d, 0)
+		if n > 1 && err != nil && w.runRefused(r.peer, err) {
+			limit = 1
+			s.Init(b, &p, r.v) // again, up to here
+			for range sent {
+				s.Next(w.spare)
+			}
+			continue
+		}
+		sent += n
+		if err != nil {
+			if why = w.sendReason(r.peer, err); noBuffers(err) {
+				break // the rest is of no use to anybody
+			}
 		}
 	}
 	if why != dropNone {

@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"bytes"
+	"encoding/binary"
 	"syscall"
 	"testing"
 
@@ -125,9 +126,45 @@ func TestCutSuperframeIsLost(t *testing.T) {
 		r, tap, pod := newWholeRig(t, encap.KindVXLAN)
 		tap.err = syscall.EIO
 		r.udp[1].Fail(0, err)
+		if noBuffers(err) {
+			r.udp[1].Fail(0, err)
+		}
 		pod.Inject(tcpSuperframe(40000, 1400))
 		r.turn()
 		r.check(map[Reason]uint64{want: 1})
+	}
+}
+
+// TestCutSuperframeRefused: a superframe that the TAP refuses, over a route that refuses UDP_SEGMENT in the middle of it,
+// arrives all the same, in order, and the route is remembered.
+func TestCutSuperframeRefused(t *testing.T) {
+	for _, err := range []syscall.Errno{syscall.EIO, syscall.EINVAL, syscall.ENOBUFS} {
+		r, tap, pod := newWholeRig(t, encap.KindVXLAN)
+		tap.err = syscall.EINVAL
+		r.udp[1].Fail(1, err) // the second of several runs
+		pod.Inject(tcpSuperframe(40000, 100))
+		r.turn()
+		next := uint32(0)
+		ds := datagrams(t, r.udp[1].Sent())
+		for _, b := range ds {
+			p := parse(t, b[22:])
+			seq := binary.BigEndian.Uint32(b[22+20+4:])
+			if next != 0 && seq != next {
+				t.Errorf("%v: sequence number %d, want %d", err, seq, next)
+			}
+			if encap.CheckL4(b[22:], &p) != encap.ChecksumGood {
+				t.Errorf("%v: checksum", err)
+			}
+			next = seq + uint32(p.Len-40)
+		}
+		r.check(nil)
+		c := r.f.Counters()
+		if c.SwitchedOff["tunnelGSO"] != 1 || c.SwitchedOff["udpSegment"] == 1 != (err == syscall.EIO) {
+			t.Errorf("%v: switched off %v", err, c.SwitchedOff)
+		}
+		if len(ds) != 400 {
+			t.Errorf("%v: %d datagrams of 400", err, len(ds))
+		}
 	}
 }
 
