@@ -22,17 +22,17 @@ type collector struct {
 	d     *Daemon
 	descs []*prometheus.Desc
 
-	received, generated, forwardedPackets, forwardedBytes, dropped  *prometheus.Desc
-	sends, runs, writes, merged, segmented, whole, widened          *prometheus.Desc
-	batchSize, runSize                                              *prometheus.Desc
-	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen          *prometheus.Desc
-	nativeOn, nativeUnits, nativeBytes                              *prometheus.Desc
-	portPackets, portBytes, portDropped, portLost, portSeen         *prometheus.Desc
-	buildInfo, ready, started, mtu, peers, ports, routes, addresses *prometheus.Desc
-	workers, workerTurns, workerAsleep, workerCPU                   *prometheus.Desc
-	found, used                                                     *prometheus.Desc
-	reloads, reloaded, reloadedAt                                   *prometheus.Desc
-	flowsForgotten, flowsPreloaded, flowOverruns                    *prometheus.Desc
+	received, generated, forwardedPackets, forwardedBytes, dropped   *prometheus.Desc
+	sends, runs, writes, merged, segmented, whole, widened, switched *prometheus.Desc
+	batchSize, runSize                                               *prometheus.Desc
+	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen           *prometheus.Desc
+	nativeOn, nativeUnits, nativeBytes                               *prometheus.Desc
+	portPackets, portBytes, portDropped, portLost, portSeen          *prometheus.Desc
+	buildInfo, ready, started, mtu, peers, ports, routes, addresses  *prometheus.Desc
+	workers, workerTurns, workerAsleep, workerCPU                    *prometheus.Desc
+	found, used                                                      *prometheus.Desc
+	reloads, reloaded, reloadedAt                                    *prometheus.Desc
+	flowsForgotten, flowsPreloaded, flowOverruns                     *prometheus.Desc
 }
 
 func newCollector(d *Daemon) *collector {
@@ -58,6 +58,7 @@ func newCollector(d *Daemon) *collector {
 	c.segmented = desc("segmented_superframes_total", "Superframes that were cut in software.")
 	c.whole = desc("whole_superframes_total", "Superframes that left encapsulated and uncut.")
 	c.widened = desc("wide_rings_total", "Wide rings that were opened for busy pods.")
+	c.switched = desc("switched_off_total", "Times that the kernel refused a mechanism while packets flowed, so that it is done without: udpSegment for a peer, tunnelGSO for a kind of superframe.", "mechanism")
 	c.batchSize = desc("batch_packets", "Frames that were read at once from one pod, the host or a tunnel socket.")
 	c.runSize = desc("run_datagrams", "Datagrams that were handed to a tunnel socket at once.")
 
@@ -167,6 +168,9 @@ func (c *collector) traffic(out sink, n forwarder.Counters) {
 	out.counter(c.segmented, n.Segmented)
 	out.counter(c.whole, n.Whole)
 	out.counter(c.widened, n.Widened)
+	for mechanism, v := range n.SwitchedOff {
+		out.counter(c.switched, v, mechanism)
+	}
 	out.sizes(c.batchSize, n.Batches)
 	out.sizes(c.runSize, n.RunSizes)
 }

@@ -25,7 +25,7 @@ func everyMetric(t *testing.T) (*prometheus.Registry, map[string]*dto.MetricFami
 	t.Helper()
 	f := newFake()
 	f.counters = forwarder.Counters{
-		Received: map[string]uint64{"pod": 1}, Generated: map[string]uint64{"icmp": 1}, Dropped: map[string]uint64{"no_route": 1},
+		SwitchedOff: map[string]uint64{"udpSegment": 1}, Received: map[string]uint64{"pod": 1}, Generated: map[string]uint64{"icmp": 1}, Dropped: map[string]uint64{"no_route": 1},
 		Forwarded: map[forwarder.ForwardedKey]forwarder.Volume{{Direction: "wire", Encap: "vxlan"}: {Packets: 1, Bytes: 100}},
 		Batches:   forwarder.Sizes{UpTo: [11]uint64{1, 0, 2}, Count: 4, Sum: 5000},
 		Workers:   []forwarder.WorkerCounters{{Turns: 5, Asleep: true, Thread: os.Getpid()}},
