@@ -2,19 +2,12 @@ package e2e
 
 import (
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/penstock-net/penstock/bench/lab"
 	"github.com/penstock-net/penstock/bench/load"
 )
-
-// Floods come from processes of their own: bench/load starts this program again.
-func TestMain(m *testing.M) {
-	load.Main()
-	os.Exit(m.Run())
-}
 
 // flood is one pod that sends small datagrams to another as fast as a thread can.
 type flood struct {
