@@ -9,16 +9,16 @@ import (
 	"github.com/penstock-net/penstock/bench/load"
 )
 
-// flood is one pod that sends small datagrams to another as fast as a thread can.
-type flood struct {
+// podFlood is one pod that sends small datagrams to another as fast as a thread can.
+type podFlood struct {
 	from       *lab.Pod
 	send, take *load.Agent
 	begin, end load.Mark // of the receiver
 }
 
-func startFlood(t *testing.T, from, to *lab.Pod) *flood {
+func startPodFlood(t *testing.T, from, to *lab.Pod) *podFlood {
 	t.Helper()
-	f := &flood{from: from}
+	f := &podFlood{from: from}
 	var err error
 	agent := func(p *lab.Pod) *load.Agent {
 		a, err := load.StartAgent([]*lab.Pod{p})
@@ -39,7 +39,7 @@ func startFlood(t *testing.T, from, to *lab.Pod) *flood {
 	return f
 }
 
-func (f *flood) mark(t *testing.T, m *load.Mark) {
+func (f *podFlood) mark(t *testing.T, m *load.Mark) {
 	t.Helper()
 	var err error
 	if *m, err = f.take.Mark(); err != nil {
@@ -47,9 +47,9 @@ func (f *flood) mark(t *testing.T, m *load.Mark) {
 	}
 }
 
-func (f *flood) delivered() float64 { return float64(f.end.Packets - f.begin.Packets) }
+func (f *podFlood) delivered() float64 { return float64(f.end.Packets - f.begin.Packets) }
 
-func (f *flood) stop(t *testing.T) {
+func (f *podFlood) stop(t *testing.T) {
 	t.Helper()
 	for _, a := range []*load.Agent{f.send, f.take} {
 		if _, err := a.Stop(); err != nil {
@@ -77,7 +77,7 @@ func TestFairness(t *testing.T) {
 				}
 			}
 
-			floods := []*flood{startFlood(t, from[0], to[0]), startFlood(t, from[1], to[1])}
+			floods := []*podFlood{startPodFlood(t, from[0], to[0]), startPodFlood(t, from[1], to[1])}
 			time.Sleep(300 * time.Millisecond)
 			for _, f := range floods {
 				f.mark(t, &f.begin)
