@@ -6,6 +6,10 @@ PREFIX      ?= /usr/local
 CNIBIN      ?= /opt/cni/bin
 UNITDIR     ?= /etc/systemd/system
 CONFDIR     ?= /etc/penstock
+MANDIR      ?= $(PREFIX)/share/man
+COMPLETIONS ?= $(PREFIX)/share
+# Debian's versions begin with a digit and sort.
+DEBVERSION   = $(shell echo '$(VERSION)' | sed 's/^v//; /^[0-9]/!s/^/0~/; s/-/+/g')
 FUZZTIME    ?= 10s
 BENCHTIME   ?= 1s
 SOAKTIME    ?= 10m
@@ -31,7 +35,7 @@ export CGO_ENABLED ?= 0
 
 say = @printf '==> %s\n' "$(1)"
 
-.PHONY: help build demo test race lint fuzz bench microbench profile matrix soak torture addbench runtime install uninstall clean need-go need-root need-cc
+.PHONY: help build demo test race lint fuzz bench microbench profile matrix soak torture addbench runtime stage install uninstall deb clean need-go need-root need-cc
 
 # What a target needs, asked for before anything is built.
 need-go:
@@ -132,20 +136,45 @@ addbench: need-root build ## how long the plugin's ADD takes, alone and 50 at on
 	$(call say,$(ADDS) ADDs of each kind)
 	@LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd ADDS=$(ADDS) $(GO) test -run '^$$' -bench '^BenchmarkADD$$' -benchtime 1x -timeout 30m ./bench/e2e
 
-install: build ## into PREFIX (/usr/local), CNIBIN (/opt/cni/bin), UNITDIR; DESTDIR is honoured
-	$(call say,installing)
-	install -d '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(CNIBIN)' '$(DESTDIR)$(CONFDIR)' '$(DESTDIR)$(UNITDIR)'
-	install -m 755 bin/penstockd '$(DESTDIR)$(PREFIX)/sbin/penstockd'
-	install -m 755 bin/penstockctl '$(DESTDIR)$(PREFIX)/bin/penstockctl'
-	install -m 755 bin/penstock '$(DESTDIR)$(CNIBIN)/penstock'
-	sed 's|/usr/local/sbin|$(PREFIX)/sbin|; s|/etc/penstock|$(CONFDIR)|' cmd/penstockd/penstockd.service >'$(DESTDIR)$(UNITDIR)/penstockd.service'
-	bin/penstockctl config example >'$(DESTDIR)$(CONFDIR)/penstock.yaml.example'
+# What is installed, and where: staged once under bin/stage, from which install copies, uninstall removes and deb packs.
+STAGE := bin/stage
+stage: build
+	@rm -rf '$(STAGE)'
+	@install -D -m 755 bin/penstockd '$(STAGE)$(PREFIX)/sbin/penstockd'
+	@install -D -m 755 bin/penstockctl '$(STAGE)$(PREFIX)/bin/penstockctl'
+	@install -D -m 755 bin/penstock '$(STAGE)$(CNIBIN)/penstock'
+	@install -d '$(STAGE)$(UNITDIR)' '$(STAGE)$(CONFDIR)' '$(STAGE)$(MANDIR)' '$(STAGE)$(COMPLETIONS)/bash-completion/completions' \
+	  '$(STAGE)$(COMPLETIONS)/zsh/site-functions' '$(STAGE)$(COMPLETIONS)/fish/vendor_completions.d'
+	@sed 's|/usr/local/sbin|$(PREFIX)/sbin|; s|/usr/local/bin|$(PREFIX)/bin|; s|/opt/cni/bin|$(CNIBIN)|; s|/etc/penstock|$(CONFDIR)|' \
+	  cmd/penstockd/penstockd.service >'$(STAGE)$(UNITDIR)/penstockd.service'
+	@bin/penstockctl config example >'$(STAGE)$(CONFDIR)/penstock.yaml.example'
+	@bin/penstockctl completion bash >'$(STAGE)$(COMPLETIONS)/bash-completion/completions/penstockctl'
+	@bin/penstockctl completion zsh >'$(STAGE)$(COMPLETIONS)/zsh/site-functions/_penstockctl'
+	@bin/penstockctl completion fish >'$(STAGE)$(COMPLETIONS)/fish/vendor_completions.d/penstockctl.fish'
+	@bin/penstockctl man '$(STAGE)$(MANDIR)' --penstockd bin/penstockd --penstock bin/penstock
+	@for f in LICENSE CHANGELOG.md docs/monitoring/alerts.yaml docs/monitoring/dashboard.json; do install -D -m 644 $$f '$(STAGE)$(PREFIX)/share/doc/penstock/'$$(basename $$f) || exit 1; done
+	@find '$(STAGE)' -type d -exec chmod 755 {} + && find '$(STAGE)' -type f ! -perm 755 -exec chmod 644 {} +
+
+install: stage ## into PREFIX (/usr/local), CNIBIN (/opt/cni/bin), UNITDIR, CONFDIR; DESTDIR is honoured
+	$(call say,installing into $(DESTDIR)$(PREFIX))
+	@cd '$(STAGE)' && find . -type f | sed 's|^\./||' | while read -r f; do install -D -m "$$(stat -c %a "$$f")" "$$f" '$(abspath $(DESTDIR))/'"$$f" || exit 1; done
 	@echo "next: copy $(CONFDIR)/penstock.yaml.example to penstock.yaml beside it, edit it, then: systemctl enable --now penstockd"
 
-uninstall: ## what install put there; the configuration stays (first stop the daemon and run penstockd --cleanup)
-	$(call say,uninstalling)
-	rm -f '$(DESTDIR)$(PREFIX)/sbin/penstockd' '$(DESTDIR)$(PREFIX)/bin/penstockctl' '$(DESTDIR)$(CNIBIN)/penstock' \
-	  '$(DESTDIR)$(UNITDIR)/penstockd.service' '$(DESTDIR)$(CONFDIR)/penstock.yaml.example'
+uninstall: stage ## exactly what install put there; your configuration stays (first stop the daemon and run penstockd --cleanup)
+	$(call say,uninstalling from $(DESTDIR)$(PREFIX))
+	@cd '$(STAGE)' && find . -type f | sed 's|^\./||' | while read -r f; do rm -f '$(abspath $(DESTDIR))/'"$$f" || exit 1; done
+	@for d in '$(DESTDIR)$(CONFDIR)' '$(DESTDIR)$(PREFIX)/share/doc/penstock'; do [ ! -d "$$d" ] || rmdir --ignore-fail-on-non-empty "$$d"; done
+
+deb: ## bin/penstock_VERSION_ARCH.deb, of the same files under /usr (needs dpkg-deb)
+	@command -v dpkg-deb >/dev/null || { echo "make deb needs dpkg-deb: install dpkg" >&2; exit 1; }
+	@$(MAKE) stage PREFIX=/usr UNITDIR=/lib/systemd/system CONFDIR=/etc/penstock COMPLETIONS=/usr/share MANDIR=/usr/share/man STAGE=bin/deb VERSION='$(VERSION)'
+	@mv bin/deb/usr/share/zsh/site-functions bin/deb/usr/share/zsh/vendor-completions
+	@mv bin/deb/usr/share/doc/penstock/LICENSE bin/deb/usr/share/doc/penstock/copyright
+	@find bin/deb/usr/share/man -type f -exec gzip -9n {} +
+	@install -d -m 755 bin/deb/DEBIAN && install -m 755 cmd/penstockd/debian/postinst cmd/penstockd/debian/prerm cmd/penstockd/debian/postrm bin/deb/DEBIAN/
+	@sed "s/@VERSION@/$(DEBVERSION)/; s/@ARCH@/$$(dpkg --print-architecture)/; s/@SIZE@/$$(du -sk bin/deb | cut -f1)/" cmd/penstockd/debian/control >bin/deb/DEBIAN/control
+	@dpkg-deb --root-owner-group --build bin/deb 'bin/penstock_$(DEBVERSION)_'"$$(dpkg --print-architecture)"'.deb' >/dev/null
+	$(call say,bin/penstock_$(DEBVERSION)_$$(dpkg --print-architecture).deb)
 
 clean: ## remove bin/
 	rm -rf bin

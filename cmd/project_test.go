@@ -43,7 +43,7 @@ func TestMakeListsItsTargets(t *testing.T) {
 		got = append(got, f[1])
 	}
 	slices.Sort(got)
-	want := strings.Fields("addbench bench build clean demo fuzz help install lint matrix microbench profile race soak test torture uninstall")
+	want := strings.Fields("addbench bench build clean deb demo fuzz help install lint matrix microbench profile race soak test torture uninstall")
 	if !slices.Equal(got, want) {
 		t.Errorf("make lists %q, want %q", got, want)
 	}

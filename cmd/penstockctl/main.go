@@ -79,6 +79,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.AddCommand(t.status(), t.pods(), t.ipam(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.bench(), t.doctor(), t.config(), t.cni(), t.version())
 	root.AddCommand(t.capture(), t.supportBundle())
 	root.AddCommand(t.trace(), t.top(), t.fdb())
+	root.AddCommand(t.man(root))
 	t.watch(root)
 
 	err := root.ExecuteContext(ctx)

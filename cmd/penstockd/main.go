@@ -23,6 +23,18 @@ import (
 	"github.com/penstock-net/penstock/forwarder/daemon"
 )
 
+// What --help prints around the flags; the man page is made of it.
+const (
+	usageText = `usage: penstockd [flags]         run
+       penstockd [flags] check   check the configuration, and end
+
+`
+	usageMore = `
+It needs CAP_NET_ADMIN, CAP_NET_RAW and /dev/net/tun. SIGTERM stops it and leaves routes, devices and rules to its successor;
+SIGHUP reloads the configuration, entirely or not at all. Exit status: 0 done, 1 failed, 2 wrong usage.
+`
+)
+
 func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
@@ -37,9 +49,10 @@ func run(args []string, stdout, stderr *os.File) int {
 	cleanup := flags.Bool("cleanup", false, "remove all that a daemon with this configuration made in the kernel, and end")
 	version := flags.Bool("version", false, "print the version, and end")
 	usage := func(w io.Writer) {
-		fmt.Fprint(w, "usage: penstockd [flags]         run\n       penstockd [flags] check   check the configuration, and end\n\n")
+		fmt.Fprint(w, usageText)
 		flags.SetOutput(w)
 		flags.PrintDefaults()
+		fmt.Fprint(w, usageMore)
 	}
 	err := flags.Parse(args)
 	// Flags may stand behind the word check as well.
