@@ -9,7 +9,7 @@ CONFDIR     ?= /etc/penstock
 MANDIR      ?= $(PREFIX)/share/man
 COMPLETIONS ?= $(PREFIX)/share
 # Debian's versions begin with a digit and sort.
-DEBVERSION   = $(shell echo '$(VERSION)' | sed 's/^v//; /^[0-9]/!s/^/0~/; s/-/+/g')
+DEBVERSION   = $(shell echo '$(VERSION)' | sed -E 's/^v//; /^[0-9]+\.[0-9]/!s/^/0~/; s/-/+/g')
 FUZZTIME    ?= 10s
 BENCHTIME   ?= 1s
 SOAKTIME    ?= 10m

@@ -217,8 +217,10 @@ func (f *Forwarder) narrow(p *port) error {
 
 // leaveWide ends the reading of a wide ring. On the worker.
 func (w *worker) leaveWide(p *port) {
-	w.poller.Delete(p.breadth.polled)
-	p.breadth.polled = 0
+	if b := p.breadth; b.polled != 0 {
+		w.poller.Delete(b.polled)
+		b.polled = 0
+	}
 	p.breadth.socket.Shed()
 }
 

@@ -292,6 +292,29 @@ func TestNativeKept(t *testing.T) {
 	x.a.check(nil)
 }
 
+// TestNativeHoldOutlivesItsPeer: a peer that a reload takes away while frames for it wait loses them by name, and nothing else.
+func TestNativeHoldOutlivesItsPeer(t *testing.T) {
+	x := newNativePair(t, encap.KindVXLAN)
+	x.podA.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 10)})
+	x.a.turn()
+	x.way(true)
+	x.podA.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 11)}, ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 12)})
+	x.a.turn()
+	w := x.a.f.workers[0]
+	if len(w.native.holding) != 1 {
+		t.Fatal("nothing waits")
+	}
+	if err := x.a.f.SetPeers(nil); err != nil {
+		t.Fatal(err)
+	}
+	w.native.holding[0].hold.deadline = 0
+	w.nativeTimers(-1)
+	if len(w.native.holding) != 0 || len(x.sent(t)) != 0 {
+		t.Error("frames for a peer that has gone still wait, or left")
+	}
+	x.a.check(map[Reason]uint64{DropNoRoute: 2})
+}
+
 // TestNativeNoAllocations: neither side allocates for what passes.
 func TestNativeNoAllocations(t *testing.T) {
 	x := newNativePair(t, encap.KindVXLAN)

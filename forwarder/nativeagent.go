@@ -87,7 +87,7 @@ func (n *nativePlane) agreement(p *peer) *nativeAgreement {
 		// Each agreement is an instance of its own, so that a peer that is taken out and put in again starts new streams.
 		self := n.self
 		self.From, self.FirstTag = rand.Uint64()|1, uint16(rand.Uint32())|1<<15
-		a = &nativeAgreement{Peer: agree.Peer{Self: self, Nonce: rand.Uint64}, to: ring.NewSockaddr(netip.AddrPortFrom(p.spec.Address, n.f.settings.Native.Port))}
+		a = &nativeAgreement{Peer: agree.Peer{Self: self, Nonce: rand.Uint64}, to: ring.NewSockaddr(netip.AddrPortFrom(p.spec.Address, n.f.tunnelPorts.native))}
 		n.peers[p.state] = a
 	}
 	a.peer = p

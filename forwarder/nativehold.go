@@ -158,6 +158,14 @@ func (w *worker) endHold(o *nativeOut, passed bool) {
 	}
 	frames, mem := h.frames, h.mem
 	h.on, h.frames, h.mem = false, nil, nil
+	// The peer may have changed since, or gone, and its sockets with it.
+	x := w.view.Peer(o.peer.spec.Address)
+	if x == nil || x.peer.state != o.peer.state {
+		o.setWay(nil)
+		w.dropN(DropNoRoute, len(frames))
+		return
+	}
+	o.peer = x.peer
 	now := o.peer.state.native.way.Load()
 	switch {
 	case passed && now == h.to:

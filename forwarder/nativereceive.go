@@ -43,7 +43,7 @@ func (w *worker) serveNative(readable, failed bool) {
 	for i := range got {
 		d := w.inbox.Datagram(i)
 		if w.taps != nil {
-			w.tapped.hand, w.tapped.outer, w.tapped.key = nil, d, endpointKey{encap.KindUDP, w.f.settings.Native.Port}
+			w.tapped.hand, w.tapped.outer, w.tapped.key = nil, d, endpointKey{encap.KindUDP, w.f.tunnelPorts.native}
 		}
 		h := w.view.Peer(d.From.Addr())
 		switch {
@@ -249,7 +249,7 @@ func (w *worker) nativeFrame(s *nativeStream, x *native.Frame) int {
 	case x.Kind == native.Bad:
 		w.drop(DropNativeBad)
 		return 0
-	case x.Network != native.NoNetwork && uint32(x.Network) != w.f.settings.VNI:
+	case x.Network != native.NoNetwork && uint32(x.Network) != w.f.vni:
 		w.drop(DropWrongVNI)
 		return 0
 	case x.Kind == native.Part:

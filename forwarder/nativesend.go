@@ -244,8 +244,9 @@ func (w *worker) flushNative() {
 				break
 			}
 			b := &n.bursts[from+at]
-			if err == syscall.EIO {
-				b.out.peer.state.native.broken.Store(true)
+			if err == syscall.EIO && b.out.peer.state.native.broken.CompareAndSwap(false, true) {
+				w.f.switchedOff[switchUDPSegment].Add(1)
+				w.f.log.Warn("the route to a peer refuses UDP_SEGMENT; the native stream to it stays off", "peer", b.out.peer.spec.Name)
 			}
 			w.endNative(b, w.sendReason(b.out.peer, err))
 			at++

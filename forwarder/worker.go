@@ -188,6 +188,13 @@ func (w *worker) unblock() {
 		}
 		if was, err := p.unblock(); was || err != nil {
 			w.f.complain("a pod's ring was blocked by a frame that has no virtio header, and was made anew", "device", p.spec.Device, err)
+			if b := p.breadth; err != nil && b != nil && b.polled != 0 {
+				// A wide ring that could not be made anew would be ready for ever. The keeper gives it back.
+				w.poller.Delete(b.polled)
+				b.polled = 0
+				b.busy.Store(0)
+				w.f.keeper.poke()
+			}
 		}
 	}
 }

@@ -38,6 +38,9 @@ type fake struct {
 	links    map[string]link
 	blocked  map[string]bool
 
+	remade       []string // devices that the next look makes anew
+	proberClosed int
+
 	settings forwarder.Settings
 	peers    []feed.Peer
 	hostnet  hostnet.Config
@@ -302,7 +305,9 @@ func (f fakePlane) SendsWhole() bool         { return false }
 func (f fakePlane) RestoreDevices() ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return nil, f.fail["devices"]
+	made := f.remade
+	f.remade = nil
+	return made, f.fail["devices"]
 }
 
 func (f fakePlane) UplinkUsed(netip.Addr) bool { return false }
@@ -477,10 +482,11 @@ func (r *running) stop() error {
 	return err
 }
 
-func (f *fake) NewProber(string) prober { return &fakeProber{} }
+func (f *fake) NewProber(string) prober { return &fakeProber{fake: f} }
 
 // fakeProber remembers what it was asked.
 type fakeProber struct {
+	fake       *fake
 	mu         sync.Mutex
 	own, peers []netip.Addr
 	target     probe.Target
@@ -505,4 +511,9 @@ func (p *fakeProber) Bench(_ context.Context, t probe.Target, took time.Duration
 	return probe.Bench{Bulk: probe.Flow{Size: 1000, Sent: 20, Delivered: 10, Took: took}}, p.bench
 }
 
-func (p *fakeProber) Close() error { return nil }
+func (p *fakeProber) Close() error {
+	p.fake.mu.Lock()
+	defer p.fake.mu.Unlock()
+	p.fake.proberClosed++
+	return nil
+}

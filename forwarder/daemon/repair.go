@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,6 +92,11 @@ func (d *Daemon) repairHost(ctx context.Context) error {
 	report, applyErr := d.host.Apply(ctx)
 	if report.Changed() {
 		d.log.Warn("somebody had changed the host's routes or rules that are ours; they are back")
+	}
+	if s := d.state.Load(); slices.Contains(made, s.cfg.Host.Device) {
+		// What answers probes is bound to the device that was; the new one has its addresses by now.
+		err = errors.Join(err, d.prober.Close())
+		d.answerPeers(s)
 	}
 	return errors.Join(err, applyErr)
 }

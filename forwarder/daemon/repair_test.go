@@ -65,6 +65,17 @@ func TestDropsComeBack(t *testing.T) {
 	}
 }
 
+// TestProberFollowsTheDevice: what answers probes is bound to penstock0 by its number, and opened again when that is another one.
+func TestProberFollowsTheDevice(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	f.mu.Lock()
+	f.remade = []string{"penstock0"}
+	f.mu.Unlock()
+	r.moved()
+	soon(t, "the prober is opened again", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.proberClosed == 1 })
+}
+
 // TestRepairIsRetried: a look that fails is repeated without anything that moves, until it succeeds.
 func TestRepairIsRetried(t *testing.T) {
 	f := newFake()
