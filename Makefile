@@ -68,7 +68,7 @@ test: need-root lint build runtime ## vet, staticcheck, unit tests and end-to-en
 	$(call say,unit tests)
 	@$(RERUN) --packages "$(UNIT)" -- -count=1 -timeout 5m; $(UNSTEADY)
 	$(call say,end-to-end tests: real daemons in network namespaces)
-	@export LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd; $(RERUN) --packages ./bench/... -- -count=1 -p 1 -parallel 3 -timeout 15m; $(UNSTEADY)
+	@export LAB_REQUIRED=1 PENSTOCKD=$(CURDIR)/bin/penstockd; $(RERUN) --packages ./bench/... -- -count=1 -p 1 -timeout 15m; $(UNSTEADY)
 
 race: export CGO_ENABLED = 1
 race: need-root need-cc ## unit tests and end-to-end tests with the race detector, daemons included (root)

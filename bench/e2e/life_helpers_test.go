@@ -109,7 +109,15 @@ func settled(t *testing.T, n *lab.Node) []string {
 			await(t, "the chain of penstock-gso", func() bool { return strings.Contains(strings.Join(snapshot(t, n.NS), "\n"), "penstock penstock-gso") })
 		}
 	}
-	return snapshot(t, n.NS)
+	// The kernel's own link-local addresses come up to a second behind a device (net/core/link_watch.c).
+	last, since := snapshot(t, n.NS), time.Now()
+	await(t, n.Name+" is at rest", func() bool {
+		if now := snapshot(t, n.NS); !slices.Equal(now, last) {
+			last, since = now, time.Now()
+		}
+		return time.Since(since) > 1200*time.Millisecond
+	})
+	return last
 }
 
 // difference says what two snapshots do not share; empty if they are the same.

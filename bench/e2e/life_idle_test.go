@@ -53,11 +53,38 @@ func cpuTime(t *testing.T, pid int) (sum time.Duration) {
 	return sum
 }
 
-// idleShare of a core is what an idle daemon may use.
-const idleShare = 0.001
+// wakeUps is how often the process's threads have waited and been woken.
+func wakeUps(t *testing.T, pid int) (sum int) {
+	t.Helper()
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/status", pid, task.Name()))
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for line := range strings.Lines(string(b)) {
+			if value, ok := strings.CutPrefix(line, "voluntary_ctxt_switches:"); ok {
+				n, err := strconv.Atoi(strings.TrimSpace(value))
+				if err != nil {
+					t.Fatal(err)
+				}
+				sum += n
+			}
+		}
+	}
+	return sum
+}
 
-// TestIdle: a daemon with twenty pods that say nothing uses less than a thousandth of a core, and as many threads as its
-// workers and Go's runtime need.
+const (
+	idleWakeUps = 150  // a second, of all threads: each worker's look at its rings, the looks at the host, and Go's runtime
+	idleShare   = 0.02 // of a core, on the slowest machine
+)
+
+// TestIdle: a daemon with twenty pods that say nothing is hardly ever woken, and has as many threads as its workers and Go's
+// runtime need.
 func TestIdle(t *testing.T) {
 	lab.Require(t)
 	l := lab.New(t, lab.Config{Nodes: 1, YAML: []string{"workers: 2"}})
@@ -81,19 +108,15 @@ func TestIdle(t *testing.T) {
 		last = now
 	}
 	pid := n.Daemon.Process.Pid()
-	// What else the machine does makes each of our few instructions dearer, never cheaper: the best of twenty counts.
-	best := 1.0
-	for range 20 {
-		before, begin := cpuTime(t, pid), time.Now()
-		time.Sleep(watch)
-		used := float64(cpuTime(t, pid)-before) / float64(time.Since(begin))
-		t.Logf("%.3f %% of a core in %v", used*100, watch)
-		if best = min(best, used); best <= idleShare {
-			break
-		}
-	}
-	if best > idleShare {
-		t.Errorf("idle, the daemon uses %.3f %% of a core; the limit is 0.1 %%", best*100)
+	before, switches, begin := cpuTime(t, pid), wakeUps(t, pid), time.Now()
+	time.Sleep(watch)
+	took := time.Since(begin)
+	used, woken := float64(cpuTime(t, pid)-before)/float64(took), float64(wakeUps(t, pid)-switches)/took.Seconds()
+	t.Logf("%.3f %% of a core, %.0f wake-ups a second", used*100, woken)
+	// What a wake-up costs is the machine's affair, and the bar of 0.1 % one of make bench; how many there are is ours. A timer on
+	// the packet path or a descriptor that stays ready would make hundreds.
+	if woken > idleWakeUps || used > idleShare {
+		t.Errorf("idle, the daemon is woken %.0f times a second and uses %.3f %% of a core; the limits are %d and %.0f %%", woken, used*100, idleWakeUps, idleShare*100)
 	}
 	threads := procStatus(t, pid, "Threads")
 	t.Logf("%d threads", threads)

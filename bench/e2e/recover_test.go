@@ -231,6 +231,11 @@ func TestStopped(t *testing.T) {
 	if err := a.Netlink().LinkDel(dummy); err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if t.Failed() {
+			t.Log("what differs from before:", difference(before, snapshot(t, a.NS)))
+		}
+	}()
 	heals(t, "a second in SIGSTOP", func() error { return a.Daemon.Process.Signal(syscall.SIGCONT) }, func() bool {
 		return difference(before, snapshot(t, a.NS)) == ""
 	})
