@@ -23,7 +23,7 @@ func Load(path string) (*Config, error) {
 		if errors.As(err, &why) {
 			err = why.Err
 		}
-		return nil, fmt.Errorf("penstock: cannot read the configuration file %s: %w; give its path with --config", path, err)
+		return nil, fmt.Errorf("penstock: cannot read the configuration file %s: %w; write one (penstockctl config example shows every key), or name the file that it is", path, err)
 	}
 	return Parse(path, data)
 }

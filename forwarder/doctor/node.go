@@ -31,9 +31,9 @@ func (x *examination) configuration() {
 	case x.badConfig == nil:
 		x.ok("configuration", "%s is valid", x.path)
 	case x.up:
-		x.add("configuration", Warning, "penstockctl config check "+x.path+" names each mistake by its line", "the daemon runs, but would not start again: %v", x.badConfig)
+		x.add("configuration", Warning, "penstockctl config check "+x.path+" names each mistake; penstockctl config example shows a whole file", "the daemon runs, but would not start again: %v", x.badConfig)
 	default:
-		x.add("configuration", Failure, "penstockctl config check "+x.path+" names each mistake by its line", "the daemon cannot start: %v", x.badConfig)
+		x.add("configuration", Failure, "penstockctl config check "+x.path+" names each mistake; penstockctl config example shows a whole file", "the daemon cannot start: %v", x.badConfig)
 	}
 }
 
