@@ -2,7 +2,7 @@ package daemon
 
 import (
 	"encoding/json"
-	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
 
+	"github.com/penstock-net/penstock/docs/pages"
 	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
 )
@@ -77,27 +78,11 @@ func TestMonitoringNames(t *testing.T) {
 	}
 }
 
-// TestMonitoringTable: docs/operations.md has every metric with its labels and meaning. UPDATE=1 writes the table anew.
+// TestMonitoringTable: docs/operations.md has every metric with its labels and meaning.
 func TestMonitoringTable(t *testing.T) {
-	const path, begin, end = "../../docs/operations.md", "<!-- metrics -->\n", "<!-- /metrics -->\n"
-	page, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	head, rest, ok1 := strings.Cut(string(page), begin)
-	_, tail, ok2 := strings.Cut(rest, end)
-	if !ok1 || !ok2 {
-		t.Fatalf("%s has lost its marks %q", path, begin)
-	}
 	_, families := everyMetric(t)
-	var names []string
-	for name := range families {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	var b strings.Builder
-	b.WriteString("| metric | type | meaning |\n|---|---|---|\n")
-	for _, name := range names {
+	table := pages.NewTable("metric", "type", "meaning")
+	for _, name := range slices.Sorted(maps.Keys(families)) {
 		m := families[name]
 		var labels []string
 		for _, l := range m.Metric[0].Label {
@@ -106,18 +91,9 @@ func TestMonitoringTable(t *testing.T) {
 		if len(labels) > 0 {
 			name += "{" + strings.Join(labels, ",") + "}"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", name, strings.ToLower(m.GetType().String()), m.GetHelp())
+		table.Row("`"+name+"`", strings.ToLower(m.GetType().String()), m.GetHelp())
 	}
-	want := head + begin + b.String() + end + tail
-	if want == string(page) {
-		return
-	}
-	if os.Getenv("UPDATE") == "" {
-		t.Fatalf("%s does not list the metrics as metrics.go has them: run UPDATE=1 go test ./forwarder/daemon -run TestMonitoringTable", path)
-	}
-	if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	pages.Open(t, "operations.md").Keep("metrics", table.String())
 }
 
 // TestMonitoringRules: Prometheus' own checker takes the alert rules, and they, like the dashboard, ask for metrics and labels that are there.
@@ -130,17 +106,14 @@ func TestMonitoringRules(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	manual, err := os.ReadFile("../../docs/operations.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	manual := pages.Open(t, "operations.md").Text()
 	for _, g := range groups.Groups {
 		for _, r := range g.Rules {
 			asks(t, r.Alert, r.Expr, families)
 			if r.Annotations["summary"] == "" || r.Annotations["description"] == "" || r.Labels["severity"] == "" {
 				t.Errorf("%s does not say what to do, or how bad it is", r.Alert)
 			}
-			if !strings.Contains(string(manual), "`"+r.Alert+"`") {
+			if !strings.Contains(manual, "`"+r.Alert+"`") {
 				t.Errorf("docs/operations.md does not name %s", r.Alert)
 			}
 		}

@@ -2,12 +2,12 @@ package doctor
 
 import (
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/penstock-net/penstock/docs/pages"
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
@@ -117,30 +117,11 @@ func TestWithoutDaemon(t *testing.T) {
 	}
 }
 
-// TestManual: docs/operations.md lists every check. UPDATE=1 writes the table anew.
+// TestManual: the manual lists every check.
 func TestManual(t *testing.T) {
-	const path, begin, end = "../../docs/operations.md", "<!-- checks -->\n", "<!-- /checks -->\n"
-	page, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	head, rest, ok1 := strings.Cut(string(page), begin)
-	_, tail, ok2 := strings.Cut(rest, end)
-	if !ok1 || !ok2 {
-		t.Fatalf("%s has lost its marks %q", path, begin)
-	}
-	table := "| check | what it looks at |\n|---|---|\n"
+	table := pages.NewTable("check", "what it looks at")
 	for _, n := range Names {
-		table += "| `" + n.Name + "` | " + n.Looks + " |\n"
+		table.Row("`"+n.Name+"`", n.Looks)
 	}
-	want := head + begin + table + end + tail
-	if want == string(page) {
-		return
-	}
-	if os.Getenv("UPDATE") == "" {
-		t.Fatalf("%s does not list the checks as they are: run UPDATE=1 go test ./forwarder/doctor -run TestManual", path)
-	}
-	if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	pages.Open(t, "operations.md").Keep("checks", table.String())
 }
