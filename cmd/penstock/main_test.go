@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/penstock-net/penstock/docs/pages"
 )
 
 // TestMain lets the test binary be the plugin.
@@ -46,6 +48,17 @@ func TestVerbsAreWired(t *testing.T) {
 			t.Errorf("%s: %q, %v", verb, out, err)
 		}
 	}
+}
+
+// TestManual: docs/operations.md has the flags of penstock adopt.
+func TestManual(t *testing.T) {
+	c := exec.CommandContext(t.Context(), os.Args[0], "adopt", "--help")
+	c.Env = []string{"PLUGIN=1"}
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	pages.Open(t, "operations.md").Keep("help: penstock adopt", "```console\n# penstock adopt --help\n"+string(out)+"```\n")
 }
 
 func TestAbout(t *testing.T) {

@@ -53,6 +53,12 @@ type bundle struct {
 	failed error // of the archive itself
 }
 
+// bundleMade is support-bundle as JSON.
+type bundleMade struct {
+	File    string   `json:"file"`
+	Missing []string `json:"missing"` // parts that could not be had, and why
+}
+
 func (t *tool) writeBundle(ctx context.Context, file, configPath, cniDir string) error {
 	report := t.examine(ctx, configPath, cniDir, nil)
 	name := "penstock-" + cmp.Or(report.Node, "node") + "-" + report.Time.Format("20060102T150405Z")
@@ -83,7 +89,7 @@ func (t *tool) writeBundle(ctx context.Context, file, configPath, cniDir string)
 			return err
 		}
 		if t.output == "json" {
-			if err := t.json(map[string]any{"file": file, "missing": append([]string{}, b.errors...)}); err != nil {
+			if err := t.json(bundleMade{file, append([]string{}, b.errors...)}); err != nil {
 				return err
 			}
 		} else {

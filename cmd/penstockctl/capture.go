@@ -180,23 +180,26 @@ func (l lines) write(c *control.Captured) error {
 
 func (l lines) flush() error { return l.Flush() }
 
+// capturedLine is a captured frame as JSON.
+type capturedLine struct {
+	Time     time.Time `json:"time"`
+	Stage    string    `json:"stage"`
+	Reason   string    `json:"reason,omitempty"`
+	Pod      string    `json:"pod,omitempty"`
+	Peer     string    `json:"peer,omitempty"`
+	Worker   int       `json:"worker"`
+	Ethernet bool      `json:"ethernet,omitempty"`
+	Outer    bool      `json:"outer,omitempty"`
+	Length   int       `json:"length"`
+	Segment  int       `json:"segment,omitempty"`
+	Data     []byte    `json:"data"`
+}
+
 // jsonLines prints an object for each frame.
 type jsonLines struct{ *json.Encoder }
 
 func (l jsonLines) write(c *control.Captured) error {
-	return l.Encode(struct {
-		Time     time.Time `json:"time"`
-		Stage    string    `json:"stage"`
-		Reason   string    `json:"reason,omitempty"`
-		Pod      string    `json:"pod,omitempty"`
-		Peer     string    `json:"peer,omitempty"`
-		Worker   int       `json:"worker"`
-		Ethernet bool      `json:"ethernet,omitempty"`
-		Outer    bool      `json:"outer,omitempty"`
-		Length   int       `json:"length"`
-		Segment  int       `json:"segment,omitempty"`
-		Data     []byte    `json:"data"`
-	}{c.Time.UTC(), c.Stage, c.Reason, c.Pod, c.Peer, c.Worker, c.Ethernet, c.Outer, c.Length, c.Segment, c.Data})
+	return l.Encode(capturedLine{c.Time.UTC(), c.Stage, c.Reason, c.Pod, c.Peer, c.Worker, c.Ethernet, c.Outer, c.Length, c.Segment, c.Data})
 }
 
 func (l jsonLines) flush() error { return nil }

@@ -55,31 +55,10 @@ type tool struct {
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	t := &tool{out: stdout, errs: stderr}
-	root := &cobra.Command{
-		Use:           "penstockctl",
-		Short:         "Show and steer penstockd, the Penstock daemon of this node",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if t.output != "table" && t.output != "json" {
-				return fmt.Errorf("--output %q is neither table nor json", t.output)
-			}
-			return nil
-		},
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
-	}
+	root := t.root()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.PersistentFlags().StringVar(&t.socket, "socket", control.DefaultSocket, "control socket of the daemon")
-	root.PersistentFlags().DurationVar(&t.timeout, "timeout", 30*time.Second, "how long to wait for the daemon")
-	root.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table or json")
-	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(t.status(), t.pods(), t.ipam(), t.ports(), t.peers(), t.routes(), t.drops(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.bench(), t.doctor(), t.config(), t.cni(), t.version())
-	root.AddCommand(t.capture(), t.supportBundle())
-	root.AddCommand(t.trace(), t.top(), t.fdb())
-	root.AddCommand(t.man(root))
 	t.watch(root)
 
 	err := root.ExecuteContext(ctx)
@@ -100,6 +79,31 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitConfig
 	}
 	return exitFailed
+}
+
+// root is penstockctl with all its commands.
+func (t *tool) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "penstockctl",
+		Short:         "Show and steer penstockd, the Penstock daemon of this node",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if t.output != "table" && t.output != "json" {
+				return fmt.Errorf("--output %q is neither table nor json", t.output)
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.PersistentFlags().StringVar(&t.socket, "socket", control.DefaultSocket, "control socket of the daemon")
+	root.PersistentFlags().DurationVar(&t.timeout, "timeout", 30*time.Second, "how long to wait for the daemon")
+	root.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table or json")
+	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.AddCommand(t.status(), t.pods(), t.ipam(), t.ports(), t.peers(), t.routes(), t.fdb(), t.drops(), t.top(), t.trace(), t.capture(),
+		t.doctor(), t.bench(), t.supportBundle(), t.reload(), t.logLevel(), t.attach(), t.detach(), t.config(), t.cni(), t.version(), t.man(root))
+	return root
 }
 
 // daemon calls f with a client and the deadline that was asked for.

@@ -106,11 +106,11 @@ func (t *tool) printStatus(s control.Status, before control.TotalTraffic, second
 		{"address", fmt.Sprintf("%s on %s, MTU %d", s.Address, s.Underlay, s.UnderlayMTU)},
 		{"encap", encap},
 		{"pods", fmt.Sprintf("%s, MTU %d, %d attached", prefixes(s.PodCIDRs), s.MTU, s.Ports)},
-		{"cluster", fmt.Sprintf("%s, %d peers", prefixes(s.ClusterCIDRs), s.Peers)},
+		{"cluster", fmt.Sprintf("%s, %s", prefixes(s.ClusterCIDRs), counted(s.Peers, "peer"))},
 		{"rates", fmt.Sprintf("%s frames/s and %sbit/s forwarded, %s frames/s dropped", rate(grew(before.Forwarded.Packets, now.Forwarded.Packets, seconds)),
 			rate(8*grew(before.Forwarded.Bytes, now.Forwarded.Bytes, seconds)), rate(grew(before.Dropped, now.Dropped, seconds)))},
 		{"so far", fmt.Sprintf("%s frames received, %s forwarded, %s dropped", count(now.Received), count(now.Forwarded.Packets), count(now.Dropped))},
-		{"daemon", fmt.Sprintf("%s, up %s, %d workers, %s, log level %s", s.Version, duration(time.Duration(s.UptimeSeconds)*time.Second), s.Workers, s.Device, s.LogLevel)},
+		{"daemon", fmt.Sprintf("%s, up %s, %s, %s, log level %s", s.Version, duration(time.Duration(s.UptimeSeconds)*time.Second), counted(s.Workers, "worker"), s.Device, s.LogLevel)},
 		{"configuration", s.Config},
 	} {
 		facts.row(f[0], f[1])

@@ -166,29 +166,35 @@ the daemon says when it starts or reloads.`,
 	return c
 }
 
+// versionPair is version as JSON; without a daemon that answers it has one key.
+type versionPair struct {
+	Tool   string `json:"penstockctl"`
+	Daemon string `json:"penstockd,omitempty"`
+}
+
 func (t *tool) version() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of penstockctl, and of the daemon if it answers",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			v := map[string]string{"penstockctl": control.Version()}
+			v := versionPair{Tool: control.Version()}
 			err := t.daemon(c, func(ctx context.Context, client *control.Client) error {
 				s, err := client.Status(ctx)
 				if err == nil {
-					v["penstockd"] = s.Version
+					v.Daemon = s.Version
 				}
 				return err
 			})
 			if t.output == "json" {
 				return t.json(v)
 			}
-			fmt.Fprintln(t.out, "penstockctl", v["penstockctl"])
+			fmt.Fprintln(t.out, "penstockctl", v.Tool)
 			if err != nil {
 				fmt.Fprintln(t.out, "penstockd  unknown:", err)
 				return nil
 			}
-			fmt.Fprintln(t.out, "penstockd ", v["penstockd"])
+			fmt.Fprintln(t.out, "penstockd ", v.Daemon)
 			return nil
 		},
 	}

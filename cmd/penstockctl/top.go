@@ -30,6 +30,15 @@ type rates struct {
 	Dropped    float64 `json:"dropped"`
 }
 
+// topPicture is a picture of top as JSON.
+type topPicture struct {
+	Time    time.Time          `json:"time"`
+	Seconds float64            `json:"seconds"` // over which rates are measured
+	Pods    []rates            `json:"pods"`
+	Peers   []rates            `json:"peers"`
+	Drops   map[string]float64 `json:"drops"` // a second, by reason
+}
+
 // sample is everything at one moment.
 type sample struct {
 	when        time.Time
@@ -130,13 +139,7 @@ func (t *tool) runTop(ctx context.Context, every time.Duration, n int) error {
 		seconds := now.when.Sub(old.when).Seconds()
 		pods, peers := since(old.pods, now.pods, seconds), since(old.peers, now.peers, seconds)
 		if t.output == "json" {
-			return json.NewEncoder(out).Encode(struct {
-				Time    time.Time          `json:"time"`
-				Seconds float64            `json:"seconds"`
-				Pods    []rates            `json:"pods"`
-				Peers   []rates            `json:"peers"`
-				Drops   map[string]float64 `json:"drops"`
-			}{now.when.UTC(), seconds, pods, peers, dropRates(old, now)})
+			return json.NewEncoder(out).Encode(topPicture{now.when.UTC(), seconds, pods, peers, dropRates(old, now)})
 		}
 		for i, list := range [][]rates{pods, peers} {
 			if i > 0 {

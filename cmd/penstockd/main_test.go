@@ -5,6 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/penstock-net/penstock/docs/pages"
+	"github.com/penstock-net/penstock/forwarder/config"
 )
 
 func TestUsage(t *testing.T) {
@@ -29,15 +32,51 @@ func TestUsage(t *testing.T) {
 		{"--config " + good + " --log-level loud", 1, "", "loud"},
 		{"--config " + bad + " --cleanup", 1, "", "bad.yaml:2"},
 	} {
-		out, _ := os.Create(filepath.Join(dir, "out"))
-		err, _ := os.Create(filepath.Join(dir, "err"))
-		status := run(strings.Fields(test.args), out, err)
-		o, _ := os.ReadFile(out.Name())
-		e, _ := os.ReadFile(err.Name())
-		out.Close()
-		err.Close()
-		if status != test.status || !strings.Contains(string(o), test.out) || !strings.Contains(string(e), test.err) {
-			t.Errorf("%s: %d %q %q, want %d %q %q", test.args, status, o, e, test.status, test.out, test.err)
+		status, out, err := penstockd(t, strings.Fields(test.args)...)
+		if status != test.status || !strings.Contains(out, test.out) || !strings.Contains(err, test.err) {
+			t.Errorf("%s: %d %q %q, want %d %q %q", test.args, status, out, err, test.status, test.out, test.err)
 		}
 	}
+}
+
+func penstockd(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var files [2]*os.File
+	for i := range files {
+		f, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files[i] = f
+	}
+	status = run(args, files[0], files[1])
+	var text [2]string
+	for i, f := range files {
+		b, err := os.ReadFile(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		text[i] = string(b)
+	}
+	return status, text[0], text[1]
+}
+
+// TestManual: docs/operations.md has the flags, and what check prints.
+func TestManual(t *testing.T) {
+	page := pages.Open(t, "operations.md")
+	keep := func(key, command, path string, want int, args ...string) {
+		t.Helper()
+		status, out, errs := penstockd(t, args...)
+		if status != want {
+			t.Errorf("%s: exit status %d, want %d", command, status, want)
+		}
+		page.Keep(key, "```console\n"+command+"\n"+strings.ReplaceAll(out+errs, path, config.DefaultPath)+"```\n")
+	}
+	keep("help: penstockd", "# penstockd --help", config.DefaultPath, 0, "--help")
+	bad := filepath.Join(t.TempDir(), "bad.yaml")
+	if err := os.WriteFile(bad, []byte("nod: {}\nencap: {type: gre}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	keep("out: check", "# penstockd check", bad, 1, "check", "--config", bad)
 }

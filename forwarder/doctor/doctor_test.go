@@ -123,5 +123,5 @@ func TestManual(t *testing.T) {
 	for _, n := range Names {
 		table.Row("`"+n.Name+"`", n.Looks)
 	}
-	pages.Open(t, "operations.md").Keep("checks", table.String())
+	pages.Open(t, "penstockctl.md").Keep("checks", table.String())
 }
