@@ -16,7 +16,9 @@ type said struct {
 
 func (s *said) Helper() {}
 
-func (s *said) Errorf(format string, a ...any) { s.errors = append(s.errors, fmt.Sprintf(format, a...)) }
+func (s *said) Errorf(format string, a ...any) {
+	s.errors = append(s.errors, fmt.Sprintf(format, a...))
+}
 
 func TestBlocks(t *testing.T) {
 	const before = "top\n<!-- list -->\nold\n<!-- /list -->\nmiddle\n<!-- out: a/b -->\nfirst\n<!-- /out -->\n<!-- out: c -->\nsecond\n<!-- /out -->\n"
