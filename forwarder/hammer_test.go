@@ -373,19 +373,7 @@ func (h *hammer) numbers(exit string, ip []byte) {
 // law checks what came in against what went out.
 func (h *hammer) law() {
 	c := h.r.f.Counters()
-	in, out := uint64(0), uint64(0)
-	for _, n := range c.Received {
-		in += n
-	}
-	for _, n := range c.Generated {
-		in += n
-	}
-	for _, v := range c.Forwarded {
-		out += v.Packets
-	}
-	for _, n := range c.Dropped {
-		out += n
-	}
+	in, out := balance(c)
 	if in != out || in == 0 {
 		h.t.Errorf("in %d, out %d: %+v", in, out, c)
 	}

@@ -161,11 +161,8 @@ func (r *rig) turn() {
 	}
 }
 
-// check asserts the conservation law and that exactly these frames were dropped.
-func (r *rig) check(drops map[Reason]uint64) {
-	r.t.Helper()
-	c := r.f.Counters()
-	in, out := uint64(0), uint64(0)
+// balance is both sides of the conservation law: what came in or was made, and what went out or was dropped.
+func balance(c Counters) (in, out uint64) {
 	for _, n := range c.Received {
 		in += n
 	}
@@ -178,6 +175,14 @@ func (r *rig) check(drops map[Reason]uint64) {
 	for _, n := range c.Dropped {
 		out += n
 	}
+	return in, out
+}
+
+// check asserts the conservation law and that exactly these frames were dropped.
+func (r *rig) check(drops map[Reason]uint64) {
+	r.t.Helper()
+	c := r.f.Counters()
+	in, out := balance(c)
 	if in != out {
 		r.t.Errorf("received + generated = %d, forwarded + dropped = %d: %+v", in, out, c)
 	}

@@ -159,19 +159,7 @@ func TestLive(t *testing.T) {
 				t.Errorf("only %d datagrams left", sent.Load())
 			}
 			c := r.f.Counters()
-			in, out := uint64(0), uint64(0)
-			for _, n := range c.Received {
-				in += n
-			}
-			for _, n := range c.Generated {
-				in += n
-			}
-			for _, v := range c.Forwarded {
-				out += v.Packets
-			}
-			for _, n := range c.Dropped {
-				out += n
-			}
+			in, out := balance(c)
 			if in != out {
 				t.Errorf("in %d, out %d: %+v", in, out, c)
 			}

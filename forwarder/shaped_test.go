@@ -228,26 +228,16 @@ func TestShapedToPod(t *testing.T) {
 func (r *rig) check2(waiting uint64, drops map[Reason]uint64) {
 	r.t.Helper()
 	c := r.f.Counters()
-	n := int64(0)
-	for _, v := range c.Received {
-		n += int64(v)
-	}
-	for _, v := range c.Generated {
-		n += int64(v)
-	}
-	for _, v := range c.Forwarded {
-		n -= int64(v.Packets)
-	}
+	in, out := balance(c)
 	for reason, v := range c.Dropped {
-		n -= int64(v)
 		for want, k := range drops {
 			if want.String() == reason && k != v {
 				r.t.Errorf("dropped as %s: %d, want %d", reason, v, k)
 			}
 		}
 	}
-	if n != int64(waiting) {
-		r.t.Errorf("%d frames are nowhere, want %d in the queue", n, waiting)
+	if in != out+waiting {
+		r.t.Errorf("%d frames are nowhere, want %d in the queue", int64(in-out), waiting)
 	}
 }
 

@@ -18,10 +18,7 @@ import (
 // their addresses, before it is ready; connections that were open go on, and nothing was given twice.
 func TestAdopt(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	veth, tun, other := a.AddPodByPlugin(t, lab.Veth), a.AddPodByPlugin(t, lab.TUN), b.AddPodByPlugin(t, lab.Veth)
 	local := []*lab.Pod{veth, tun}
 

@@ -526,25 +526,6 @@ func (w *watched) mac() net.HardwareAddr {
 	return mac
 }
 
-// largeDevice lets a pod's device, and on a veth its other end, carry packets larger than the pod's MTU: the daemon
-// still believes in the MTU that it was told.
-func largeDevice(t *testing.T, p *lab.Pod, mtu int) {
-	t.Helper()
-	set := func(n *lab.NS, device string) {
-		link, err := n.Netlink().LinkByName(device)
-		if err == nil {
-			err = n.Netlink().LinkSetMTU(link, mtu)
-		}
-		if err != nil {
-			t.Fatalf("MTU of %s in %s: %v", device, n.Name, err)
-		}
-	}
-	set(p.NS, "eth0")
-	if p.Attach == lab.Veth {
-		set(p.Node.NS, p.HostDevice)
-	}
-}
-
 // named is the name of a case, with its family.
 func named(v6 bool, format string, args ...any) string {
 	return family(v6) + " " + fmt.Sprintf(format, args...)

@@ -45,7 +45,7 @@ func newBadLab(t *testing.T, outer6 bool) *badLab {
 	}
 	x.host = &lab.Host{NS: x.a.NS, IP4: x.a.HostAddr(false), IP6: x.a.HostAddr(true), Device: "penstock0"}
 	for _, p := range []*lab.Pod{x.veth, x.tun} {
-		largeDevice(t, p, 60000)
+		setMTU(t, p, 60000)
 	}
 	for _, v6 := range []bool{false, true} {
 		for _, from := range []*lab.Host{&x.veth.Host, &x.tun.Host, &x.small.Host, x.host} {

@@ -61,10 +61,7 @@ func TestCNIPortmap(t *testing.T) {
 // TestCNITuning: tuning behind penstock changes the MAC and a sysctl; the pod is reachable at once.
 func TestCNITuning(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	far := b.AddPodByPlugin(t, lab.Veth)
 	p := plug(t, a, a.List(nil, lab.Conf{"type": "penstock"}, lab.Conf{"type": "tuning", "mac": "02:aa:bb:cc:dd:ee", "sysctl": lab.Conf{"net.ipv4.conf.eth0.arp_filter": "1"}}))
 	if p.MAC.String() != "02:aa:bb:cc:dd:ee" {
@@ -112,10 +109,7 @@ func TestCNIMixedRefused(t *testing.T) {
 
 // TestCNIBandwidth: the capability that kubelet passes on bounds a pod of the plugin, both ways, within a tenth.
 func TestCNIBandwidth(t *testing.T) {
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	far := b.AddPodByPlugin(t, lab.Veth)
 	const rate = 50e6
 	tcp := shapeLoad{name: "tcp"}

@@ -24,9 +24,7 @@ func TestCNIContainerd(t *testing.T) {
 			t.Skipf("needs %s: apt-get install containerd busybox-static", program)
 		}
 	}
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	far := b.AddPodByPlugin(t, lab.Veth)
 	dir := t.TempDir()
 	address := filepath.Join(dir, "c.sock")

@@ -23,10 +23,7 @@ func queued(n *lab.Node) int {
 // TestCNIDaemonDead: pods are deleted while the daemon is dead, and the daemon finishes that at its start; what lives goes on.
 func TestCNIDaemonDead(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	far := b.AddPodByPlugin(t, lab.Veth)
 	veth, tun := a.AddPodByPlugin(t, lab.Veth), a.AddPodByPlugin(t, lab.TUN)
 	goes := []*lab.Pod{a.AddPodByPlugin(t, lab.Veth), a.AddPodByPlugin(t, lab.TUN)}

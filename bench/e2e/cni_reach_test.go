@@ -69,10 +69,7 @@ func TestCNIReach(t *testing.T) {
 // TestCNITwoInterfaces: both interfaces of a pod answer, from the other node and from a pod beside it.
 func TestCNITwoInterfaces(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	near, far := a.AddPodByPlugin(t, lab.Veth), b.AddPodByPlugin(t, lab.TUN)
 	for _, attach := range []string{"veth", "tun"} {
 		t.Run(attach, func(t *testing.T) {
@@ -140,10 +137,7 @@ func TestCNIHairpin(t *testing.T) {
 // took it down brings the routes back, and what is left of the entries the daemon answers for.
 func TestCNIDownUp(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	far := b.AddPodByPlugin(t, lab.Veth)
 	for _, attach := range []lab.Attach{lab.Veth, lab.TUN} {
 		t.Run(string(attach), func(t *testing.T) {

@@ -100,10 +100,7 @@ func (c *tool) take(p *lab.Pod, out string) {
 // TestCNITool: cnitool's verbs, for every version of the specification and every way to attach.
 func TestCNITool(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	far := b.AddPodByPlugin(t, lab.Veth)
 	c := newTool(t, a, "ptp", "host-local")
 	c.configure(a.List(nil, lab.Conf{"type": "penstock"}))
@@ -201,10 +198,7 @@ func TestCNIToolRefuses(t *testing.T) {
 // TestCNIDelegated: addresses from static, on a CIDR that the daemon's own IPAM does not give from.
 func TestCNIDelegated(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	far := b.AddPodByPlugin(t, lab.TUN)
 	for _, attach := range []string{"veth", "tun"} {
 		ipam := lab.Conf{"type": "static", "addresses": []any{lab.Conf{"address": "10.244.1.33/24", "gateway": "10.244.1.1"}, lab.Conf{"address": "fd00:10:244:1::33/64"}}}

@@ -78,19 +78,7 @@ func exchange(t *testing.T, a, b *lab.Host, v6 bool, mtu int) {
 		return
 	}
 	t.Logf("%s ↔ %s IPv6 %v: %.1f Gbit/s", a.Name, b.Name, v6, r.Rate()/1e9)
-	s, err := b.ServeUDP(0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	c, err := a.DialUDP(netip.AddrPortFrom(b.Addr(v6), s.Port()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if e, err := c.EchoSizes(ctx, lab.FragmentBorders(mtu, v6, 20000), 4); err != nil || !e.OK() {
-		t.Errorf("echoes %s ↔ %s IPv6 %v: %+v %v", a.Name, b.Name, v6, e, err)
-	}
+	echoes(t, a, b, v6, lab.FragmentBorders(mtu, v6, 20000))
 	// Messages of sockets with UDP_SEGMENT keep their borders, flows their order.
 	sink, err := b.ReceiveStream(0)
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -201,17 +200,5 @@ func spoof(t *testing.T, p *lab.Pod) (stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	end, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-end:
-				return
-			case <-time.After(20 * time.Millisecond):
-				p.InjectIP(packet)
-			}
-		}
-	}()
-	return func() { close(end); <-done }
+	return repeatedly(func() { p.InjectIP(packet) })
 }

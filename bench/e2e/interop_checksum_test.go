@@ -249,10 +249,7 @@ func awaitDrops(t *testing.T, d *lab.Daemon, before lab.Metrics, reason string, 
 // router on the way flips a bit of each long message. All of these are drops, and none reaches the pod.
 func TestInteropFlippedOnTheWay(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{Roles: []lab.Role{lab.Penstock, lab.KernelVXLAN}, Kind: lab.Cut, Wiring: lab.Routed})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{Roles: []lab.Role{lab.Penstock, lab.KernelVXLAN}, Kind: lab.Cut, Wiring: lab.Routed})
 	// A veth leaves checksums partial for ever, and what is not there cannot be wrong; a NIC computes them.
 	if err := b.SetFeatures("eth0", map[string]bool{"tx-checksum-ip-generic": false}); err != nil {
 		t.Fatal(err)

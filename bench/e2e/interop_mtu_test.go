@@ -152,24 +152,6 @@ func tooBig(t *testing.T, from, to *lab.Host, v6 bool, mtu int, router netip.Add
 	}
 }
 
-// setMTU changes a pod's device, on a veth at both ends; the daemon is not told.
-func setMTU(t *testing.T, p *lab.Pod, mtu int) {
-	t.Helper()
-	set := func(n *lab.NS, device string) {
-		link, err := n.Netlink().LinkByName(device)
-		if err == nil {
-			err = n.Netlink().LinkSetMTU(link, mtu)
-		}
-		if err != nil {
-			t.Fatalf("MTU of %s in %s: %v", device, n.Name, err)
-		}
-	}
-	if p.Attach != lab.TUN {
-		set(p.Node.NS, p.HostDevice)
-	}
-	set(p.NS, "eth0")
-}
-
 // forgetPaths empties the pod's memory of path MTUs, as ten minutes would.
 func forgetPaths(t *testing.T, p *lab.Pod) {
 	t.Helper()

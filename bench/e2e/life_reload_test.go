@@ -18,14 +18,11 @@ import (
 // TestReloads: two hundred reloads, by SIGHUP and by the API in turn, of everything that a reload can change, lose and
 // reorder nothing.
 func TestReloads(t *testing.T) {
-	lab.Require(t)
 	reloads := 200
 	if loadFull() {
 		reloads = 2000
 	}
-	l := lab.New(t, lab.Config{YAML: []string{"workers: 2"}})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{YAML: []string{"workers: 2"}})
 	av, at, bv, bt := a.AddPod(t, lab.Veth), a.AddPod(t, lab.TUN), b.AddPod(t, lab.Veth), b.AddPod(t, lab.TUN)
 	pairs := [][2]*lab.Host{{&av.Host, &bv.Host}, {&at.Host, &bt.Host}, {&av.Host, &at.Host}}
 	tcp := [][2]*lab.Host{{&a.AddPod(t, lab.Veth).Host, &b.AddPod(t, lab.TUN).Host}, {&a.AddPod(t, lab.TUN).Host, &b.AddPod(t, lab.Veth).Host}}
@@ -95,10 +92,7 @@ func view(t *testing.T, d *lab.Daemon) []string {
 // TestRejectedFiles: a file with a mistake changes nothing, however much else in it is new and right.
 func TestRejectedFiles(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{})
 	av, bv := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
 	pingBoth(t, &av.Host, &bv.Host)
 	spare := []netip.Prefix{netip.MustParsePrefix("10.244.51.0/24")}

@@ -145,10 +145,7 @@ func TestRestart(t *testing.T) {
 // TestRestartWithOtherWorkers: a successor may have another number of workers, though the kernel does not attach several
 // queues to a device that was made for one.
 func TestRestartWithOtherWorkers(t *testing.T) {
-	lab.Require(t)
-	l := lab.New(t, lab.Config{YAML: []string{"workers: 2"}})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{YAML: []string{"workers: 2"}})
 	av, bv := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
 	talk, host := converse(t, &av.Host, &bv.Host, false), converse(t, &a.Host, &bv.Host, true)
 	for _, workers := range []int{1, 1, 3, 2} {
@@ -172,10 +169,7 @@ func TestRestartWithOtherWorkers(t *testing.T) {
 
 // TestKilledAnywhere: kill -9 at any moment of the start leaves nothing that the next start stumbles over.
 func TestKilledAnywhere(t *testing.T) {
-	lab.Require(t)
-	l := lab.New(t, lab.Config{Nodes: 2, Masquerade: true})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{Nodes: 2, Masquerade: true})
 	bv := b.AddPod(t, lab.Veth)
 	want := settled(t, a)
 	started := time.Now()

@@ -248,10 +248,7 @@ func TestStartFailures(t *testing.T) {
 // listeners are its own; the first one's packets do not notice.
 func TestTwoDaemons(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{YAML: []string{"workers: 2"}})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{YAML: []string{"workers: 2"}})
 	av, bv := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
 	tcp := [][2]*lab.Host{{&a.AddPod(t, lab.Veth).Host, &b.AddPod(t, lab.TUN).Host}, {&a.Host, &b.AddPod(t, lab.Veth).Host}}
 	pingBoth(t, &av.Host, &bv.Host)

@@ -113,10 +113,7 @@ func TestUplinkDown(t *testing.T) {
 // TestUplinkMTU: the underlay's MTU shrinks and grows again under a connection. Pods keep theirs and learn the path's; new
 // pods and penstock0 get the new one; it is said once.
 func TestUplinkMTU(t *testing.T) {
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{})
 	av, bv := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
 	talk := converse(t, &av.Host, &bv.Host, false)
 	talk6 := converse(t, &bv.Host, &av.Host, true)

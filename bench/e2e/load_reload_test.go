@@ -16,14 +16,11 @@ import (
 // reordered, no spoofed packet passes, and what is lost has overflowed a queue that names it, no more than in the rounds without
 // reloads that alternate with those. LOAD_FULL=1 makes it a thousand reloads.
 func TestReloadsUnderLoad(t *testing.T) {
-	lab.Require(t)
 	rounds, each, least := 2, 1500*time.Millisecond, 4
 	if loadFull() {
 		rounds, each, least = 20, 5*time.Second, 1000
 	}
-	l := lab.New(t, lab.Config{YAML: []string{"workers: 2"}})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{YAML: []string{"workers: 2"}})
 	bad := a.AddPod(t, lab.Veth)
 	var pairs [][2]*lab.Host
 	for range 2 {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/penstock-net/penstock/bench/lab"
 	"github.com/penstock-net/penstock/docs/pages"
@@ -16,11 +15,8 @@ import (
 // TestManualOutput does what docs/penstockctl.md shows, in a network of two nodes: every command, and what it prints. The tables'
 // heads, the names in them and what is said must be those of the page; UPDATE=1 writes it anew.
 func TestManualOutput(t *testing.T) {
-	lab.Require(t)
 	w := newWalk(t, "penstockctl.md")
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{})
 	named := func(n *lab.Node, name, attach string, options ...lab.PlugOption) *lab.Pod {
 		options = append(options, lab.WithArg("K8S_POD_NAMESPACE", "default"), lab.WithArg("K8S_POD_NAME", name))
 		return plug(t, n, n.List(nil, lab.Conf{"type": "penstock", "attach": attach, "capabilities": lab.Conf{"bandwidth": true}}), options...)
@@ -44,7 +40,7 @@ func TestManualOutput(t *testing.T) {
 	w.run("fdb", a, 0, "fdb")("192.0.2.2 8472 node-b")
 	w.run("drops", a, 0, "drops")("no_route", "→")
 
-	stop := talking(web, far)
+	stop := repeatedly(func() { web.Ping(far.IP4) })
 	w.run("top", a, 0, "top", "-n", "1")("default/web-0/eth0", "default/db-0/eth0", "node-b")
 	w.run("capture", a, 0, "capture", "-c", "4", "--pod", "default/web-0", "--peer", "node-b")("from-pod", "to-peer", "4 frames captured")
 	stop()
@@ -80,23 +76,6 @@ func TestManualOutput(t *testing.T) {
 	w.sameNames("status", "ports", "routes", "fdb", "top", "trace/drop", "doctor", "bench", "cni/print")
 	w.finish()
 	conserved(t, l)
-}
-
-// talking has a pod ping another until it is stopped.
-func talking(from, to *lab.Pod) (stop func()) {
-	end, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-end:
-				return
-			case <-time.After(20 * time.Millisecond):
-				from.Ping(to.IP4)
-			}
-		}
-	}()
-	return func() { close(end); <-done }
 }
 
 // bundle is support-bundle, whose file must not lie in the test's directory.

@@ -49,10 +49,7 @@ func says(t *testing.T, d *lab.Daemon, what, text string, least int) {
 // TestRulesRemoved: nftables.service is restarted, or somebody flushes or deletes our rules. They come back, the daemon says
 // so, and connections go on.
 func TestRulesRemoved(t *testing.T) {
-	lab.Require(t)
-	l := lab.New(t, lab.Config{Masquerade: true, YAML: []string{"workers: 2"}})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{Masquerade: true, YAML: []string{"workers: 2"}})
 	av, bv := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
 	pingBoth(t, &av.Host, &bv.Host)
 	talk := converse(t, &av.Host, &bv.Host, false)
@@ -125,10 +122,7 @@ func TestRulesRemoved(t *testing.T) {
 // TestDevicesDeleted: somebody deletes a device of ours. The node's own are made anew with all that hangs on them; a pod's
 // veth that comes back under its name is the pod's port again, and one that does not is said.
 func TestDevicesDeleted(t *testing.T) {
-	lab.Require(t)
-	l := lab.New(t, lab.Config{YAML: []string{"workers: 2"}})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{YAML: []string{"workers: 2"}})
 	av, at, bv := a.AddPod(t, lab.Veth), a.AddPod(t, lab.TUN), b.AddPod(t, lab.Veth)
 	pingBoth(t, &av.Host, &bv.Host)
 	talk := converse(t, &at.Host, &bv.Host, false)
@@ -198,10 +192,7 @@ func TestDevicesDeleted(t *testing.T) {
 // TestStopped: the daemon is stopped by SIGSTOP, far more happens than netlink's sockets can hold, also to what is ours, and
 // goes on. What it missed it finds out.
 func TestStopped(t *testing.T) {
-	lab.Require(t)
-	l := lab.New(t, lab.Config{YAML: []string{"workers: 2"}})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{YAML: []string{"workers: 2"}})
 	av, bv := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
 	talk := converse(t, &av.Host, &bv.Host, false)
 	before := settled(t, a)
@@ -264,10 +255,7 @@ func TestStopped(t *testing.T) {
 // TestAddressMoves: the node's address goes to another interface of the node, and the uplink flaps. Peers are reached by where
 // the address is.
 func TestAddressMoves(t *testing.T) {
-	lab.Require(t)
-	l := lab.New(t, lab.Config{YAML: []string{"workers: 2"}})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{YAML: []string{"workers: 2"}})
 	av, bv := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
 	talk := converse(t, &av.Host, &bv.Host, false)
 	wire(t, a, b, "second")

@@ -32,10 +32,7 @@ func ctlOK(t *testing.T, n *lab.Node, want int, args ...string) string {
 // TestTraceTellsWhatHappens: what trace says of a packet is what then happens to one, and the trace itself moves no counter.
 func TestTraceTellsWhatHappens(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{})
 	here, local, there := a.AddPod(t, lab.Veth), a.AddPod(t, lab.TUN), b.AddPod(t, lab.Veth)
 	nowhere := netip.MustParseAddr("10.244.77.7")
 	counted := func() (s control.Status) {
@@ -79,10 +76,7 @@ func TestTraceTellsWhatHappens(t *testing.T) {
 // files are whole for pcapgo, and for tshark where it is installed.
 func TestCaptureSeesThePath(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{})
 	here, there := a.AddPod(t, lab.Veth), b.AddPod(t, lab.TUN)
 	nowhere := netip.MustParseAddr("10.244.77.7")
 	if err := here.Ping(there.Addr(false)); err != nil {

@@ -63,9 +63,7 @@ func TestServices(t *testing.T) {
 }
 
 func testServices(t *testing.T, kind lab.Attach, yaml string) {
-	l := lab.New(t, lab.Config{YAML: []string{yaml}})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{YAML: []string{yaml}})
 	client, local, remote := a.AddPod(t, kind), a.AddPod(t, kind), b.AddPod(t, kind)
 	const port = 8080
 	servers(t, port, client, local, remote)
@@ -143,10 +141,7 @@ func udpService(ctx context.Context, from *lab.Host, to netip.AddrPort) error {
 // daemon is replaced: its flow is read back from conntrack.
 func TestServiceSurvivesRestart(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	_, a, b := twoNodes(t, lab.Config{})
 	client, remote := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
 	to := netip.AddrPortFrom(serviceAddress(1, false), servicePort)
 	a.SetServices(t, lab.Service{Address: to.Addr(), Port: to.Port(), Proto: "tcp", Backends: []netip.AddrPort{netip.AddrPortFrom(remote.IP4, 8081)}})
@@ -190,10 +185,7 @@ func TestServiceSurvivesRestart(t *testing.T) {
 // that has the pod and on one that has not.
 func TestNodePort(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{Outside: true})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{Outside: true})
 	pod := a.AddPod(t, lab.Veth)
 	servers(t, 8080, pod)
 	for _, n := range []*lab.Node{a, b} {
@@ -273,10 +265,7 @@ func TestOutside(t *testing.T) {
 // penstock0's address.
 func TestProbes(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{})
 	for _, p := range []*lab.Pod{a.AddPod(t, lab.Veth), a.AddPod(t, lab.TUN), b.AddPod(t, lab.Veth), b.AddPod(t, lab.TUN)} {
 		servers(t, 8080, p)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

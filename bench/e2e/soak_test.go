@@ -19,7 +19,6 @@ import (
 // the daemon is killed, for LAB_SOAK (make soak). Memory, descriptors and
 // goroutines stay flat, and the law holds at the end.
 func TestSoak(t *testing.T) {
-	lab.Require(t)
 	length := 5 * time.Second // a smoke test of the soak itself
 	if s := os.Getenv("LAB_SOAK"); s != "" {
 		var err error
@@ -27,9 +26,7 @@ func TestSoak(t *testing.T) {
 			t.Fatalf("LAB_SOAK is %q, it should be a duration such as 10m: %v", s, err)
 		}
 	}
-	l := lab.New(t, lab.Config{})
-	l.Start(t)
-	a, b := l.Nodes[0], l.Nodes[1]
+	l, a, b := twoNodes(t, lab.Config{})
 	pods := [2][]*lab.Pod{{a.AddPod(t, lab.Veth), a.AddPod(t, lab.Veth)}, {b.AddPod(t, lab.Veth), b.AddPod(t, lab.TUN)}}
 	rnd := rand.New(rand.NewPCG(1, uint64(length)))
 	var readings []usage

@@ -124,23 +124,31 @@ func (p *Pod) addresses() []netip.Addr {
 	return slices.DeleteFunc([]netip.Addr{p.IP4, p.IP6}, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
-// makeVeth makes the pair as the plugin will (design section 3).
-func (p *Pod) makeVeth() error {
+// makePair makes a veth whose one end is the pod's eth0.
+func (p *Pod) makePair() (host, pod netlink.Link, err error) {
 	node := p.Node.NS
 	if err := vethPair(node, p.HostDevice, p.NS, "eth0", p.MTU); err != nil {
-		return err
+		return nil, nil, err
 	}
-	host, err := node.link(p.HostDevice)
-	if err != nil {
-		return err
+	if host, err = node.link(p.HostDevice); err != nil {
+		return nil, nil, err
 	}
-	pod, err := p.link("eth0")
-	if err != nil {
-		return err
+	if pod, err = p.link("eth0"); err != nil {
+		return nil, nil, err
 	}
 	p.MAC = pod.Attrs().HardwareAddr
 	if err := node.route.LinkSetHardwareAddr(host, hostMAC); err != nil {
-		return fmt.Errorf("lab: MAC of %s in %s: %w", p.HostDevice, node.Name, err)
+		return nil, nil, fmt.Errorf("lab: MAC of %s in %s: %w", p.HostDevice, node.Name, err)
+	}
+	return host, pod, nil
+}
+
+// makeVeth makes the pair as the plugin will (design section 3).
+func (p *Pod) makeVeth() error {
+	node := p.Node.NS
+	host, pod, err := p.makePair()
+	if err != nil {
+		return err
 	}
 	// Before it comes up, or the node speaks neighbour discovery to its pod.
 	if err := node.sysctl("net/ipv6/conf/"+p.HostDevice+"/disable_ipv6", "1"); err != nil {
@@ -193,20 +201,8 @@ func (p *Pod) addressPod() error {
 // makePlain hangs the pod on a kernel router.
 func (p *Pod) makePlain() error {
 	node := p.Node.NS
-	if err := vethPair(node, p.HostDevice, p.NS, "eth0", p.MTU); err != nil {
+	if _, _, err := p.makePair(); err != nil {
 		return err
-	}
-	host, err := node.link(p.HostDevice)
-	if err != nil {
-		return err
-	}
-	pod, err := p.link("eth0")
-	if err != nil {
-		return err
-	}
-	p.MAC = pod.Attrs().HardwareAddr
-	if err := node.route.LinkSetHardwareAddr(host, hostMAC); err != nil {
-		return fmt.Errorf("lab: MAC of %s in %s: %w", p.HostDevice, node.Name, err)
 	}
 	if err := node.up(p.HostDevice); err != nil {
 		return err

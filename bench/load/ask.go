@@ -161,12 +161,7 @@ func (j *running) answerStream(t *thread, fd int) error {
 // answerDatagrams sends every datagram back, a thread a flow.
 func (j *running) answerDatagrams() (ports []uint16, err error) {
 	for _, f := range j.Flows {
-		fd, err := datagramSocket(firstPod + f.Pod)
-		if err != nil {
-			return nil, err
-		}
-		j.own(fd)
-		port, err := bound(fd, f.At.Addr())
+		fd, port, err := j.receiving(f, datagramSocket)
 		if err != nil {
 			return nil, err
 		}

@@ -115,12 +115,7 @@ func (j *running) shuffled(flows int) (sizes, chosen []int) {
 func (j *running) receiveDatagrams() (ports []uint16, err error) {
 	var fds []int
 	for _, f := range j.Flows {
-		fd, err := datagramSocket(firstPod + f.Pod)
-		if err != nil {
-			return nil, err
-		}
-		j.own(fd)
-		port, err := bound(fd, f.At.Addr())
+		fd, port, err := j.receiving(f, datagramSocket)
 		if err != nil {
 			return nil, err
 		}

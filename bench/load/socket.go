@@ -73,6 +73,18 @@ func datagramSocket(ns int) (int, error) {
 	return fd, nil
 }
 
+func streamSocket(ns int) (int, error) { return socket(ns, unix.SOCK_STREAM) }
+
+// receiving is the socket on which a flow arrives, and its port.
+func (j *running) receiving(f Flow, open func(ns int) (int, error)) (fd int, port uint16, err error) {
+	if fd, err = open(firstPod + f.Pod); err != nil {
+		return -1, 0, err
+	}
+	j.own(fd)
+	port, err = bound(fd, f.At.Addr())
+	return fd, port, err
+}
+
 func sockaddr(a netip.AddrPort) *unix.SockaddrInet4 {
 	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 }

@@ -77,12 +77,7 @@ func abort(fd int) error {
 func (j *running) listen(serve func(t *thread, fd int) error) (ports []uint16, err error) {
 	var fds []int
 	for _, f := range j.Flows {
-		fd, err := socket(firstPod+f.Pod, unix.SOCK_STREAM)
-		if err != nil {
-			return nil, err
-		}
-		j.own(fd)
-		port, err := bound(fd, f.At.Addr())
+		fd, port, err := j.receiving(f, streamSocket)
 		if err != nil {
 			return nil, err
 		}

@@ -116,20 +116,21 @@ func (f *fake) WatchUnderlay(ctx context.Context, _ netip.Addr, fn func(hostnet.
 	return nil
 }
 
-func (f *fake) WatchRoutes(ctx context.Context, fn func()) error {
+// untilDone keeps what is to be called when something changes.
+func (f *fake) untilDone(ctx context.Context, keep *func(), fn func()) error {
 	f.mu.Lock()
-	f.routes = fn
+	*keep = fn
 	f.mu.Unlock()
 	<-ctx.Done()
 	return nil
 }
 
+func (f *fake) WatchRoutes(ctx context.Context, fn func()) error {
+	return f.untilDone(ctx, &f.routes, fn)
+}
+
 func (f *fake) WatchRules(ctx context.Context, fn func()) error {
-	f.mu.Lock()
-	f.rules = fn
-	f.mu.Unlock()
-	<-ctx.Done()
-	return nil
+	return f.untilDone(ctx, &f.rules, fn)
 }
 
 func (f *fake) PrepareTUN(name string, queues int) (bool, error) {

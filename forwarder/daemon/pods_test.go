@@ -41,6 +41,21 @@ func (r *running) plug(t testing.TB, container string) (control.Allocation, erro
 	return a, err
 }
 
+// plugTUN is plug for a pod whose queue the daemon makes.
+func (r *running) plugTUN(t testing.TB, container string) (control.Allocation, error) {
+	r.f.mu.Lock()
+	r.f.netns["/ns/"+container] = "4:" + container
+	r.f.mu.Unlock()
+	q := allocation(container)
+	q.Attach = control.AttachTUN
+	a, err := r.client.Allocate(t.Context(), q)
+	if err != nil {
+		return a, err
+	}
+	_, err = r.client.Attach(t.Context(), control.AttachRequest{Container: container, Interface: "eth0", Attach: control.AttachTUN})
+	return a, err
+}
+
 func (r *running) phases(t testing.TB) string {
 	t.Helper()
 	pods, err := r.client.Pods(t.Context())

@@ -99,18 +99,12 @@ func TestHalfQueuedDelete(t *testing.T) {
 func TestLostTUN(t *testing.T) {
 	f := newFake()
 	r := run(t, f, dual)
-	f.netns["/ns/c1"] = "4:c1"
-	q := allocation("c1")
-	q.Attach = control.AttachTUN
-	a, err := r.client.Allocate(t.Context(), q)
+	a, err := r.plugTUN(t, "c1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	attach := control.AttachRequest{Container: "c1", Interface: "eth0", Network: "n", Attach: control.AttachTUN}
 	lost := control.DetachRequest{Container: "c1", Interface: "eth0", Lost: true}
-	if _, err := r.client.Attach(t.Context(), attach); err != nil {
-		t.Fatal(err)
-	}
 	if err := r.client.Detach(t.Context(), lost); err != nil || r.phases(t) != "c1 attached" {
 		t.Errorf("a pod that does not wait: %v, %s", err, r.phases(t))
 	}
@@ -136,14 +130,8 @@ func TestLostTUN(t *testing.T) {
 func TestNamespaceGoneWhileWaiting(t *testing.T) {
 	f := newFake()
 	r := run(t, f, dual)
-	f.netns["/ns/c1"] = "4:c1"
-	q := allocation("c1")
-	q.Attach = control.AttachTUN
-	a, err := r.client.Allocate(t.Context(), q)
+	a, err := r.plugTUN(t, "c1")
 	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.client.Attach(t.Context(), control.AttachRequest{Container: "c1", Interface: "eth0", Network: "n", Attach: control.AttachTUN}); err != nil {
 		t.Fatal(err)
 	}
 	r.stop()

@@ -29,17 +29,24 @@ func dropPrivileges(t *testing.T) {
 	}
 }
 
+// applyUnprivileged sets the node up with the two capabilities alone.
+func applyUnprivileged(t *testing.T, cfg Config) (*Host, Report) {
+	t.Helper()
+	dropPrivileges(t)
+	h, err := New(cfg)
+	check(t, err)
+	r, err := h.Apply(context.Background())
+	check(t, err)
+	return h, r
+}
+
 func TestWithTheDaemonsCapabilities(t *testing.T) {
 	host := nstest.New(t)
 	host.TUN("penstock0")
 	cfg := testConfig()
 	cfg.Masquerade = true
 	host.Do(func() {
-		dropPrivileges(t)
-		h, err := New(cfg)
-		check(t, err)
-		r, err := h.Apply(context.Background())
-		check(t, err)
+		h, r := applyUnprivileged(t, cfg)
 		for _, f := range r.Findings {
 			if !f.Fixed && f.Severity != Info {
 				t.Errorf("found %v", f)
@@ -49,7 +56,7 @@ func TestWithTheDaemonsCapabilities(t *testing.T) {
 			t.Errorf("ip_forward was not set: %v", r.Findings)
 		}
 		check(t, h.BlockIngress("penstock0"))
-		r, err = Cleanup(context.Background(), "penstock0")
+		r, err := Cleanup(context.Background(), "penstock0")
 		check(t, err)
 		if !slices.Contains(r.Removed, "device penstock0") {
 			t.Errorf("removed %q", r.Removed)
@@ -64,11 +71,7 @@ func TestForwardWithTheDaemonsCapabilities(t *testing.T) {
 	cfg := testConfig()
 	cfg.Forward = true
 	host.Do(func() {
-		dropPrivileges(t)
-		h, err := New(cfg)
-		check(t, err)
-		r, err := h.Apply(context.Background())
-		check(t, err)
+		_, r := applyUnprivileged(t, cfg)
 		if !strings.Contains(strings.Join(r.Added, ";"), "FORWARD -j PENSTOCK-FWD") {
 			t.Errorf("added %q", r.Added)
 		}
