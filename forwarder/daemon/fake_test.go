@@ -4,29 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder"
-	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
 	"github.com/penstock-net/penstock/forwarder/probe"
 	"github.com/penstock-net/penstock/forwarder/uplink"
 	"github.com/penstock-net/penstock/table/feed"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fake is a machine, with a plane, a host and flows, that writes down what is done to it and fails where it is told to.
 type fake struct {
@@ -382,105 +375,12 @@ func (f fakeFlows) Run(ctx context.Context) error     { <-ctx.Done(); return nil
 func (f fakeFlows) Stats() hostflow.Stats             { return hostflow.Stats{Preloaded: 3} }
 func (f fakeFlows) Close() error                      { return f.do("flowsclose") }
 
-// file writes a configuration and returns its path. The socket lies in its directory.
-func file(t *testing.T, more string) string {
-	t.Helper()
-	dir := t.TempDir()
-	path := filepath.Join(dir, "penstock.yaml")
-	rewrite(t, path, more)
-	return path
-}
-
-func rewrite(t *testing.T, path, more string) {
-	t.Helper()
-	base := "network: {cidrs: [10.244.0.0/16]}\ndebug: {listen: \"\"}\ncontrol: {socket: " + filepath.Join(filepath.Dir(path), "p.sock") + "}\n"
-	if !strings.Contains(more, "node:") {
-		base += "node: {name: node-a, address: 192.0.2.1, podCIDRs: [10.244.1.0/24]}\n"
-	}
-	if !strings.Contains(more, "state:") {
-		base += "state: " + filepath.Join(filepath.Dir(path), "state") + "\n"
-	}
-	for _, key := range []string{"network:", "debug:"} {
-		if strings.Contains(more, key) {
-			i := strings.Index(base, key)
-			base = base[:i] + base[i+strings.Index(base[i:], "\n")+1:]
-		}
-	}
-	if err := os.WriteFile(path, []byte(base+more), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// running is a daemon that runs on a fake machine.
-type running struct {
-	*Daemon
-	f      *fake
-	path   string
-	client *control.Client
-	hangup chan os.Signal
-	cancel context.CancelFunc
-	ended  chan error
-}
-
-func run(t *testing.T, f *fake, yaml string) *running {
-	t.Helper()
-	return restart(t, f, file(t, yaml))
-}
-
-// restart runs a daemon on files that are there.
-func restart(t *testing.T, f *fake, path string) *running {
-	t.Helper()
-	return restartUntil(t, f, path, func(s control.Status) bool { return s.Ready })
-}
-
-// restartUntil is restart for a daemon that does not become ready at once.
-func restartUntil(t *testing.T, f *fake, path string, until func(control.Status) bool) *running {
-	t.Helper()
-	f.mu.Lock()
-	f.ports = nil // of a daemon that has ended
-	f.mu.Unlock()
-	r := &running{f: f, path: path, hangup: make(chan os.Signal, 1), ended: make(chan error, 1)}
-	d, err := newDaemon(f, Options{Config: r.path, Log: io.Discard})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Daemon = d
-	var ctx context.Context
-	ctx, r.cancel = context.WithCancel(context.Background())
-	go func() { r.ended <- d.run(ctx, r.hangup) }()
-	t.Cleanup(func() { r.cancel(); <-r.ended })
-	r.client = control.New(filepath.Join(filepath.Dir(r.path), "p.sock"))
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
-		if s, err := r.client.Status(t.Context()); err == nil && until(s) && f.watching() {
-			break
-		}
-		select {
-		case err := <-r.ended:
-			r.ended <- err
-			t.Fatalf("the daemon ended: %v", err)
-		default:
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("not ready after 5 s")
-		}
-	}
-	return r
-}
-
 type portInfo = forwarder.PortInfo
 
 func (f *fake) watching() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.watch != nil && f.routes != nil && f.rules != nil
-}
-
-// stop ends the daemon and returns what run returned.
-func (r *running) stop() error {
-	r.cancel()
-	err := <-r.ended
-	r.ended <- nil // for the cleanup
-	return err
 }
 
 func (f *fake) NewProber(string) prober { return &fakeProber{fake: f} }

@@ -1,0 +1,226 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/control"
+)
+
+func TestTUNComesBack(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	for _, c := range []string{"stored", "lost", "dead", "unmoved"} {
+		q := allocation(c)
+		q.Attach = control.AttachTUN
+		if _, err := r.client.Allocate(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.client.Attach(t.Context(), control.AttachRequest{Container: c, Interface: "eth0"}); err != nil {
+			t.Fatal(err)
+		}
+		if c != "dead" {
+			f.netns["/ns/"+c] = "4:" + c
+		}
+	}
+	if did := f.deeds(); !slices.Contains(did, "store "+control.DeviceName("stored", "eth0")) {
+		t.Errorf("no queue was stored: %q", did)
+	}
+	f.setLink(control.DeviceName("unmoved", "eth0"), link{Index: 30, Type: "tuntap"})
+	f.ports = nil
+	null := func() int { fd, _ := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); return fd }
+	f.stored = map[string]int{control.DeviceName("stored", "eth0"): null(), "psffffffffff0": null()}
+	r.stop()
+	f.deeds()
+	r = restartUntil(t, f, r.path, func(s control.Status) bool {
+		return !s.Ready && s.Waiting == 1 && strings.Contains(s.Reason, "penstock adopt")
+	})
+	if p := r.phases(t); p != "lost waiting, stored attached, unmoved attached" {
+		t.Error(p)
+	}
+	if did := f.deeds(); !slices.Contains(did, "unstore psffffffffff0") || !slices.Contains(did, "adopt "+control.DeviceName("stored", "eth0")) {
+		t.Errorf("did %q", did)
+	}
+	lost := control.PodKey{Container: "lost", Interface: "eth0"}
+	queue, _ := os.Open("/dev/null")
+	defer queue.Close()
+	f.failing("adopt", errors.New("no TUN"))
+	if err := r.client.Adopt(t.Context(), lost, queue); control.CodeOf(err) != control.BadRequest {
+		t.Error(err)
+	}
+	f.failing("adopt", nil)
+	if err := r.client.Adopt(t.Context(), lost, queue); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := r.client.Status(t.Context()); err != nil || !s.Ready || s.Waiting != 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if err := r.client.Adopt(t.Context(), lost, queue); control.CodeOf(err) != control.Conflict {
+		t.Error(err)
+	}
+	if err := r.client.Adopt(t.Context(), control.PodKey{Container: "x", Interface: "y"}, queue); control.CodeOf(err) != control.NotFound {
+		t.Error(err)
+	}
+}
+
+func TestDamagedState(t *testing.T) {
+	f := newFake()
+	r := run(t, f, dual)
+	var all []control.Allocation
+	for _, c := range []string{"a", "b", "c", "d"} {
+		x, err := r.plug(t, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, x)
+	}
+	r.stop()
+	dir := filepath.Join(stateDir(r.path), "pods")
+	path := func(i int) string { return filepath.Join(dir, all[i].Device+".json") }
+	b, _ := os.ReadFile(path(0))
+	os.WriteFile(path(0), b[:len(b)*2/3], 0o600)     // cut
+	os.WriteFile(path(1), append(b, "{}"...), 0o600) // another pod's, and more
+	os.WriteFile(path(2), nil, 0o600)                // empty
+	os.WriteFile(filepath.Join(stateDir(r.path), "released"), []byte("\x00\xffx\n9 9\n"), 0o600)
+	f.ports = nil
+	r = restart(t, f, r.path)
+	if p := r.phases(t); p != "d attached" {
+		t.Errorf("%s", p)
+	}
+	i, _ := r.client.IPAM(t.Context())
+	if i.CIDRs[0].Leaked != 1 || i.CIDRs[0].Allocated != 1 {
+		t.Errorf("%+v", i)
+	}
+	got, err := r.client.Allocate(t.Context(), allocation("e"))
+	if err != nil || got.Addresses[0] == all[0].Addresses[0] {
+		t.Errorf("a damaged file's address was given again: %+v, %v", got, err)
+	}
+	if _, err := r.client.Allocate(t.Context(), allocation("a")); control.CodeOf(err) != control.Conflict || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("%v", err)
+	}
+	r = r.again(t) // still kept
+	if i, _ = r.client.IPAM(t.Context()); i.CIDRs[0].Leaked != 1 {
+		t.Errorf("after another start: %+v", i)
+	}
+	for _, c := range []string{"a", "b", "c"} {
+		if err := r.client.Detach(t.Context(), control.DetachRequest{Container: c, Interface: "eth0"}); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "damaged", "*")); left != nil {
+		t.Errorf("left %v", left)
+	}
+	if i, _ = r.client.IPAM(t.Context()); i.CIDRs[0].Leaked != 0 {
+		t.Errorf("%+v", i)
+	}
+}
+
+// A plugin that was killed between the making of a device and its attachment leaves a device that no file claims.
+func TestOrphansAtTheStart(t *testing.T) {
+	f := newFake()
+	f.setLink("ps0123456789a", link{Index: 70, Group: control.DeviceGroup, Ethernet: true, Type: "veth"})
+	f.setLink("ps0123456789b", link{Index: 71, Type: "tuntap"})
+	f.setLink("ps0123456789c", link{Index: 72, Ethernet: true, Type: "veth"}) // somebody's own
+	f.setLink("psi", link{Index: 73, Group: control.DeviceGroup, Ethernet: true, Type: "veth"})
+	run(t, f, "")
+	var left []string
+	for name := range f.links {
+		if strings.HasPrefix(name, "ps") {
+			left = append(left, name)
+		}
+	}
+	slices.Sort(left)
+	if fmt.Sprint(left) != "[ps0123456789c psi]" {
+		t.Errorf("left %v", left)
+	}
+}
+
+func TestAnotherBoot(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	if _, err := r.plug(t, "c1"); err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	f.boot, f.ports = "boot-2", nil
+	f.links = newFake().links
+	r = restart(t, f, r.path)
+	if p := r.phases(t); p != "" {
+		t.Error(p)
+	}
+	if a, err := r.client.Allocate(t.Context(), allocation("c1")); err != nil {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// A delete that was queued is done before its pod is made again.
+func TestPendingWhileRunning(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	a, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(filepath.Dir(r.path), "p.sock")
+	if err := control.WritePending(socket, control.DetachRequest{Container: "c1", Interface: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	b, err := r.client.Allocate(t.Context(), allocation("c1"))
+	if err != nil || b.Addresses[0] == a.Addresses[0] || b.Phase != control.PhaseReserved {
+		t.Errorf("%+v, %v", b, err)
+	}
+	if _, ok := f.links[a.Device]; ok || control.IsPending(socket, "c1", "eth0") {
+		t.Error("the old pod's device or its queued delete stays")
+	}
+}
+
+func TestReservationsAtTheStart(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	f.netns["/ns/young"], f.netns["/ns/old"] = "4:young", "4:old"
+	for _, c := range []string{"young", "old", "gone"} {
+		if _, err := r.client.Allocate(t.Context(), allocation(c)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.stop()
+	path := filepath.Join(stateDir(r.path), "pods", control.DeviceName("old", "eth0")+".json")
+	b, _ := os.ReadFile(path)
+	year := time.Now().UTC().Format("2006")
+	os.WriteFile(path, []byte(strings.Replace(string(b), `"created": "`+year, `"created": "2001`, 1)), 0o600)
+	r = restart(t, f, r.path)
+	if p := r.phases(t); p != "young reserved" {
+		t.Error(p)
+	}
+}
+
+func TestCleanupRemovesPods(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	a, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	if err := cleanup(t.Context(), f, Options{Config: r.path, Log: testWriter{}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := f.links[a.Device]; ok {
+		t.Error("the pod's device stays")
+	}
+	if _, err := os.Stat(filepath.Join(stateDir(r.path), "pods")); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the state stays")
+	}
+}
+
+type testWriter struct{}
+
+func (testWriter) Write(b []byte) (int, error) { return len(b), nil }
