@@ -31,12 +31,6 @@ func (x *index[H]) delete(owner uint64, p netip.Prefix) bool {
 	return true
 }
 
-// exact returns the next hop of exactly p, or nil.
-func (x *index[H]) exact(p netip.Prefix) *H {
-	r, _ := x.rib.exact(p)
-	return r.h
-}
-
 // match returns the next hop of the longest prefix that covers a, or nil.
 func (x *index[H]) match(a netip.Addr) *H { return x.fib.route(a) }
 

@@ -169,7 +169,12 @@ func changeBoth(t *rapid.T, x *Txn[next], o *oracle, id *int) {
 		delete(o.peers, a)
 	case 19:
 		if rapid.IntRange(0, 9).Draw(t, "network") == 0 {
-			x.DeleteNetwork(vni)
+			for p := range n.Routes() {
+				n.DeleteRoute(p)
+			}
+			for m := range n.Stations() {
+				n.DeleteStation(m)
+			}
 			delete(o.routes, vni)
 			delete(o.stations, vni)
 		}
@@ -302,10 +307,22 @@ func comparePeers(t fataler, all map[netip.Addr]*next, peer func(netip.Addr) *ne
 // network is what Network and NetworkTxn have in common.
 type network interface {
 	Route(netip.Addr) *next
-	RouteExact(netip.Prefix) *next
 	Station(MAC) *next
 	RouteCount() int
 	StationCount() int
+}
+
+// exactly is the next hop that the RIB has for exactly this prefix, or nil.
+func exactly(n network, p netip.Prefix) *next {
+	var routes *index[next]
+	switch n := n.(type) {
+	case *Network[next]:
+		routes = &n.routes
+	case *NetworkTxn[next]:
+		routes = &n.routes
+	}
+	r, _ := routes.rib.exact(p)
+	return r.h
 }
 
 func compareNetwork(t fataler, n network, o *oracle, vni uint32) {
@@ -319,7 +336,7 @@ func compareNetwork(t fataler, n network, o *oracle, vni uint32) {
 		}
 	}
 	for p, h := range routes {
-		if n.RouteExact(p) != h {
+		if exactly(n, p) != h {
 			t.Fatalf("VNI %d: route %v is not what was set", vni, p)
 		}
 	}

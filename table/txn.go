@@ -68,13 +68,6 @@ func (x *Txn[H]) Network(vni uint32) *NetworkTxn[H] {
 	return n
 }
 
-// DeleteNetwork takes away all routes and stations of a network.
-func (x *Txn[H]) DeleteNetwork(vni uint32) {
-	n := x.Network(vni)
-	n.routes, n.stations = index[H]{}, index[H]{}
-	n.touch()
-}
-
 // Networks iterates over the networks that have a route or a station now, by
 // ascending VNI.
 func (x *Txn[H]) Networks() iter.Seq[*NetworkTxn[H]] {

@@ -80,11 +80,6 @@ func (n *NetworkTxn[H]) DeleteStation(m MAC) {
 // Route is Network.Route on the pending state.
 func (n *NetworkTxn[H]) Route(a netip.Addr) *H { return n.routes.match(a) }
 
-// RouteExact is Network.RouteExact on the pending state.
-func (n *NetworkTxn[H]) RouteExact(p netip.Prefix) *H {
-	return n.routes.exact(p)
-}
-
 // Station is Network.Station on the pending state.
 func (n *NetworkTxn[H]) Station(m MAC) *H {
 	return n.stations.match(macAddr(m))

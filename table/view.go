@@ -81,14 +81,6 @@ func (n *Network[H]) Route(a netip.Addr) *H {
 	return n.routes.match(a)
 }
 
-// RouteExact returns the next hop of exactly this prefix, or nil.
-func (n *Network[H]) RouteExact(p netip.Prefix) *H {
-	if n == nil {
-		return nil
-	}
-	return n.routes.exact(p)
-}
-
 // Station returns the next hop behind which that MAC lives (the FDB), or nil.
 func (n *Network[H]) Station(m MAC) *H {
 	if n == nil {
