@@ -94,9 +94,12 @@ var number = regexp.MustCompile(`^\d+$`)
 // names are what the rows of an output are about: their first cells, or the second ones behind a number or a result.
 func names(out string) (all []string) {
 	for line := range strings.Lines(out) {
-		row := cells(plainLine(line))
+		row := cells(times.ReplaceAllString(line, "T"))
 		if len(row) > 1 && (number.MatchString(row[0]) || slices.Contains([]string{"ok", "skipped", "warning", "failure"}, row[0])) {
 			row = row[1:]
+		}
+		if len(row) == 1 {
+			row[0] = plain(row[0])
 		}
 		if row[0] != "" && !strings.HasPrefix(line, "```") && !strings.HasPrefix(line, "   ") {
 			all = append(all, row[0])
@@ -105,9 +108,6 @@ func names(out string) (all []string) {
 	slices.Sort(all)
 	return slices.Compact(all)
 }
-
-// plainLine keeps the columns, which plain does not.
-func plainLine(line string) string { return times.ReplaceAllString(line, "T") }
 
 // sameNames: what the page's rows are about is what the printed rows are about, and the other way round.
 func (w *walk) sameNames(keys ...string) {

@@ -90,11 +90,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // call is one endpoint: it gets the body and returns what to answer.
 type call func(ctx context.Context, body []byte) (any, error)
 
-// Handler is the whole API as an http.Handler.
-func Handler(b Backend, log *slog.Logger) http.Handler { return handler(b, log, context.Background()) }
-
-func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler {
-	routes := map[string]map[string]call{
+// endpoints are the calls of a backend by path and method; those that take the connection over stand beside them.
+func endpoints(b Backend) map[string]map[string]call {
+	return map[string]map[string]call{
 		"/v1/status":  {http.MethodGet: get(b.Status)},
 		"/v1/ports":   {http.MethodGet: list("ports", b.Ports)},
 		"/v1/peers":   {http.MethodGet: list("peers", b.Peers)},
@@ -125,6 +123,13 @@ func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler
 			}),
 		},
 	}
+}
+
+// Handler is the whole API as an http.Handler.
+func Handler(b Backend, log *slog.Logger) http.Handler { return handler(b, log, context.Background()) }
+
+func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler {
+	routes := endpoints(b)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == adoptPath {
 			serveAdopt(w, r, b, log)
