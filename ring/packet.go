@@ -58,6 +58,8 @@ type PacketConfig struct {
 
 	NoBypass bool // never PACKET_QDISC_BYPASS: the device has a qdisc that counts
 	Widen    bool // V2: make OpenWide possible, see widen.go
+
+	TCP *TCPFilter // accept only this; nil: every frame. Not with Widen
 }
 
 // Stats counts since the socket was opened.
@@ -116,7 +118,7 @@ func OpenPacket(cfg PacketConfig) (*PacketSocket, error) {
 	s := &PacketSocket{fd: fd, index: index, ring: cfg.Ring}
 	err = s.setUp(cfg)
 	if err == nil {
-		err = s.accept()
+		err = s.accept(cfg.TCP)
 	}
 	if err != nil {
 		_ = s.Close()
@@ -197,9 +199,13 @@ func (s *PacketSocket) setUp(cfg PacketConfig) error {
 	return err
 }
 
-// accept takes the filter of openBound away: from here on every frame counts.
-func (s *PacketSocket) accept() error {
-	if s.grouped {
+// accept takes the filter of openBound away, or puts another in its place: from here on every frame that passes counts.
+func (s *PacketSocket) accept(only *TCPFilter) error {
+	if only != nil {
+		if err := setFilter(s.fd, only.program()); err != nil {
+			return fmt.Errorf("SO_ATTACH_FILTER: %w", err)
+		}
+	} else if s.grouped {
 		if err := s.incoming(); err != nil {
 			return err
 		}

@@ -106,7 +106,7 @@ func (s *PacketSocket) OpenWide(slots, recvBuffer int) (*PacketSocket, error) {
 	if err == nil {
 		if err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT, fanoutKind|int(s.group)); err == nil {
 			w.grouped = true
-			err = w.accept()
+			err = w.accept(nil)
 		}
 	}
 	if err != nil {

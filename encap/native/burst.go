@@ -38,3 +38,10 @@ func PutDirectory(dst []byte, piece int, ends []uint16) {
 		binary.BigEndian.PutUint16(dst[(i-1)*entryLen:], uint16(at))
 	}
 }
+
+// Room is how many bytes of frames a burst may hold, so that its pieces, each with head bytes in front of it, are no more
+// than most bytes together.
+func Room(piece, head, most int) int {
+	n := min((most+piece+head-1)/(piece+head), MaxPieces)
+	return min(most-n*head, n*piece, MaxBurst) - 2*DirectoryLen(n)
+}
