@@ -37,8 +37,9 @@ type Way struct {
 
 // Peer is what is known of one peer. The zero Peer with Self and Nonce set is ready.
 type Peer struct {
-	Self  native.Message // what we say of ourselves; Kind, To and Nonce are filled in
-	Nonce func() uint64
+	Self   native.Message // what we say of ourselves; Kind, To and Nonce are filled in
+	Nonce  func() uint64
+	Prefer native.Carrier // of several that are proven; 0: tcp. It may change at any time
 
 	known      native.Message // From 0: not
 	generation uint32
@@ -77,7 +78,7 @@ type probe struct {
 	at    time.Duration
 }
 
-// order is that in which carriers are preferred.
+// order is that in which carriers are preferred, if Peer.Prefer says nothing.
 var order = [2]native.Carrier{native.TCP, native.UDP}
 
 // Known is what the peer has said of itself, and a number that changes with it; From is 0 while it is not known.
@@ -90,19 +91,24 @@ func (p *Peer) Idle(now time.Duration) bool {
 
 // Way is how frames may go to the peer now.
 func (p *Peer) Way(now time.Duration) Way {
+	best := native.Carrier(0)
 	for i := range p.carriers {
-		if c := &p.carriers[i]; c.alive && c.usable && now-c.proof <= ProofLife {
-			return Way{c.is, p.generation}
+		if c := &p.carriers[i]; c.proven(now) && (best == 0 || c.is == p.Prefer) {
+			best = c.is
 		}
 	}
-	return Way{0, p.generation}
+	return Way{best, p.generation}
+}
+
+func (c *carrier) proven(now time.Duration) bool {
+	return c.alive && c.usable && now-c.proof <= ProofLife
 }
 
 // Alive reports whether a carrier is proven now.
 func (p *Peer) Alive(by native.Carrier, now time.Duration) bool {
 	for i := range p.carriers {
 		if c := &p.carriers[i]; c.is == by {
-			return c.alive && c.usable && now-c.proof <= ProofLife
+			return c.proven(now)
 		}
 	}
 	return false
@@ -119,6 +125,8 @@ func (p *Peer) Why(now time.Duration) string {
 		return "it does not answer hellos on the native port: not a Penstock node with native on, or a firewall is between"
 	case now >= p.wantedUntil:
 		return "no traffic to it now"
+	case p.Self.Carriers == 0:
+		return "this node has no carrier: its underlay is not Ethernet, its MTU is too small, or the kernel lacks what a carrier needs"
 	case p.Self.Carriers&p.known.Carriers == 0:
 		return "it takes none of our carriers"
 	case p.Self.Network != p.known.Network:
@@ -129,7 +137,7 @@ func (p *Peer) Why(now time.Duration) string {
 			return "no echo comes back by a carrier: a firewall or a small MTU is between"
 		}
 	}
-	return "no carrier can be used: the way to it is protected by xfrm, or is not on the underlay's device"
+	return "no carrier can be used now: the next hop is not known, the way to it is protected by xfrm or not on the underlay's device, or the kernel has refused"
 }
 
 // Tick is called often (ten times a second and more) while the peer is not Idle. wanted: there was traffic to it since

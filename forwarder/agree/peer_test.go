@@ -220,3 +220,21 @@ func TestUnlike(t *testing.T) {
 		}
 	}
 }
+
+// Of two proven carriers the preferred one is used, also when the preference changes, and the other one when it fails.
+func TestPrefer(t *testing.T) {
+	w := newWorld(t)
+	w.wanted = [2]bool{true, true}
+	w.node[0].Prefer, w.node[1].Prefer = native.UDP, native.TCP
+	w.run(time.Second)
+	w.want(0, native.UDP)
+	w.want(1, native.TCP)
+	w.node[1].Prefer = native.UDP
+	w.want(1, native.UDP)
+	w.pass = func(_ int, s Send) bool { return s.By != native.UDP }
+	w.run(950 * time.Millisecond)
+	w.want(0, native.TCP)
+	if w.node[0].Alive(native.UDP, w.now) || !w.node[0].Alive(native.TCP, w.now) {
+		t.Error("the dead one is taken for alive")
+	}
+}

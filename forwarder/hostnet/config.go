@@ -47,6 +47,7 @@ type Config struct {
 	Tunnels    []Tunnel       // what we and our peers listen on; none: no notrack rules
 	Masquerade bool           // pods → outside leave with the host's address
 	Forward    bool           // accepts in iptables' FORWARD
+	Carrier    Carrier        // of the native stream; zero: none
 	Log        *slog.Logger   // nil: slog.Default()
 }
 
@@ -81,7 +82,7 @@ func (c Config) normal() (Config, error) {
 	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65535) {
 		errs = append(errs, fmt.Errorf("hostnet: an MTU of %d bytes is impossible for %s; choose 576 to 65535", c.MTU, c.Device))
 	}
-	if len(c.Tunnels) > 0 && !c.Address.IsValid() {
+	if (len(c.Tunnels) > 0 || c.Carrier.Port != 0) && !c.Address.IsValid() {
 		errs = append(errs, errors.New("hostnet: tunnels without the node's address; set node.address"))
 	}
 	for _, t := range c.Tunnels {

@@ -44,6 +44,7 @@ func (h *Host) apply(ctx context.Context) (r Report, err error) {
 	steps := []func(*Config, *Report) error{
 		applyDevice,
 		applyRoutes,
+		applyCarrier,
 		applyNFT,
 	}
 	// With host.forward off, once is enough to be rid of what an earlier daemon left: iptables is a program, and Apply

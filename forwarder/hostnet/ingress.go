@@ -137,7 +137,7 @@ func (h *Host) KeepIngress(devices []string) (again []string, err error) {
 	}
 	dropping := make(map[string]bool, len(chains))
 	for _, ch := range chains {
-		dropping[ch.Name] = ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop
+		dropping[ch.Name] = drops(ch)
 	}
 	var lost []string
 	for _, name := range devices {
@@ -188,15 +188,28 @@ func ingressChains(conn *nftables.Conn) ([]string, error) {
 	return names, err
 }
 
-// ownIngress lists our drops.
+// ownIngress lists our drops. The chain of an uplink (carrier.go) is none: it accepts, and has a rule.
 func ownIngress(conn *nftables.Conn) ([]*nftables.Chain, error) {
+	chains, err := netdevChains(conn)
+	if err != nil {
+		return nil, err
+	}
+	uplinks, err := carrierChains(conn, "")
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(chains, func(ch *nftables.Chain) bool {
+		return slices.ContainsFunc(uplinks, func(u carrierChain) bool { return u.device == ch.Name })
+	}), nil
+}
+
+// netdevChains lists the chains of our table, but for the one that redirects superframes (package uplink).
+func netdevChains(conn *nftables.Conn) ([]*nftables.Chain, error) {
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: cannot list the chains of the nft table netdev %s: %w", TableName, err)
 	}
-	return slices.DeleteFunc(chains, func(ch *nftables.Chain) bool {
-		return ch.Table.Name != TableName || ch.Name == GSODevice // that one redirects (package uplink)
-	}), nil
+	return slices.DeleteFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name != TableName || ch.Name == GSODevice }), nil
 }
 
 func linkNames() (map[string]bool, error) {

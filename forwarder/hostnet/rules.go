@@ -46,6 +46,11 @@ func inetTable(c *Config) []chain {
 	output := chain{name: "output", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: nftables.ChainPriorityRaw}
 	postrouting := chain{name: "postrouting", typ: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, prio: nftables.ChainPriorityNATSource}
 
+	if c.Carrier.Port != 0 {
+		prerouting.rules = append(prerouting.rules, new(builder).prefix("daddr", netip.PrefixFrom(c.Address, c.Address.BitLen())).proto(unix.IPPROTO_TCP).
+			dport(c.Carrier.Port).end("drop", nativeDrop, &expr.Verdict{Kind: expr.VerdictDrop}))
+	}
+
 	// Only what is to or from the node's own address: a pod or a guest that speaks VXLAN through this host with somebody
 	// else stays tracked, and so translated.
 	for _, t := range c.Tunnels {
