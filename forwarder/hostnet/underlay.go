@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +27,7 @@ type Underlay struct {
 	Up       bool
 	Ethernet bool
 	MAC      [6]byte // zero if not Ethernet
+	TSO, USO bool    // it takes TCP superframes, or UDP ones, uncut; false where it does not say
 }
 
 // DefaultAddress returns the address of the device with the best default route: IPv4, or else IPv6.
@@ -116,9 +118,27 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 		if u.Ethernet {
 			copy(u.MAC[:], at.HardwareAddr)
 		}
+		u.TSO, u.USO = cuts(at.Name, addr.Is6())
 		return u, nil
 	}
 	return Underlay{}, fmt.Errorf("hostnet: %s: %w", addr, ErrNoAddress)
+}
+
+// cuts says which superframes of a family a device takes uncut.
+func cuts(device string, v6 bool) (tso, uso bool) {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return false, false
+	}
+	defer e.Close()
+	on, err := e.Features(device)
+	if err != nil {
+		return false, false
+	}
+	if v6 {
+		return on["tx-tcp6-segmentation"], on["tx-udp-segmentation"]
+	}
+	return on["tx-tcp-segmentation"], on["tx-udp-segmentation"]
 }
 
 // learnedDefault reports whether device has an IPv6 default route from router advertisements.

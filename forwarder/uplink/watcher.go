@@ -18,12 +18,15 @@ import (
 // Config is what a Watcher needs.
 type Config struct {
 	Local netip.Addr // this node's underlay address
-	TAP   string     // whose ingress is redirected; it exists
+	TAP   string     // whose ingress is redirected; it exists. Empty: nothing is redirected, and Direct alone is told
 	Log   *slog.Logger
 	// Used reports whether superframes went to the peer since it was last asked.
 	Used func(peer netip.Addr) bool
 	// Notify is told of each peer's Link whenever it changes; nil: none, see why.
 	Notify func(peer netip.Addr, l *Link, why string)
+	// Direct is told of each peer's Link as routes and neighbours have it, for what leaves by a packet socket and needs no
+	// redirect; nil: nobody wants to know.
+	Direct func(peer netip.Addr, l *Link)
 }
 
 // Path is what the Watcher knows of a peer.
@@ -44,10 +47,11 @@ type Watcher struct {
 	verify bool               // somebody else may have changed the rules or the TAP
 	ways   map[netip.Addr]way // what routing said; of the Run goroutine
 	paths  map[netip.Addr]Path
-	uplink []Link // that the rules redirect to now
-	stands string // how the kernel numbers these rules; of the Run goroutine
-	failed bool   // a look has failed; of the Run goroutine
-	said   string // the last failure that was logged
+	direct map[netip.Addr]*Link // that was told; of the Run goroutine
+	uplink []Link               // that the rules redirect to now
+	stands string               // how the kernel numbers these rules; of the Run goroutine
+	failed bool                 // a look has failed; of the Run goroutine
+	said   string               // the last failure that was logged
 }
 
 // settle is how long changes that come together are waited for, at least: in a
@@ -117,8 +121,10 @@ const (
 
 // Run keeps the paths true until ctx ends (nil), or netlink fails.
 func (w *Watcher) Run(ctx context.Context) error {
-	if err := raise(w.cfg.TAP); err != nil {
-		return err
+	if w.cfg.TAP != "" {
+		if err := raise(w.cfg.TAP); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wait sync.WaitGroup
@@ -229,7 +235,7 @@ func (w *Watcher) look() {
 	peers, fresh, moved, verify := slices.Clone(w.peers), w.fresh, w.moved, w.verify
 	w.fresh, w.moved, w.verify = false, false, false
 	w.mu.Unlock()
-	if verify {
+	if verify && w.cfg.TAP != "" {
 		w.inspect()
 	}
 	if moved {
@@ -248,6 +254,10 @@ func (w *Watcher) look() {
 			p.Link, p.Why = ns.resolve(w.ways[a])
 		}
 		next[a] = p
+	}
+	w.tellDirect(next, fresh)
+	if w.cfg.TAP == "" {
+		return
 	}
 	oneDevice(next)
 	w.mu.Lock()
@@ -277,6 +287,27 @@ func (w *Watcher) look() {
 	w.mu.Lock()
 	w.paths = next
 	w.mu.Unlock()
+}
+
+// tellDirect tells of the ways that have changed.
+func (w *Watcher) tellDirect(next map[netip.Addr]Path, fresh bool) {
+	if w.cfg.Direct == nil {
+		return
+	}
+	told := make(map[netip.Addr]*Link, len(next))
+	for a := range w.direct {
+		if _, ok := next[a]; !ok {
+			w.cfg.Direct(a, nil)
+		}
+	}
+	for a, p := range next {
+		was := w.direct[a]
+		if fresh || (was == nil) != (p.Link == nil) || was != nil && *was != *p.Link {
+			w.cfg.Direct(a, p.Link)
+		}
+		told[a] = p.Link
+	}
+	w.direct = told
 }
 
 // inspect finds out whether the TAP and the rules are still what they were.
