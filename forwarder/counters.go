@@ -38,10 +38,11 @@ const (
 const (
 	switchUDPSegment = iota // for a peer
 	switchTunnelGSO         // for a kind of superframe
+	switchNativeTCP         // for the uplink
 	switches
 )
 
-var switchNames = [switches]string{"udpSegment", "tunnelGSO"}
+var switchNames = [switches]string{"udpSegment", "tunnelGSO", "nativeTCP"}
 
 // tally is what a worker has counted since its last publish: plain words that
 // only the worker touches, so that counting costs an add. A frame is one

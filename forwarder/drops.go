@@ -32,6 +32,7 @@ const (
 	DropECN
 
 	// From the wire, as the native stream.
+	DropNativeChecksum
 	DropNativeBad
 	DropNativeUnknown
 	DropNativeDuplicate
@@ -94,12 +95,13 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropUnknownPeer:  {"unknown_peer", "from an underlay address that is no peer", "add the sender to peers, or block it at the underlay"},
 	DropWrongEncap:   {"wrong_encap", "the peer is known, but uses another encapsulation or port", "make encap (type, port) of both nodes agree, or override it for this peer"},
 	DropBadGRO:       {"bad_gro", "a coalesced buffer is neither a run nor a superframe", "report it with a capture"},
-	DropBadOuter:     {"bad_outer", "the outer IP header of an ipip packet is impossible", "find what else sends this protocol to this node"},
+	DropBadOuter:     {"bad_outer", "the outer IP header of an ipip packet, or of a piece of the native stream, is impossible", "find what else sends this protocol to this node"},
 	DropBadVXLAN:     {"bad_vxlan", "VXLAN header without the I flag, or cut", "find what else sends to the tunnel port"},
 	DropWrongVNI:     {"wrong_vni", "another VNI than the peer's", "make encap.vni of both nodes agree"},
 	DropWrongVTEPMAC: {"wrong_vtep_mac", "the inner Ethernet frame is addressed to another VTEP", "the peer has an old MAC for this node: compare with vtepMAC of penstockctl status"},
 	DropECN:          {"ecn", "congestion was marked outside on a packet that cannot carry the mark (RFC 6040)", "nothing; the loss tells the sender"},
 
+	DropNativeChecksum:  {"native_checksum", "the TCP checksum of a piece of the native stream is wrong", "look for a broken NIC offload on the peer or on the way"},
 	DropNativeBad:       {"native_bad", "a piece or message of the native stream that no sender of this version writes", "report it with a capture, unless something else sends to native.port"},
 	DropNativeUnknown:   {"native_unknown", "a piece of a native stream that its peer has not announced", "nothing, for a moment after a restart of either node: the peer finds out and goes by the encapsulation"},
 	DropNativeDuplicate: {"native_duplicate", "a piece of the native stream that has come before", "the underlay duplicates packets"},

@@ -14,10 +14,11 @@ import (
 // The native stream carries frames to peers that agree on it, in bursts that are
 // cut without regard to frame borders; docs/native-stream.md specifies it.
 //
-//	toPeer ─▶ toNative ─▶ burst (nativesend.go) ─▶ socket ──▶ peer
+//	toPeer ─▶ toNative ─▶ burst (nativesend.go) ─┬─▶ UDP socket ─────────────────▶ peer
+//	             │                               └─▶ packet socket (nativetcp.go) ─▶ peer
 //	             └ the way changes: hold, fence (nativehold.go)
 //
-//	peer ──▶ socket ─▶ pieces ─▶ native.Stream ─▶ accept (nativereceive.go)
+//	peer ──▶ UDP socket, packet socket ─▶ pieces ─▶ native.Stream ─▶ accept (nativereceive.go)
 //	             └ messages ─▶ nativePlane, which asks package agree (nativeagent.go)
 //
 // Workers read two words of a peer: by which way frames go, and what it sends.
@@ -26,26 +27,51 @@ import (
 
 // Native is how the stream is used.
 type Native struct {
-	UDP  bool // by the udp carrier
-	Port uint16
+	TCP, UDP bool // by these carriers
+	Port     uint16
 }
 
 // On reports whether there is a carrier to use.
-func (n Native) On() bool { return n.UDP }
+func (n Native) On() bool { return n.TCP || n.UDP }
 
 // nativeWay is how frames go to a peer as the native stream. Immutable.
 type nativeWay struct {
 	carrier native.Carrier
 	piece   int // how bursts are cut
+	room    int // bytes of frames in a burst
 	to      ring.Sockaddr
-	fence   bool           // what it replaces is alive: change in order
+	fence   bool           // what it replaces is alive, unless it is one of dead: change in order
+	dead    native.Carrier // that are not proven now
 	me      native.Message // what we say of ourselves to this peer
 }
 
+func newNativeWay(by native.Carrier, to ring.Sockaddr, me native.Message) *nativeWay {
+	w := &nativeWay{carrier: by, piece: me.Piece(by), to: to, fence: true, me: me}
+	if w.room = native.Room(w.piece, 0, native.MaxBurst); by == native.UDP {
+		w.room = native.Room(w.piece, native.UDPLen, maxRunBytes)
+	}
+	return w
+}
+
+// same reports whether frames that go by way or by other go the same way.
+func (way *nativeWay) same(other *nativeWay) bool {
+	return way == other || way != nil && other != nil && way.carrier == other.carrier && way.me == other.me
+}
+
+// carrierIndex numbers the carriers: their streams have nothing to do with each other.
+func carrierIndex(by native.Carrier) int {
+	if by == native.TCP {
+		return 0
+	}
+	return 1
+}
+
+const nativeCarriers = 2
+
 // nativePeer is what a peer sends, as it has said. Immutable.
 type nativePeer struct {
-	first, streams uint16 // its tags
-	size           int    // of its pieces
+	first, streams uint16              // its tags
+	size           [nativeCarriers]int // of its pieces
 }
 
 // nativePlane is what the workers have in common of the stream, and who decides.
@@ -57,11 +83,18 @@ type nativePlane struct {
 	done  sync.WaitGroup
 	sock  ring.Socket // sends messages
 	out   *ring.Datagrams
-	full  []byte // zeros behind a message
+	full  []byte         // zeros behind a message
+	may   native.Carrier // that are configured, and that the kernel has
 
-	mu    sync.Mutex
-	self  native.Message // what is the same for all peers
-	peers map[*peerState]*nativeAgreement
+	refused atomic.Bool // the uplink's device, bursts of the tcp carrier
+
+	mu     sync.Mutex
+	self   native.Message // what is the same for all peers
+	prefer native.Carrier
+	tcp    ring.Writer // sends messages by the tcp carrier; nil: there is none
+	index  int         // of the device that tcp is on
+	frames *ring.Packets
+	peers  map[*peerState]*nativeAgreement
 }
 
 // nativeEvent is a message from a peer that a worker received.
@@ -83,13 +116,23 @@ func (f *Forwarder) openNative() error {
 	if !s.Native.On() {
 		return nil
 	}
-	if !f.use.udpSegment || !f.use.udpGRO {
-		f.log.Warn("the native stream needs UDP_SEGMENT and UDP_GRO, which this kernel lacks or offload switches off: it stays off")
+	may := native.Carrier(0)
+	if s.Native.TCP {
+		may |= native.TCP
+	}
+	switch {
+	case !s.Native.UDP:
+	case f.use.udpSegment && f.use.udpGRO:
+		may |= native.UDP
+	default:
+		f.log.Warn("the udp carrier of the native stream needs UDP_SEGMENT and UDP_GRO, which this kernel lacks or offload switches off: it stays off")
+	}
+	if may == 0 {
 		return nil
 	}
 	local := netip.AddrPortFrom(s.Address, s.Native.Port)
 	n := &nativePlane{f: f, inbox: make(chan nativeEvent, nativeInbox), poked: make(chan struct{}, 1), stop: make(chan struct{}),
-		out: ring.NewDatagrams(1, 4), full: make([]byte, 1<<16), peers: map[*peerState]*nativeAgreement{}}
+		out: ring.NewDatagrams(1, 4), frames: ring.NewPackets(1, 4), full: make([]byte, 1<<16), may: may, peers: map[*peerState]*nativeAgreement{}}
 	var err error
 	if n.sock, err = f.env.openUDP(ring.UDPConfig{Local: netip.AddrPortFrom(s.Address, 0), SendOnly: true, Errors: true}); err != nil {
 		return fmt.Errorf("the native stream: %w", err)
@@ -107,7 +150,9 @@ func (f *Forwarder) openNative() error {
 			return fmt.Errorf("poll the native stream's socket: %w", err)
 		}
 	}
+	n.openTCP(s)
 	n.renew(s)
+	n.setPrefer(s.Uplink)
 	return nil
 }
 
@@ -119,10 +164,14 @@ func (n *nativePlane) renew(s *Settings) {
 	if s.Address.Is6() {
 		head = encap.IPv6Len
 	}
-	n.self = native.Message{Carriers: native.UDP, MinVersion: native.Version, MaxVersion: native.Version, Streams: uint8(min(len(n.f.workers), 255)), Network: s.VNI,
-		PieceUDP: uint16(min(s.UnderlayMTU-head-udpLen-native.UDPLen, nativePieceMost)), PieceTCP: native.MinPiece}
-	if s.UnderlayMTU-head-udpLen-native.UDPLen < native.MinPiece {
-		n.self.Carriers = 0
+	udp, tcp := s.UnderlayMTU-head-udpLen-native.UDPLen, s.UnderlayMTU-head-native.TCPLen
+	n.self = native.Message{Carriers: n.may, MinVersion: native.Version, MaxVersion: native.Version, Streams: uint8(min(len(n.f.workers), 255)), Network: s.VNI,
+		PieceUDP: uint16(min(max(udp, native.MinPiece), nativePieceMost)), PieceTCP: uint16(min(max(tcp, native.MinPiece), nativePieceMost))}
+	if udp < native.MinPiece {
+		n.self.Carriers &^= native.UDP
+	}
+	if tcp < native.MinPiece || n.tcp == nil {
+		n.self.Carriers &^= native.TCP
 	}
 	for s := range n.peers {
 		n.forget(s)
@@ -134,6 +183,7 @@ func (f *Forwarder) closeNative() {
 	if n == nil {
 		return
 	}
+	n.closeTCP()
 	for _, w := range f.workers {
 		if w.native != nil {
 			f.fds.remove(w.native.sock.FD())
@@ -179,6 +229,7 @@ type nativeCounts struct {
 // NativeStatus is what is to be said of one peer's stream.
 type NativeStatus struct {
 	Carrier              string // none: frames go by the standard encapsulation
+	Version              int    // of the stream, while there is a carrier
 	Why                  string // it is not native; empty if it is
 	Bursts, Frames       uint64 // sent
 	Saved                uint64 // bytes that the standard encapsulation would have cost more
@@ -198,7 +249,7 @@ func (n *nativePlane) status(p *peer) *NativeStatus {
 	s := &NativeStatus{Carrier: "none", Bursts: c.bursts.Load(), Frames: c.frames.Load(), Saved: c.saved.Load(), GotPieces: c.gotPieces.Load(), GotFrames: c.gotFrames.Load(),
 		LostBytes: c.lost.Load(), Parts: c.parts.Load(), Refused: c.refused.Load()}
 	if way := x.way.Load(); way != nil {
-		s.Carrier = way.carrier.String()
+		s.Carrier, s.Version = way.carrier.String(), native.Version
 		return s
 	}
 	s.Why = "no traffic to it yet"

@@ -15,6 +15,7 @@ import (
 const (
 	nativeTestPiece = 1448
 	nativeTestTag   = 0x9000
+	testUplink      = 7
 )
 
 // nativePair is two nodes on fakes that have agreed on the stream. Their planes do not run: the test decides.
@@ -24,21 +25,34 @@ type nativePair struct {
 }
 
 func newNativePair(t *testing.T, kind encap.Kind) *nativePair {
+	return newNativePairBy(t, kind, native.UDP)
+}
+
+func newNativePairBy(t *testing.T, kind encap.Kind, by native.Carrier) *nativePair {
 	s := testSettings(kind)
-	s.Native = Native{UDP: true, Port: 7471}
+	s.Native = Native{TCP: by&native.TCP != 0, UDP: by&native.UDP != 0, Port: 7471}
+	if s.Native.TCP {
+		s.Uplink = Uplink{Device: "eth0", Index: testUplink, TSO: true}
+	}
 	x := &nativePair{a: newRig(t, s)}
 	s.Name, s.Address = "node-b", nodeB
 	s.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd00:10:244:2::/64")}
 	x.b = newRigOf(t, s, feed.Peer{Name: "node-a", Address: nodeA, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}})
 	x.podA, x.podB = x.a.attach(AttachTUN, "a1", podA1, podA1v6), x.b.attach(AttachTUN, "b1", podB, podBv6)
-	x.b.f.peers[nodeA].state.native.from.Store(&nativePeer{first: nativeTestTag, streams: 1, size: nativeTestPiece})
+	x.b.f.peers[nodeA].state.native.from.Store(&nativePeer{first: nativeTestTag, streams: 1, size: [nativeCarriers]int{nativeTestPiece, nativeTestPiece}})
 	return x
 }
 
 // way lets frames of node A go to B as the stream; fence: in order behind what went before.
-func (x *nativePair) way(fence bool) {
-	x.a.f.peers[nodeB].state.native.way.Store(&nativeWay{carrier: native.UDP, piece: nativeTestPiece, fence: fence,
-		to: ring.NewSockaddr(netip.AddrPortFrom(nodeB, 7471)), me: native.Message{FirstTag: nativeTestTag, From: 1, To: 2, MinVersion: 1, MaxVersion: 1}})
+func (x *nativePair) way(fence bool) { x.wayBy(native.UDP, fence, 0) }
+
+func (x *nativePair) wayBy(by native.Carrier, fence bool, dead native.Carrier) {
+	s := x.a.f.peers[nodeB].state
+	way := newNativeWay(by, ring.NewSockaddr(netip.AddrPortFrom(nodeB, 7471)),
+		native.Message{FirstTag: nativeTestTag, From: 1, To: 2, MinVersion: 1, MaxVersion: 1, PieceTCP: nativeTestPiece, PieceUDP: nativeTestPiece})
+	way.fence, way.dead = fence, dead
+	s.direct.Store(&UplinkPath{Source: encap.MAC{2, 0, 0, 0, 0, 1}, NextHop: encap.MAC{2, 0, 0, 0, 0, 2}, Index: testUplink})
+	s.native.way.Store(way)
 }
 
 // sent takes what node A has sent as the stream, datagram by datagram.

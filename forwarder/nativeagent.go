@@ -16,7 +16,9 @@ type nativeAgreement struct {
 	agree.Peer
 	peer       *peer
 	to         ring.Sockaddr
-	generation uint32 // of what is published
+	path       *UplinkPath  // of outer
+	outer      native.Outer // of messages by the tcp carrier
+	generation uint32       // of what is published
 }
 
 // nativeTick is how often peers with traffic are looked at.
@@ -67,6 +69,10 @@ func (n *nativePlane) look() (active bool) {
 		if p.state.native.broken.Load() {
 			usable &^= native.UDP
 		}
+		if path := p.state.direct.Load(); path == nil || path.Index != n.index || n.refused.Load() {
+			usable &^= native.TCP
+		}
+		a.Prefer = n.prefer
 		n.send(a, a.Tick(now, wanted, usable, nil))
 		n.publish(a, now)
 		if a.Idle(now) {
@@ -138,7 +144,7 @@ func (n *nativePlane) publish(a *nativeAgreement, now time.Duration) {
 		case known.From == 0:
 			s.from.Store(nil)
 		default:
-			s.from.Store(&nativePeer{first: known.FirstTag, streams: uint16(known.Streams), size: known.Piece(native.UDP)})
+			s.from.Store(&nativePeer{first: known.FirstTag, streams: uint16(known.Streams), size: [nativeCarriers]int{int(known.PieceTCP), int(known.PieceUDP)}})
 		}
 	}
 	way, old := a.Way(now), s.way.Load()
@@ -146,11 +152,22 @@ func (n *nativePlane) publish(a *nativeAgreement, now time.Duration) {
 	case way.Carrier == 0 && old != nil:
 		s.way.Store(nil)
 		n.f.log.Info("the native stream to a peer has ended; frames go by the encapsulation", "peer", a.peer.spec.Name, "why", a.Why(now))
-	case way.Carrier != 0 && (old == nil || old.carrier != way.Carrier || old.me.To != known.From):
+	case way.Carrier != 0:
 		me := a.Self
 		me.To = known.From
-		s.way.Store(&nativeWay{carrier: way.Carrier, piece: a.Self.Piece(way.Carrier), to: a.to, fence: true, me: me})
-		n.f.log.Info("frames go to a peer as the native stream", "peer", a.peer.spec.Name, "carrier", way.Carrier.String())
+		next := newNativeWay(way.Carrier, a.to, me)
+		for _, c := range [...]native.Carrier{native.TCP, native.UDP} {
+			if !a.Alive(c, now) {
+				next.dead |= c
+			}
+		}
+		if next.same(old) && next.dead == old.dead {
+			return
+		}
+		s.way.Store(next)
+		if !next.same(old) {
+			n.f.log.Info("frames go to a peer as the native stream", "peer", a.peer.spec.Name, "carrier", way.Carrier.String())
+		}
 	}
 }
 
@@ -158,7 +175,11 @@ func (n *nativePlane) publish(a *nativeAgreement, now time.Duration) {
 func (n *nativePlane) send(a *nativeAgreement, out []agree.Send) {
 	for i := range out {
 		size := out[i].Size
-		if out[i].By == native.UDP {
+		switch out[i].By {
+		case native.TCP:
+			n.sendTCP(a, &out[i])
+			continue
+		case native.UDP:
 			size += native.UDPLen
 		}
 		out[i].Put(n.full)

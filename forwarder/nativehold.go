@@ -43,7 +43,11 @@ type heldFrame struct {
 
 // changeNative changes o's way, or begins to.
 func (w *worker) changeNative(o *nativeOut, to *nativeWay) {
-	if to == nil || !to.fence {
+	switch {
+	case o.way.same(to):
+		o.way = to // only what is known of the others has changed
+		return
+	case to == nil || !to.fence || o.way != nil && (o.way.carrier&to.dead != 0 || !w.passable(o)):
 		o.setWay(to) // what is left is dead
 		return
 	}
@@ -63,7 +67,7 @@ func (w *worker) changeNative(o *nativeOut, to *nativeWay) {
 // setWay is the change itself. A stream with another tag begins at 0.
 func (o *nativeOut) setWay(to *nativeWay) {
 	if to != nil && to.me.FirstTag != o.tag {
-		o.tag, o.offset = to.me.FirstTag, 0
+		o.tag, o.offset = to.me.FirstTag, [nativeCarriers]uint32{}
 	}
 	o.way, o.open = to, false
 }
@@ -168,7 +172,7 @@ func (w *worker) endHold(o *nativeOut, passed bool) {
 	o.peer = x.peer
 	now := o.peer.state.native.way.Load()
 	switch {
-	case passed && now == h.to:
+	case passed && now.same(h.to):
 		o.setWay(now)
 	case now == nil:
 		o.setWay(nil)
@@ -189,7 +193,7 @@ func (w *worker) endHold(o *nativeOut, passed bool) {
 
 // byWay sends f by o's way, whatever the plane says now.
 func (w *worker) byWay(o *nativeOut, f *frame) {
-	if o.way != nil {
+	if w.passable(o) {
 		w.sendNative(o, f)
 		return
 	}

@@ -14,7 +14,7 @@ const nativeExpire = 5 * time.Millisecond
 // nativeIn is what a worker receives from one peer. It is made anew when the peer is another one.
 type nativeIn struct {
 	from    *nativePeer
-	streams []*nativeStream // by tag
+	streams [nativeCarriers][]*nativeStream // by tag
 }
 
 // nativeStream is one stream of a peer.
@@ -40,6 +40,7 @@ func (w *worker) serveNative(readable, failed bool) {
 		w.drainErrors(n.sock)
 		return
 	}
+	first := w.tally.received[Wire]
 	for i := range got {
 		d := w.inbox.Datagram(i)
 		if w.taps != nil {
@@ -62,6 +63,7 @@ func (w *worker) serveNative(readable, failed bool) {
 		}
 	}
 	if got > 0 {
+		w.attention.frames += int(w.tally.received[Wire] - first)
 		w.flush()
 	}
 }
@@ -89,14 +91,14 @@ func (w *worker) nativeDatagrams(p *peer, d ring.Datagram) (bytes int) {
 			run.Data = append(run.Data[:len(run.Data):cap(run.Data)], pc.Data...)
 		default:
 			if have {
-				bytes += w.nativePiece(p, run, d.TOS)
+				bytes += w.nativePiece(p, run, d.TOS, native.UDP)
 			}
 			run, have = pc, true
 			run.Data = d.Data[len(d.Data)-len(b)-len(pc.Data) : len(d.Data)-len(b)]
 		}
 	}
 	if have {
-		bytes += w.nativePiece(p, run, d.TOS)
+		bytes += w.nativePiece(p, run, d.TOS, native.UDP)
 	}
 	return bytes
 }
@@ -152,8 +154,8 @@ func (w *worker) refuseNative(p *peer, r Reason) {
 }
 
 // nativePiece takes one piece, or several that have become one.
-func (w *worker) nativePiece(p *peer, pc native.Piece, tos uint8) (bytes int) {
-	s := w.nativeStreamOf(p, pc.Tag)
+func (w *worker) nativePiece(p *peer, pc native.Piece, tos uint8, by native.Carrier) (bytes int) {
+	s := w.nativeStreamOf(p, pc.Tag, by)
 	if s == nil {
 		w.refuseNative(p, DropNativeUnknown)
 		return 0
@@ -192,8 +194,8 @@ func (w *worker) nativePiece(p *peer, pc native.Piece, tos uint8) (bytes int) {
 	return bytes
 }
 
-// nativeStreamOf is the stream with a tag; nil: the peer has not said that it sends it.
-func (w *worker) nativeStreamOf(p *peer, tag uint16) *nativeStream {
+// nativeStreamOf is the stream with a tag by a carrier; nil: the peer has not said that it sends it.
+func (w *worker) nativeStreamOf(p *peer, tag uint16, by native.Carrier) *nativeStream {
 	from := p.state.native.from.Load()
 	if from == nil || tag-from.first >= from.streams {
 		return nil
@@ -205,23 +207,34 @@ func (w *worker) nativeStreamOf(p *peer, tag uint16) *nativeStream {
 	in := n.ins[p.state.index]
 	if in == nil || in.from != from {
 		if in != nil {
-			for _, s := range in.streams {
-				if s != nil {
-					s.Drop()
-				}
-			}
+			in.drop()
 		}
-		in = &nativeIn{from: from, streams: make([]*nativeStream, from.streams)}
+		in = &nativeIn{from: from}
 		n.ins[p.state.index] = in
 	}
-	s := in.streams[tag-from.first]
+	streams := &in.streams[carrierIndex(by)]
+	if *streams == nil {
+		*streams = make([]*nativeStream, from.streams)
+	}
+	s := (*streams)[tag-from.first]
 	if s == nil {
 		s = &nativeStream{peer: p}
-		s.Size = from.size
-		in.streams[tag-from.first] = s
+		s.Size = from.size[carrierIndex(by)]
+		(*streams)[tag-from.first] = s
 	}
 	s.peer = p
 	return s
+}
+
+// drop forgets all streams.
+func (in *nativeIn) drop() {
+	for _, streams := range in.streams {
+		for _, s := range streams {
+			if s != nil {
+				s.Drop()
+			}
+		}
+	}
 }
 
 // nativeFrames hands on what a stream has.

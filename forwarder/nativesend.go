@@ -12,9 +12,6 @@ import (
 // the flush; a burst never waits for one more frame when the drain ends.
 
 const (
-	// nativeBurst bounds the frames of a burst so that its pieces, directories and
-	// the pieces' headers fit one send of maxRunBytes.
-	nativeBurst = 64300
 	// nativeSpans bounds a burst's iovecs: cutting adds two a piece, and a message has 1024.
 	nativeSpans  = 800
 	nativeFrames = 512
@@ -27,6 +24,7 @@ const (
 // nativeWorker is a worker's part of the stream.
 type nativeWorker struct {
 	sock    ring.Socket
+	tcp     *nativeTCP      // nil: no tcp carrier
 	bursts  []nativeSending // of this batch: the first n
 	n       int
 	sends   *ring.Datagrams
@@ -51,10 +49,12 @@ func newNativeWorker(sock ring.Socket) *nativeWorker {
 // nativeOut is one worker's stream to one peer.
 type nativeOut struct {
 	peer       *peer
-	way        *nativeWay // by which frames go; nil: the encapsulation
-	tag        uint16     // of the first worker's stream
-	offset     uint32     // where in the stream the next burst begins
-	burst      int        // that is open, if generation is the arena's
+	way        *nativeWay             // by which frames go; nil: the encapsulation
+	tag        uint16                 // of the first worker's stream
+	offset     [nativeCarriers]uint32 // where in the stream of a carrier the next burst begins
+	path       *UplinkPath            // of outer
+	outer      native.Outer           // of the tcp carrier
+	burst      int                    // that is open, if generation is the arena's
 	open       bool
 	generation uint32
 	hold       nativeHold
@@ -74,6 +74,8 @@ type nativeSending struct {
 	side        []byte
 	tos         uint8
 	message     []byte // instead of frames
+	placed      bool   // it has its place in the stream,
+	start       uint32 // which begins here
 }
 
 // toNative puts f on its way to p as the stream does; false: it is to go by the encapsulation.
@@ -99,7 +101,7 @@ func (w *worker) toNative(f *frame, p *peer) bool {
 	switch {
 	case o.hold.on:
 		w.holdNative(o, f)
-	case o.way == nil:
+	case !w.passable(o):
 		return false
 	default:
 		w.sendNative(o, f)
@@ -109,7 +111,7 @@ func (w *worker) toNative(f *frame, p *peer) bool {
 
 // sendNative puts f into o's burst.
 func (w *worker) sendNative(o *nativeOut, f *frame) {
-	if !f.v.IsGSO() || f.p.Len+native.MaxHeader <= nativeBurst {
+	if !f.v.IsGSO() || f.p.Len+native.MaxHeader <= o.way.room {
 		w.appendNative(o, f, f.mem[:f.at], f.ip(), nil, f.v, true)
 		return
 	}
@@ -163,7 +165,7 @@ func (w *worker) appendNative(o *nativeOut, f *frame, room, ip, payload []byte, 
 		side = head
 	}
 	b := w.openNativeBurst(o)
-	if b == nil || b.tos != tos || b.bytes+head+size > nativeBurst || b.spans+2 > nativeSpans || len(b.ends) == nativeFrames || len(b.side)+side > nativeSide {
+	if b == nil || b.tos != tos || b.bytes+head+size > o.way.room || b.spans+2 > nativeSpans || len(b.ends) == nativeFrames || len(b.side)+side > nativeSide {
 		b = w.beginNative(o)
 		b.tos = tos
 	}
@@ -221,13 +223,29 @@ func (w *worker) beginNative(o *nativeOut) *nativeSending {
 	return b
 }
 
-// flushNative sends all bursts.
+// flushNative sends all bursts, in the order in which they were begun.
 func (w *worker) flushNative() {
 	n := w.native
-	for from := 0; from < n.n; {
+	for from, to := 0, 0; from < n.n; from = to {
+		by := n.bursts[from].way.carrier
+		for to = from + 1; to < n.n && n.bursts[to].way.carrier == by; to++ {
+		}
+		if by == native.TCP {
+			w.flushTCP(from, to)
+		} else {
+			w.flushUDP(from, to)
+		}
+	}
+	n.n = 0
+}
+
+// flushUDP sends bursts by the udp carrier.
+func (w *worker) flushUDP(from, to int) {
+	n := w.native
+	for from < to {
 		n.sends.Reset()
 		k := 0
-		for from+k < n.n && k < nativeSends && w.loadNative(&n.bursts[from+k], n.heads[k][:]) {
+		for from+k < to && k < nativeSends && w.loadNative(&n.bursts[from+k], n.heads[k][:]) {
 			k++
 		}
 		if k == 0 { // it cannot be: an empty batch takes any burst
@@ -253,7 +271,14 @@ func (w *worker) flushNative() {
 		}
 		from += k
 	}
-	n.n = 0
+}
+
+// place gives a burst of so many bytes its place in its stream, once.
+func (b *nativeSending) place(length int) {
+	if o := &b.out.offset[carrierIndex(b.way.carrier)]; !b.placed {
+		b.placed, b.start = true, *o
+		*o += uint32(length)
+	}
 }
 
 // loadNative cuts a burst into datagrams of one message; false: there is no room.
@@ -272,6 +297,7 @@ func (w *worker) loadNative(b *nativeSending, heads []byte) bool {
 	if !d.Begin(&b.way.to, b.tos, segment) {
 		return false
 	}
+	b.place(length)
 	dir := heads[:dirLen]
 	native.PutDirectory(dir, size, b.ends)
 	heads = heads[dirLen:]
@@ -281,7 +307,7 @@ func (w *worker) loadNative(b *nativeSending, heads []byte) bool {
 			if left == 0 {
 				h := heads[:native.UDPLen]
 				heads = heads[native.UDPLen:]
-				native.PutUDP(h, b.way.me.FirstTag+uint16(w.index), b.out.offset, length, at)
+				native.PutUDP(h, b.way.me.FirstTag+uint16(w.index), b.start, length, at)
 				ok = ok && d.Append(h)
 				left = size
 			}
@@ -299,7 +325,6 @@ func (w *worker) loadNative(b *nativeSending, heads []byte) bool {
 		d.Drop()
 		return false
 	}
-	b.out.offset += uint32(length)
 	return true
 }
 

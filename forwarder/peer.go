@@ -53,7 +53,8 @@ type peerState struct {
 	index      int                        // place in every worker's transmits
 	pathMTU    atomic.Int64               // learned (outer) << 40 | Unix seconds when it ends; 0: none
 	path       atomic.Pointer[UplinkPath] // how superframes reach it whole; nil: not
-	wantsWhole atomic.Bool                // a superframe was to leave to it; the watcher of uplinks takes it back
+	direct     atomic.Pointer[UplinkPath] // how frames of a packet socket reach it; nil: not
+	wantsWhole atomic.Bool                // something was to leave to it past the host's routing; the watcher of uplinks takes it back
 	noSegment  atomic.Bool                // the route refused UDP_SEGMENT (EIO)
 	accounts   accounts                   // by worker
 	native     nativeState

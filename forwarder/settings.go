@@ -22,6 +22,7 @@ type Settings struct {
 	VNI         uint32
 	PodMTU      int // largest IP packet a pod sends; what the host's TUN has too
 	UnderlayMTU int // largest IP packet between nodes
+	Uplink      Uplink
 
 	SourcePorts int // vxlan: outer source ports a worker; 0: DefaultSourcePorts
 	CopyDSCP    bool
@@ -35,6 +36,13 @@ type Settings struct {
 	PodBuffer   int64 // bytes a pod's ring and socket buffer may take together
 	TotalBuffer int64 // the same for all pods
 	Log         *slog.Logger
+}
+
+// Uplink is the underlay's device, for what leaves and arrives there by packet sockets.
+type Uplink struct {
+	Device   string
+	Index    int  // 0: it is not an Ethernet device
+	TSO, USO bool // it takes TCP superframes, or UDP ones, uncut
 }
 
 // Offload switches the mechanisms of docs/architecture.md on and off. True means: where the
@@ -133,8 +141,15 @@ func (f *Forwarder) Reconfigure(next Settings) error {
 		f.settle()
 		return err
 	}
-	if f.native != nil && next.UnderlayMTU != old.UnderlayMTU {
-		f.native.renew(&next)
+	if n := f.native; n != nil {
+		moved := next.Uplink.Index != old.Uplink.Index || next.Uplink.Device != old.Uplink.Device
+		if moved {
+			n.openTCP(&next)
+		}
+		if moved || next.UnderlayMTU != old.UnderlayMTU {
+			n.renew(&next)
+		}
+		n.setPrefer(next.Uplink)
 	}
 	return nil
 }

@@ -31,7 +31,10 @@ type tunnel interface {
 }
 
 // UplinkPath is how frames that bypass the host's routing reach a peer.
-type UplinkPath struct{ Source, NextHop encap.MAC }
+type UplinkPath struct {
+	Source, NextHop encap.MAC
+	Index           int // of the device, where that matters
+}
 
 // SetUplinkPath says how superframes reach the peer at an address; nil: not.
 func (f *Forwarder) SetUplinkPath(peer netip.Addr, path *UplinkPath) {
@@ -42,7 +45,19 @@ func (f *Forwarder) SetUplinkPath(peer netip.Addr, path *UplinkPath) {
 	}
 }
 
-// UplinkUsed reports whether superframes went to a peer since it was last asked.
+// SetDirectPath says how what leaves by a packet socket reaches the peer at an address; nil: not.
+func (f *Forwarder) SetDirectPath(peer netip.Addr, path *UplinkPath) {
+	f.control.Lock()
+	defer f.control.Unlock()
+	if p := f.peers[peer.Unmap()]; p != nil {
+		p.state.direct.Store(path)
+		if f.native != nil {
+			f.native.poke()
+		}
+	}
+}
+
+// UplinkUsed reports whether anything went to a peer by its UplinkPath since it was last asked.
 func (f *Forwarder) UplinkUsed(peer netip.Addr) bool {
 	f.control.Lock()
 	defer f.control.Unlock()

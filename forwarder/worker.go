@@ -124,6 +124,7 @@ const (
 	tokenHost
 	tokenLane
 	tokenNative
+	tokenNativeTCP
 	tokenKind = 0xff << 32
 )
 
@@ -215,6 +216,8 @@ func (w *worker) serve(e *ring.Event) {
 		}
 	case tokenNative:
 		w.serveNative(e.Readable(), e.Error())
+	case tokenNativeTCP:
+		w.serveTCP(e.Error())
 	}
 	w.tally.batches.note(w.tally.received[Pod] + w.tally.received[Host] + w.tally.received[Wire])
 	w.ledger.publish(&w.tally)

@@ -164,11 +164,14 @@ func unmangle(t *testing.T, l *lab.Lab) {
 	}
 }
 
-// toUDPPort matches the outer UDP destination port.
-func toUDPPort(port uint16) []expr.Any {
+// toUDPPort and toTCPPort match the outer destination port.
+func toUDPPort(port uint16) []expr.Any { return toPort(unix.IPPROTO_UDP, port) }
+func toTCPPort(port uint16) []expr.Any { return toPort(unix.IPPROTO_TCP, port) }
+
+func toPort(proto byte, port uint16) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(port >> 8), byte(port)}},
 	}

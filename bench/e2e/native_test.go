@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,9 +12,11 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/penstock-net/penstock/bench/lab"
+	"github.com/penstock-net/penstock/forwarder/control"
 )
 
-const nativeYAML = "native: {carrier: udp}"
+// nativeYAML turns the stream on by one carrier.
+func nativeYAML(carrier string) string { return "native: {carrier: " + carrier + "}" }
 
 // nativeSent is how many frames have left as the native stream, and how many by an encapsulation.
 func nativeSent(t *testing.T, n *lab.Node) (stream, standard uint64) {
@@ -21,6 +24,16 @@ func nativeSent(t *testing.T, n *lab.Node) (stream, standard uint64) {
 	m := n.Daemon.Metrics(t)
 	stream = uint64(m.Sum("penstock_forwarded_packets_total", "direction", "wire", "encap", "native"))
 	return stream, uint64(m.Sum("penstock_forwarded_packets_total", "direction", "wire")) - stream
+}
+
+// nativeOf is what a node says of the stream to the other.
+func nativeOf(t *testing.T, n *lab.Node) control.Native {
+	t.Helper()
+	peers, err := n.Daemon.Control().Peers(t.Context())
+	if err != nil || len(peers) == 0 || peers[0].Native == nil {
+		t.Fatalf("%+v, %v", peers, err)
+	}
+	return *peers[0].Native
 }
 
 // becomesNative pings until frames go as the stream, or not any more.
@@ -45,13 +58,18 @@ func becomesNative(t *testing.T, want bool, from *lab.Node, a, b *lab.Pod) {
 func TestNative(t *testing.T) {
 	lab.Require(t)
 	for _, c := range []struct {
-		encap  string
-		attach lab.Attach
-		kind   lab.Kind
-		outer6 bool
-	}{{"vxlan", lab.Veth, lab.Whole, false}, {"udp", lab.TUN, lab.Cut, false}, {"ipip", lab.Veth, lab.Cut, false}, {"vxlan", lab.TUN, lab.Whole, true}} {
-		t.Run(fmt.Sprintf("%s/%s/%s/outer6=%v", c.encap, c.attach, c.kind, c.outer6), func(t *testing.T) {
-			l := lab.New(t, lab.Config{Encap: c.encap, Kind: c.kind, Outer6: c.outer6, YAML: []string{nativeYAML}})
+		carrier string
+		encap   string
+		attach  lab.Attach
+		kind    lab.Kind
+		outer6  bool
+	}{
+		{"udp", "vxlan", lab.Veth, lab.Whole, false}, {"udp", "udp", lab.TUN, lab.Cut, false}, {"udp", "ipip", lab.Veth, lab.Cut, false}, {"udp", "vxlan", lab.TUN, lab.Whole, true},
+		{"tcp", "vxlan", lab.Veth, lab.Whole, false}, {"tcp", "udp", lab.TUN, lab.TSO, false}, {"tcp", "ipip", lab.Veth, lab.Cut, false},
+		{"tcp", "vxlan", lab.TUN, lab.Cut, true}, {"tcp", "udp", lab.Veth, lab.TSO, true},
+	} {
+		t.Run(fmt.Sprintf("%s/%s/%s/%s/outer6=%v", c.carrier, c.encap, c.attach, c.kind, c.outer6), func(t *testing.T) {
+			l := lab.New(t, lab.Config{Encap: c.encap, Kind: c.kind, Outer6: c.outer6, YAML: []string{nativeYAML(c.carrier), "workers: 2"}})
 			l.Start(t)
 			a, b := l.Nodes[0].AddPod(t, c.attach), l.Nodes[1].AddPod(t, c.attach)
 			// One stream of messages from before the change to long behind it.
@@ -76,6 +94,9 @@ func TestNative(t *testing.T) {
 				echoes(t, &a.Host, &b.Host, v6, []int{1, 1200, l.Nodes[0].PodMTU() - 60, 4000})
 			}
 			becomesNative(t, true, l.Nodes[1], b, a) // under load a fence may have been given up, which is tried again
+			if got := nativeOf(t, l.Nodes[0]); got.Carrier != c.carrier || got.Version != 1 || got.Bursts == 0 || got.GotFrames == 0 {
+				t.Errorf("%+v", got)
+			}
 			conserved(t, l)
 		})
 	}
@@ -84,7 +105,7 @@ func TestNative(t *testing.T) {
 // TestNativeCluster: two nodes speak the stream, the third is a kernel's vxlan; all reach all.
 func TestNativeCluster(t *testing.T) {
 	lab.Require(t)
-	l := lab.New(t, lab.Config{Nodes: 3, Roles: []lab.Role{lab.Penstock, lab.Penstock, lab.KernelVXLAN}, YAML: []string{nativeYAML}})
+	l := lab.New(t, lab.Config{Nodes: 3, Roles: []lab.Role{lab.Penstock, lab.Penstock, lab.KernelVXLAN}, YAML: []string{nativeYAML("udp")}})
 	l.Start(t)
 	a, b, k := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.TUN), l.Nodes[2].AddPod(t, lab.Plain)
 	becomesNative(t, true, l.Nodes[0], a, b)
@@ -102,48 +123,71 @@ func TestNativeCluster(t *testing.T) {
 	conserved(t, l)
 }
 
-// TestNativeFallback: a firewall that begins to drop the stream, and a peer that starts anew, stop the traffic for a second at most.
+// TestNativeFallback: a firewall that begins to drop a carrier, and a peer that starts anew, stop the traffic for a second at most. With two
+// carriers the other one takes over.
 func TestNativeFallback(t *testing.T) {
 	lab.Require(t)
-	l := lab.New(t, lab.Config{Wiring: lab.Routed, YAML: []string{nativeYAML}})
-	l.Start(t)
-	a, b := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.Veth)
-	becomesNative(t, true, l.Nodes[0], a, b)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	// Pings go on, so that there is traffic.
-	pinging := make(chan struct{})
-	go func() {
-		defer close(pinging)
-		for ctx.Err() == nil {
-			_ = a.Ping(b.Addr(false))
-			time.Sleep(20 * time.Millisecond)
-		}
-	}()
-	fabricDrops(t, l, toUDPPort(7471))
-	longest := silence(t, a, b, 3*time.Second)
-	if longest > time.Second {
-		t.Errorf("no packet passed for %v after the stream was blocked", longest)
+	for carrier, drops := range map[string][][]expr.Any{"udp": {toUDPPort(7471)}, "tcp": {toTCPPort(7471)}, "auto": {toTCPPort(7471), toUDPPort(7471)}} {
+		t.Run(carrier, func(t *testing.T) {
+			l := lab.New(t, lab.Config{Wiring: lab.Routed, YAML: []string{nativeYAML(carrier)}})
+			l.Start(t)
+			a, b := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.Veth)
+			becomesNative(t, true, l.Nodes[0], a, b)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			// Pings go on, so that there is traffic.
+			pinging := make(chan struct{})
+			go func() {
+				defer close(pinging)
+				for ctx.Err() == nil {
+					_ = a.Ping(b.Addr(false))
+					time.Sleep(20 * time.Millisecond)
+				}
+			}()
+			if carrier == "auto" {
+				goesBy(t, l.Nodes[0], "tcp")
+			}
+			left := map[string][]string{"udp": {"none"}, "tcp": {"none"}, "auto": {"udp", "none"}}[carrier]
+			for i, drop := range drops {
+				fabricDrops(t, l, drop)
+				if longest := silence(t, a, b, 3*time.Second); longest > time.Second {
+					t.Errorf("no packet passed for %v after carrier %d was blocked", longest, i)
+				}
+				goesBy(t, l.Nodes[0], left[i])
+			}
+			if before, _ := nativeSent(t, l.Nodes[0]); true {
+				time.Sleep(200 * time.Millisecond)
+				if after, _ := nativeSent(t, l.Nodes[0]); after != before {
+					t.Error("frames still go as the stream")
+				}
+			}
+			if why := nativeOf(t, l.Nodes[0]).Why; !strings.Contains(why, "echo") && !strings.Contains(why, "hello") {
+				t.Errorf("why it is not native: %q", why)
+			}
+			unmangle(t, l)
+			becomesNative(t, true, l.Nodes[0], a, b)
+			if carrier == "auto" {
+				goesBy(t, l.Nodes[0], "tcp")
+			}
+			cancel()
+			<-pinging
+			// A restart: the other end is another instance.
+			l.Nodes[1].Daemon.Stop(t)
+			l.Nodes[1].Start(t)
+			becomesNative(t, true, l.Nodes[0], a, b)
+			transfer(t, &a.Host, &b.Host, false, 32<<20, 32<<20)
+			if n := l.Nodes[1].Daemon.Metrics(t).Dropped()["native_duplicate"]; n > 0 {
+				t.Errorf("%d pieces of a peer that we do not know any more were taken for repeats", n)
+			}
+			conserved(t, l)
+		})
 	}
-	if before, _ := nativeSent(t, l.Nodes[0]); true {
-		time.Sleep(200 * time.Millisecond)
-		if after, _ := nativeSent(t, l.Nodes[0]); after != before {
-			t.Error("frames still go as the stream")
-		}
-	}
-	unmangle(t, l)
-	becomesNative(t, true, l.Nodes[0], a, b)
-	cancel()
-	<-pinging
-	// A restart: the other end is another instance.
-	l.Nodes[1].Daemon.Stop(t)
-	l.Nodes[1].Start(t)
-	becomesNative(t, true, l.Nodes[0], a, b)
-	transfer(t, &a.Host, &b.Host, false, 32<<20, 32<<20)
-	if n := l.Nodes[1].Daemon.Metrics(t).Dropped()["native_duplicate"]; n > 0 {
-		t.Errorf("%d pieces of a peer that we do not know any more were taken for repeats", n)
-	}
-	conserved(t, l)
+}
+
+// goesBy waits until frames to the other node go by a carrier, or none.
+func goesBy(t *testing.T, n *lab.Node, carrier string) {
+	t.Helper()
+	await(t, "frames of "+n.Name+" go by the carrier "+carrier, func() bool { return nativeOf(t, n).Carrier == carrier })
 }
 
 // silence sends a message every 10 ms for d and returns the longest time in which none arrived.
@@ -183,13 +227,20 @@ func fabricDrops(t *testing.T, l *lab.Lab, match []expr.Any) {
 // TestNativeLoss: one packet in a hundred is lost between the nodes, one by one. Data is right, and every frame has an end.
 func TestNativeLoss(t *testing.T) {
 	lab.Require(t)
-	l := lab.New(t, lab.Config{Wiring: lab.Routed, Kind: lab.Cut, YAML: []string{nativeYAML}})
-	l.Start(t)
-	a, b := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.Veth)
-	becomesNative(t, true, l.Nodes[0], a, b)
-	fabricDrops(t, l, append(toUDPPort(7471), &expr.Numgen{Register: 1, Modulus: 100, Type: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0, 0, 0, 0}}))
-	for _, v6 := range []bool{false, true} {
-		transfer(t, &a.Host, &b.Host, v6, 8<<20, 2<<20)
+	for carrier, match := range map[string][]expr.Any{"udp": toUDPPort(7471), "tcp": toTCPPort(7471)} {
+		t.Run(carrier, func(t *testing.T) {
+			l := lab.New(t, lab.Config{Wiring: lab.Routed, Kind: lab.Cut, YAML: []string{nativeYAML(carrier)}})
+			l.Start(t)
+			a, b := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.Veth)
+			becomesNative(t, true, l.Nodes[0], a, b)
+			fabricDrops(t, l, append(match, &expr.Numgen{Register: 1, Modulus: 100, Type: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0, 0, 0, 0}}))
+			for _, v6 := range []bool{false, true} {
+				transfer(t, &a.Host, &b.Host, v6, 8<<20, 2<<20)
+			}
+			if n := nativeOf(t, l.Nodes[1]); n.Lost == 0 {
+				t.Errorf("nothing was lost: %+v", n)
+			}
+			conserved(t, l)
+		})
 	}
-	conserved(t, l)
 }

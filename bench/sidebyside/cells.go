@@ -29,6 +29,7 @@ var variants = []struct{ name, encap, yaml string }{
 	{"udp", "udp", ""},
 	{"ipip", "ipip", ""},
 	{"native-udp", "vxlan", "native: {carrier: udp}"}, // a sample's warming up lets the nodes agree
+	{"native-tcp", "vxlan", "native: {carrier: tcp}"},
 }
 
 func subjects() (list []subject) {

@@ -66,10 +66,7 @@ func (c *Config) checkEncap() {
 	case e.MTU > most:
 		c.src.add("encap.mtu", "%d is too large: with %s a packet of at most %d bytes fits into one of %d; 0 computes it", e.MTU, kind, most, 1<<16-1)
 	}
-	if c.Native.Carrier == "tcp" {
-		c.src.add("native.carrier", "the tcp carrier is specified, but this version does not have it yet: use udp, auto (which is udp) or off")
-	}
-	if n := c.Native; (n.Carrier == "auto" || n.Carrier == "udp") && n.Port == e.Port {
+	if n := c.Native; n.Carrier != "off" && n.Port == e.Port {
 		c.src.add("native.port", "%d is the port of encap too%s: give the native stream another, such as %d", n.Port, c.src.line("encap.port"), otherPort(n.Port))
 	}
 }

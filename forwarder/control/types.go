@@ -143,7 +143,8 @@ type Peer struct {
 
 // Native is the native stream to and from a peer.
 type Native struct {
-	Carrier   string `json:"carrier"`       // none: packets go by the peer's encap
+	Carrier   string `json:"carrier"` // none: packets go by the peer's encap
+	Version   int    `json:"version,omitempty"`
 	Why       string `json:"why,omitempty"` // it is none
 	Bursts    uint64 `json:"bursts"`        // sent
 	Frames    uint64 `json:"frames"`

@@ -49,7 +49,7 @@ type Daemon struct {
 	plane    plane
 	host     host
 	flows    flows   // nil without conntrack
-	uplinks  uplinks // nil where superframes cannot leave whole
+	uplinks  uplinks // nil where superframes cannot leave whole and there is no tcp carrier
 	prober   prober  // answers other nodes' doctor and bench, and asks for ours
 	peers    *static.Feed
 

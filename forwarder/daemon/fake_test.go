@@ -308,6 +308,8 @@ func (f fakePlane) UplinkUsed(netip.Addr) bool { return false }
 
 func (f fakePlane) SetUplinkPath(netip.Addr, *forwarder.UplinkPath) {}
 
+func (f fakePlane) SetDirectPath(netip.Addr, *forwarder.UplinkPath) {}
+
 func (f *fake) NewUplinks(uplink.Config) uplinks { return nil }
 
 type fakeSink struct{ hostflow.Sink }

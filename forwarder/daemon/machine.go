@@ -41,6 +41,7 @@ type plane interface {
 	RestoreDevices() (made []string, err error)
 	UplinkUsed(netip.Addr) bool
 	SetUplinkPath(netip.Addr, *forwarder.UplinkPath)
+	SetDirectPath(netip.Addr, *forwarder.UplinkPath)
 }
 
 // host is what the daemon owns in the host's stack: *hostnet.Host.

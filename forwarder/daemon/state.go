@@ -92,6 +92,7 @@ func (s *state) settings(workers int, log *slog.Logger) forwarder.Settings {
 		Name: c.Node.Name, Address: c.Node.Address, PodCIDRs: c.Node.PodCIDRs, Cluster: c.Network.CIDRs,
 		Encap: s.kind, Port: c.Encap.Port, VNI: c.Encap.VNI, PodMTU: s.podMTU, UnderlayMTU: s.underlay.MTU,
 		SourcePorts: c.Encap.SourcePorts, CopyDSCP: c.Encap.CopyDSCP, ClampMSS: c.Encap.ClampMSS,
+		Uplink:  s.uplink(),
 		Workers: workers, HostDevice: c.Host.Device, Native: s.native(),
 		Offload: forwarder.Offload{TunnelGSO: c.Offload.TunnelGSO, UDPSegment: c.Offload.UDPSegment, UDPGRO: c.Offload.UDPGRO,
 			TUNOffload: c.Offload.TUNOffload, MergeWrites: c.Offload.MergeWrites, PacketRing: c.Offload.PacketRing},
@@ -99,10 +100,27 @@ func (s *state) settings(workers int, log *slog.Logger) forwarder.Settings {
 	}
 }
 
-// native is how the native stream is used: auto is the udp carrier.
+// native is how the native stream is used: with auto by either carrier.
 func (s *state) native() forwarder.Native {
 	n := s.cfg.Native
-	return forwarder.Native{UDP: n.Carrier == "auto" || n.Carrier == "udp", Port: n.Port}
+	return forwarder.Native{TCP: n.Carrier == "auto" || n.Carrier == "tcp", UDP: n.Carrier == "auto" || n.Carrier == "udp", Port: n.Port}
+}
+
+// uplink is the underlay's device, if packet sockets can use it.
+func (s *state) uplink() forwarder.Uplink {
+	u := s.underlay
+	if !u.Ethernet {
+		return forwarder.Uplink{}
+	}
+	return forwarder.Uplink{Device: u.Device, Index: u.Index, TSO: u.TSO, USO: u.USO}
+}
+
+// carrier is what the host's own TCP must not see.
+func (s *state) carrier() hostnet.Carrier {
+	if n := s.native(); n.TCP && s.underlay.Ethernet {
+		return hostnet.Carrier{Device: s.underlay.Device, Port: n.Port}
+	}
+	return hostnet.Carrier{}
 }
 
 // hostConfig is what the host's stack must look like.
@@ -110,7 +128,7 @@ func (s *state) hostConfig(log *slog.Logger) hostnet.Config {
 	c := s.cfg
 	return hostnet.Config{
 		Device: c.Host.Device, MTU: s.podMTU, Address: c.Node.Address, PodCIDRs: c.Node.PodCIDRs, Cluster: c.Network.CIDRs,
-		Tunnels: s.tunnels(), Masquerade: c.Host.Masquerade, Forward: c.Host.Forward, Log: log,
+		Tunnels: s.tunnels(), Masquerade: c.Host.Masquerade, Forward: c.Host.Forward, Carrier: s.carrier(), Log: log,
 	}
 }
 
@@ -125,7 +143,7 @@ func (s *state) tunnels() []hostnet.Tunnel {
 		ts = append(ts, hostnet.Tunnel{Proto: encap.ProtoUDP, Port: port})
 	}
 	add(s.kind, s.cfg.Encap.Port)
-	if n := s.native(); n.UDP {
+	if n := s.native(); n.On() { // messages are datagrams with either carrier
 		add(encap.KindUDP, n.Port)
 	}
 	for _, p := range s.peers {

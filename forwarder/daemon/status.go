@@ -92,7 +92,7 @@ func (d *Daemon) Peers(context.Context) ([]control.Peer, error) {
 		o.MTU = cmp.Or(c.MTU, encap.PodMTU(s.underlay.MTU, k, s.cfg.Node.Address.Is6()))
 		o.LastSeen = seen(c.LastSeen)
 		if n := c.Native; n != nil {
-			o.Native = &control.Native{Carrier: n.Carrier, Why: n.Why, Bursts: n.Bursts, Frames: n.Frames, Saved: n.Saved,
+			o.Native = &control.Native{Carrier: n.Carrier, Version: n.Version, Why: n.Why, Bursts: n.Bursts, Frames: n.Frames, Saved: n.Saved,
 				GotPieces: n.GotPieces, GotFrames: n.GotFrames, Lost: n.LostBytes, Parts: n.Parts, Refused: n.Refused}
 		}
 		list = append(list, o)

@@ -18,12 +18,20 @@ type uplinks interface {
 	Recheck()
 }
 
-// startUplinks prepares the watcher if the forwarder can send superframes whole; d.uplinks stays nil if not.
+// startUplinks prepares the watcher if the forwarder can send superframes whole, or the native stream by its tcp carrier; d.uplinks
+// stays nil if not.
 func (d *Daemon) startUplinks(s *state) {
-	if !d.plane.SendsWhole() {
+	c := uplink.Config{Local: s.cfg.Node.Address, Log: d.log, Used: d.plane.UplinkUsed, Notify: d.setUplink}
+	if d.plane.SendsWhole() {
+		c.TAP = forwarder.GSODevice
+	}
+	if s.native().TCP {
+		c.Direct = d.setDirect
+	}
+	if c.TAP == "" && c.Direct == nil {
 		return
 	}
-	d.uplinks = d.machine.NewUplinks(uplink.Config{Local: s.cfg.Node.Address, TAP: forwarder.GSODevice, Log: d.log, Used: d.plane.UplinkUsed, Notify: d.setUplink})
+	d.uplinks = d.machine.NewUplinks(c)
 	d.setUplinkPeers(s.peers)
 }
 
@@ -36,6 +44,15 @@ func (d *Daemon) setUplink(peer netip.Addr, l *uplink.Link, why string) {
 	}
 	d.plane.SetUplinkPath(peer, &forwarder.UplinkPath{Source: encap.MAC(l.Source), NextHop: encap.MAC(l.NextHop)})
 	d.log.Debug("superframes to a peer leave whole", "peer", peer, "by", l.Device)
+}
+
+// setDirect tells the forwarder of a peer's way for packet sockets.
+func (d *Daemon) setDirect(peer netip.Addr, l *uplink.Link) {
+	if l == nil {
+		d.plane.SetDirectPath(peer, nil)
+		return
+	}
+	d.plane.SetDirectPath(peer, &forwarder.UplinkPath{Source: encap.MAC(l.Source), NextHop: encap.MAC(l.NextHop), Index: l.Index})
 }
 
 func (d *Daemon) setUplinkPeers(peers []feed.Peer) {

@@ -48,6 +48,7 @@ var Names = []struct{ Name, Looks string }{
 	{"cni", "the lists in /etc/cni/net.d: which one is in force, and plugins that do nothing behind penstock"},
 	{"peer", "each peer, by real packets: does it answer, and does the pods' MTU pass both ways"},
 	{"superframes", "to which peers superframes are cut before they leave, and why"},
+	{"native", "to which peers frames do not go as the native stream, and why"},
 	{"clock", "clocks of peers that differ from this node's"},
 	{"pods", "pods that are not attached, or lose packets before the daemon reads them"},
 	{"mtu", "pods whose MTU is larger than what reaches a peer"},

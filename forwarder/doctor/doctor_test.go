@@ -125,3 +125,23 @@ func TestManual(t *testing.T) {
 	}
 	pages.Open(t, "penstockctl.md").Keep("checks", table.String())
 }
+
+// TestNative: who does not take the native stream is named with the reason, and nobody is blamed.
+func TestNative(t *testing.T) {
+	peer := func(name string, n *control.Native) outcome {
+		return outcome{peer: control.Peer{Name: name, Native: n}}
+	}
+	for want, results := range map[Check][]outcome{
+		{Name: "native", Result: Skipped, Finding: "native.carrier is off"}: {peer("a", nil)},
+		{Name: "native", Result: OK, Finding: "frames go as the native stream to every peer, by the carrier tcp or udp"}: {
+			peer("a", &control.Native{Carrier: "udp"}), peer("b", &control.Native{Carrier: "tcp"})},
+		{Name: "native", Result: OK, Finding: "frames go by the encapsulation, which costs throughput and nothing else, to b, c: deaf"}: {
+			peer("a", &control.Native{Carrier: "udp"}), peer("b", &control.Native{Carrier: "none", Why: "deaf"}), peer("c", &control.Native{Carrier: "none", Why: "deaf"})},
+	} {
+		var x examination
+		x.native(results)
+		if len(x.report.Checks) != 1 || x.report.Checks[0] != want {
+			t.Errorf("%+v, want %+v", x.report.Checks, want)
+		}
+	}
+}

@@ -28,7 +28,7 @@ type outcome struct {
 // probePeers has the daemon probe every peer.
 func (x *examination) probePeers(ctx context.Context) {
 	if !x.up {
-		for _, n := range []string{"peer", "superframes", "clock"} {
+		for _, n := range []string{"peer", "superframes", "native", "clock"} {
 			x.skip(n, "the daemon sends the probes, and it cannot be asked")
 		}
 		return
@@ -64,6 +64,7 @@ func (x *examination) probePeers(ctx context.Context) {
 		x.report.Checks = append(x.report.Checks, judge(r, x.failed("firewall")))
 	}
 	x.superframes(results)
+	x.native(results)
 	x.clocks(results)
 }
 
@@ -161,12 +162,46 @@ func (x *examination) superframes(results []outcome) {
 		x.ok("superframes", "leave whole to every peer")
 		return
 	}
+	x.ok("superframes", "are cut before they leave, which costs throughput and nothing else, %s", reasons(why))
+}
+
+// native says to whom the native stream does not lead. That is nothing bad: the probes before were traffic enough to try it.
+func (x *examination) native(results []outcome) {
+	why, on := map[string][]string{}, false
+	var by []string
+	for _, r := range results {
+		n := r.peer.Native
+		switch {
+		case n == nil:
+		case n.Carrier == "none":
+			on = true
+			why[n.Why] = append(why[n.Why], r.peer.Name)
+		default:
+			on = true
+			if !slices.Contains(by, n.Carrier) {
+				by = append(by, n.Carrier)
+			}
+		}
+	}
+	slices.Sort(by)
+	switch {
+	case !on:
+		x.skip("native", "native.carrier is off")
+	case len(why) == 0:
+		x.ok("native", "frames go as the native stream to every peer, by the carrier %s", strings.Join(by, " or "))
+	default:
+		x.ok("native", "frames go by the encapsulation, which costs throughput and nothing else, %s", reasons(why))
+	}
+}
+
+// reasons are sentences about peers, by reason.
+func reasons(why map[string][]string) string {
 	var parts []string
 	for reason, names := range why {
 		parts = append(parts, fmt.Sprintf("to %s: %s", listed(names), reason))
 	}
 	slices.Sort(parts)
-	x.ok("superframes", "are cut before they leave, which costs throughput and nothing else, %s", strings.Join(parts, "; "))
+	return strings.Join(parts, "; ")
 }
 
 func (x *examination) clocks(results []outcome) {
