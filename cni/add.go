@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
 
 	"github.com/penstock-net/penstock/forwarder/control"
 )
@@ -32,6 +33,7 @@ type adding struct {
 	pod    *netns
 	lease  control.Allocation
 	ours   []netip.Addr // of the lease, what the pod gets
+	link   netlink.Link // the pod's interface, once it was looked at
 	result *current.Result
 	undo   undoList
 }
@@ -107,11 +109,11 @@ func overridden(s string) bool { return s == "1" || strings.EqualFold(s, "true")
 
 // checkFree looks before anything is done, so that nothing of an interface that is in use gets taken back.
 func (a *adding) checkFree(context.Context) error {
-	switch _, err := a.pod.route.LinkByName(a.IfName); {
-	case err == nil:
-		return invalid("CNI_IFNAME %s exists already in %s: DEL what made it, or ask for another name", a.IfName, a.Netns)
-	case !isNotFound(err):
+	switch index, err := a.pod.index(a.IfName); {
+	case err != nil:
 		return fail(types.ErrInternal, "the devices in %s cannot be read: %v", a.Netns, err)
+	case index != 0:
+		return invalid("CNI_IFNAME %s exists already in %s: DEL what made it, or ask for another name", a.IfName, a.Netns)
 	}
 	return nil
 }

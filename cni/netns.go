@@ -18,6 +18,7 @@ type netns struct {
 	path  string
 	file  *os.File
 	route *netlink.Handle // bound to the namespace, usable on every thread
+	ask   int             // a socket for ioctls about devices (device.go), likewise
 }
 
 // errNotNetns is about a path that leads to something else.
@@ -41,12 +42,17 @@ func openNetns(path string) (*netns, error) {
 	}
 	n := &netns{path: path, file: f}
 	err = n.do(func() error {
-		n.route, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		if n.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return err
+		}
+		if n.ask, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			n.route.Close()
+		}
 		return err
 	})
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("no netlink socket: %w", err)
+		return nil, fmt.Errorf("no socket to ask the kernel about devices: %w", err)
 	}
 	return n, nil
 }
@@ -58,6 +64,7 @@ func (n *netns) fd() int { return int(n.file.Fd()) }
 
 func (n *netns) close() {
 	n.route.Close()
+	unix.Close(n.ask)
 	n.file.Close()
 }
 

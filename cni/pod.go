@@ -52,7 +52,11 @@ func (a *adding) configure(context.Context) error {
 	if err := a.pod.do(a.setPodSysctls); err != nil {
 		return fail(types.ErrIOFailure, "in the pod: %v", err)
 	}
-	link, err := a.pod.route.LinkByName(a.IfName)
+	var err error
+	if a.link == nil {
+		a.link, err = a.pod.route.LinkByName(a.IfName)
+	}
+	link := a.link
 	if err == nil {
 		err = a.pod.route.LinkSetUp(link)
 	}

@@ -36,15 +36,20 @@ func (a *adding) moveTUN(context.Context) error {
 			return fail(types.ErrInternal, "the MTU %d of %s in the pod cannot be set: %v", a.lease.MTU, a.IfName, err)
 		}
 	}
-	if err := limitSuperframes(a.pod, a.IfName); err != nil {
+	link.Attrs().Name = a.IfName
+	if err := limitSuperframes(a.pod, link); err != nil {
 		return fail(types.ErrInternal, "%v", err)
 	}
+	a.link = link
 	return nil
 }
 
 // removeTUN removes a pod's TUN, under the name it came with (an ADD that was killed between move and rename) or its own.
 func removeTUN(in *netns, device, name string) error {
 	for _, n := range []string{device, name} {
+		if index, err := in.index(n); err == nil && index == 0 {
+			continue
+		}
 		link, err := in.route.LinkByName(n)
 		if isNotFound(err) {
 			continue

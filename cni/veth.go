@@ -30,7 +30,7 @@ func (a *adding) makeVeth(context.Context) error {
 	if err != nil {
 		return fail(types.ErrInternal, "%v", err)
 	}
-	if !removed {
+	if taken, err := a.host.index(a.lease.Device); !removed && (err != nil || taken != 0) {
 		if l, err := a.host.route.LinkByName(a.lease.Device); err == nil {
 			return fail(types.ErrInternal, "the name %s for the host end of the pod's veth is taken by a %s", a.lease.Device, l.Type())
 		}
@@ -51,42 +51,38 @@ func (a *adding) makeVeth(context.Context) error {
 	if err := a.host.sysctl("ipv6/conf/"+a.lease.Device+"/disable_ipv6", "1"); err != nil {
 		return fail(types.ErrIOFailure, "%v", err)
 	}
-	for _, end := range []struct {
-		in   *netns
-		name string
-	}{{a.host, a.lease.Device}, {a.pod, a.IfName}} {
-		if err := limitOffloads(end.in, end.name); err != nil {
-			return fail(types.ErrInternal, "%v", err)
-		}
-	}
-	host, err := a.host.route.LinkByName(a.lease.Device)
+	host, err := limitOffloads(a.host, a.lease.Device)
 	if err == nil {
-		err = a.host.route.LinkSetUp(host)
+		a.link, err = limitOffloads(a.pod, a.IfName)
 	}
 	if err != nil {
+		return fail(types.ErrInternal, "%v", err)
+	}
+	if err := a.host.route.LinkSetUp(host); err != nil {
 		return fail(types.ErrInternal, "%s cannot be brought up: %v", a.lease.Device, err)
 	}
 	return nil
 }
 
 // limitOffloads turns off what a virtio-net header cannot express and bounds superframes.
-func limitOffloads(in *netns, device string) error {
+func limitOffloads(in *netns, device string) (netlink.Link, error) {
 	off := ethtool.PodFeatures
 	if !expressesUSO() {
 		off = append([]string{ethtool.USO}, off...)
 	}
 	if err := ethtool.TurnOff(in.fd(), device, off...); err != nil {
-		return err
+		return nil, err
 	}
-	return limitSuperframes(in, device)
+	link, err := in.route.LinkByName(device)
+	if err != nil {
+		return nil, err
+	}
+	return link, limitSuperframes(in, link)
 }
 
 // limitSuperframes: the limit for IPv4 came with kernel 6.3; before, one limit is for both.
-func limitSuperframes(in *netns, device string) error {
-	link, err := in.route.LinkByName(device)
-	if err != nil {
-		return err
-	}
+func limitSuperframes(in *netns, link netlink.Link) error {
+	device := link.Attrs().Name
 	if link.Attrs().GSOMaxSize != maxSuperframe {
 		if err := in.route.LinkSetGSOMaxSize(link, maxSuperframe); err != nil {
 			return fmt.Errorf("the largest superframe of %s cannot be set: %w", device, err)
@@ -132,6 +128,9 @@ func releaseSince(release string, major, minor int) bool {
 
 // removeVeth removes a host end, and its peer with it. Somebody else's device of that name stays.
 func removeVeth(host *netns, device string) (removed bool, err error) {
+	if index, err := host.index(device); err == nil && index == 0 {
+		return false, nil
+	}
 	link, err := host.route.LinkByName(device)
 	if isNotFound(err) {
 		return false, nil
@@ -160,11 +159,11 @@ func (a *adding) waitUp(ctx context.Context) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		ups := 0
 		for in, name := range map[*netns]string{a.host: a.lease.Device, a.pod: a.IfName} {
-			link, err := in.route.LinkByName(name)
+			up, err := in.running(name)
 			if err != nil {
 				return fail(types.ErrInternal, "device %s went away while the pod was being attached: %v", name, err)
 			}
-			if link.Attrs().OperState == netlink.OperUp {
+			if up {
 				ups++
 			}
 		}

@@ -6,8 +6,10 @@ package ethtool
 
 import (
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/mdlayher/netlink"
 	vnetlink "github.com/vishvananda/netlink"
@@ -41,22 +43,16 @@ func Features(netns int, device string) (map[string]bool, error) {
 		return nil, err
 	}
 	changeable, on := map[string]bool{}, map[string]bool{}
-	for _, m := range replies {
-		d, err := netlink.NewAttributeDecoder(m.Data[4:]) // behind the generic netlink header
-		if err != nil {
-			return nil, fmt.Errorf("features of %s: %w", device, err)
+	err = each(replies, device, func(d *netlink.AttributeDecoder) {
+		switch d.Type() {
+		case ethtoolHW:
+			d.Nested(func(d *netlink.AttributeDecoder) error { return decodeBits(d, changeable) })
+		case ethtoolActive:
+			d.Nested(func(d *netlink.AttributeDecoder) error { return decodeBits(d, on) })
 		}
-		for d.Next() {
-			switch d.Type() {
-			case ethtoolHW:
-				d.Nested(func(d *netlink.AttributeDecoder) error { return decodeBits(d, changeable) })
-			case ethtoolActive:
-				d.Nested(func(d *netlink.AttributeDecoder) error { return decodeBits(d, on) })
-			}
-		}
-		if err := d.Err(); err != nil {
-			return nil, fmt.Errorf("features of %s: %w", device, err)
-		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	features := map[string]bool{}
 	for name, ok := range changeable {
@@ -102,7 +98,20 @@ func decodeBits(d *netlink.AttributeDecoder, on map[string]bool) error {
 
 // SetFeatures turns features on and off and checks that the device took them, as the kernel refuses silently.
 func SetFeatures(netns int, device string, want map[string]bool) error {
-	_, err := request(netns, ethtoolMsgFeaturesSet, device, func(e *netlink.AttributeEncoder) {
+	refused, err := set(netns, device, want)
+	if err != nil {
+		return err
+	}
+	if len(refused) > 0 {
+		return fmt.Errorf("%s did not take the features %s", device, strings.Join(slices.Sorted(maps.Keys(refused)), ", "))
+	}
+	return nil
+}
+
+// set returns what the device did not take: the kernel's answer names, as wanted, the bits that are not as they were wanted
+// (features_send_reply in net/ethtool/features.c).
+func set(netns int, device string, want map[string]bool) (refused map[string]bool, err error) {
+	replies, err := request(netns, ethtoolMsgFeaturesSet, device, func(e *netlink.AttributeEncoder) {
 		e.Nested(ethtoolWanted, func(e *netlink.AttributeEncoder) error {
 			e.Nested(ethtoolBitsetBits, func(e *netlink.AttributeEncoder) error {
 				for name, value := range want {
@@ -118,30 +127,48 @@ func SetFeatures(netns int, device string, want map[string]bool) error {
 		})
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	have, err := Features(netns, device)
-	if err != nil {
-		return err
-	}
-	var refused []string
-	for name, value := range want {
-		if have[name] != value {
-			refused = append(refused, name)
+	refused = map[string]bool{}
+	err = each(replies, device, func(d *netlink.AttributeDecoder) {
+		if d.Type() == ethtoolWanted {
+			d.Nested(func(d *netlink.AttributeDecoder) error { return decodeBits(d, refused) })
 		}
-	}
-	if len(refused) > 0 {
-		sort.Strings(refused)
-		return fmt.Errorf("%s did not take the features %s", device, strings.Join(refused, ", "))
+	})
+	return refused, err
+}
+
+// each calls fn with each attribute of the replies.
+func each(replies []netlink.Message, device string, fn func(*netlink.AttributeDecoder)) error {
+	for _, m := range replies {
+		d, err := netlink.NewAttributeDecoder(m.Data[4:]) // behind the generic netlink header
+		if err != nil {
+			return fmt.Errorf("features of %s: %w", device, err)
+		}
+		for d.Next() {
+			fn(d)
+		}
+		if err := d.Err(); err != nil {
+			return fmt.Errorf("features of %s: %w", device, err)
+		}
 	}
 	return nil
 }
+
+// family is ethtool's number in generic netlink, the same in every namespace.
+var family = sync.OnceValues(func() (uint16, error) {
+	f, err := vnetlink.GenlFamilyGet("ethtool")
+	if err != nil {
+		return 0, err
+	}
+	return f.ID, nil
+})
 
 func request(netns int, command uint8, device string, body func(*netlink.AttributeEncoder)) ([]netlink.Message, error) {
 	fail := func(err error) ([]netlink.Message, error) {
 		return nil, fmt.Errorf("ethtool on %s: %w", device, err)
 	}
-	family, err := vnetlink.GenlFamilyGet("ethtool") // family numbers are the same in every namespace
+	id, err := family()
 	if err != nil {
 		return fail(err)
 	}
@@ -163,7 +190,7 @@ func request(netns int, command uint8, device string, body func(*netlink.Attribu
 		return fail(err)
 	}
 	replies, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(family.ID), Flags: netlink.Request | netlink.Acknowledge},
+		Header: netlink.Header{Type: netlink.HeaderType(id), Flags: netlink.Request | netlink.Acknowledge},
 		Data:   append([]byte{command, 1, 0, 0}, attributes...),
 	})
 	if err != nil {
@@ -182,18 +209,21 @@ var PodFeatures = []string{
 // USO is segmentation of UDP datagrams, which a virtio-net header can express from kernel 6.2 on.
 const USO = "tx-udp-segmentation"
 
-// TurnOff turns features off, those of them that the device has and may change.
+// TurnOff turns features off, those of them that the device has and may change. Mostly it has all and may change them, so that
+// is tried first: each request waits for the lock of everything that changes a device.
 func TurnOff(netns int, device string, features ...string) error {
+	off := map[string]bool{}
+	for _, f := range features {
+		off[f] = false
+	}
+	if refused, err := set(netns, device, off); err == nil && len(refused) == 0 {
+		return nil
+	}
 	have, err := Features(netns, device)
 	if err != nil {
 		return err
 	}
-	off := map[string]bool{}
-	for _, f := range features {
-		if have[f] {
-			off[f] = false
-		}
-	}
+	maps.DeleteFunc(off, func(f string, _ bool) bool { return !have[f] })
 	if len(off) == 0 {
 		return nil
 	}

@@ -219,11 +219,11 @@ func (linux) RouteDevice(a netip.Addr) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("the route to %s cannot be looked up: %w", a, err)
 	}
-	l, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	name, err := hostnet.DeviceName(routes[0].LinkIndex)
 	if err != nil {
 		return "", fmt.Errorf("the device of the route to %s cannot be looked up: %w", a, err)
 	}
-	return l.Attrs().Name, nil
+	return name, nil
 }
 
 func (linux) BootID() (string, error)             { return bootID() }

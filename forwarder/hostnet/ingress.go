@@ -26,7 +26,7 @@ var netdevTable = &nftables.Table{Name: TableName, Family: nftables.TableFamilyN
 func (h *Host) BlockIngress(device string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if _, err := netlink.LinkByName(device); err != nil {
+	if _, err := DeviceIndex(device); err != nil { // newer kernels take a chain for a device that is yet to come
 		return fmt.Errorf("hostnet: cannot block the ingress of %s: %w", device, err)
 	}
 	conn, err := nftConn()
