@@ -236,7 +236,7 @@ func (w *worker) unpoll(p *port) {
 // bufferLeft is what no pod has taken of limits.totalBuffer.
 func (f *Forwarder) bufferLeft() int64 {
 	left := f.settings.TotalBuffer
-	for _, o := range f.ports {
+	for _, o := range f.claimed() {
 		left -= o.buffer
 		if o.breadth != nil {
 			left -= o.breadth.size

@@ -47,6 +47,7 @@ type Forwarder struct {
 	control       sync.Mutex
 	settings      Settings
 	ports         []*port
+	opening       []*port                 // claimed, but not there yet: the kernel is at work on them (portopen.go)
 	portList      atomic.Pointer[[]*port] // copy of ports for readers
 	portSlots     slots
 	peers         map[netip.Addr]*peer
@@ -351,8 +352,9 @@ func (f *Forwarder) close() error {
 	return errors.Join(errs...)
 }
 
-// onAll runs fn on every worker between two batches and waits: afterwards no
-// worker holds a View, or anything from one, that was replaced before.
+// onAll runs fn on one worker after the other between two batches and waits:
+// afterwards no worker holds a View, or anything from one, that was replaced
+// before.
 func (f *Forwarder) onAll(fn func(*worker)) {
 	for _, w := range f.workers {
 		w.do(func(w *worker) error { fn(w); return nil })

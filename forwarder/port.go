@@ -118,7 +118,8 @@ const minPortBuffer = 512 << 10
 
 // Attach connects a pod. Attaching the same again is fine; the same key with
 // another spec, or an address that is taken, is an error. On an error nothing
-// has changed.
+// has changed. Several may be attached at once; while one is, another call for
+// its key is an error.
 func (f *Forwarder) Attach(spec PortSpec) (PortInfo, error) {
 	f.control.Lock()
 	defer f.control.Unlock()
@@ -146,6 +147,9 @@ func (f *Forwarder) attach(spec PortSpec, open func(*port) error, makes bool) (P
 		}
 		return PortInfo{}, fmt.Errorf("%s/%s is attached already with another device, address, MTU or bandwidth: detach it first", spec.Container, spec.Interface)
 	}
+	if f.beingOpened(spec.Container, spec.Interface) {
+		return PortInfo{}, fmt.Errorf("%s/%s is being attached already: ask again when that has ended", spec.Container, spec.Interface)
+	}
 	p, err := f.newPort(spec)
 	if err != nil {
 		return PortInfo{}, err
@@ -161,19 +165,23 @@ func (f *Forwarder) attach(spec PortSpec, open func(*port) error, makes bool) (P
 		p.gso, p.uso = false, false
 	}
 	p.index = f.portSlots.take()
+	var polled error
 	f.onAll(func(w *worker) {
 		w.growOutboxes(f.portSlots.size())
 		*w.outboxes[p.index] = outbox{port: p}
 		w.alarms.reserve(f.portSlots.size())
+		if w.index == p.worker { // in the same visit: a worker has to be woken for each
+			polled = w.addPort(p)
+		}
 	})
 	undo := func() {
 		f.onAll(func(w *worker) { w.outboxes[p.index].port = nil })
 		f.portSlots.give(p.index)
 		f.closePort(p, makes)
 	}
-	if err := f.onWorker(p.worker, func(w *worker) error { return w.addPort(p) }); err != nil {
+	if polled != nil {
 		undo()
-		return PortInfo{}, fmt.Errorf("poll %s: %w", p.spec.Device, err)
+		return PortInfo{}, fmt.Errorf("poll %s: %w", p.spec.Device, polled)
 	}
 	if err := f.routePort(p); err != nil {
 		f.onWorker(p.worker, func(w *worker) error { w.removePort(p); return nil })
@@ -215,6 +223,9 @@ func (f *Forwarder) Detach(container, iface string) error {
 	f.control.Lock()
 	defer f.control.Unlock()
 	p := f.findPort(container, iface)
+	if p == nil && f.beingOpened(container, iface) {
+		return fmt.Errorf("%s/%s is being attached: detach it when that has ended", container, iface)
+	}
 	if p == nil {
 		return nil
 	}
@@ -312,14 +323,14 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 		case slices.Contains(p.addresses, a):
 			return nil, fmt.Errorf("%s: address %s is given twice", what, a)
 		}
-		for _, o := range f.ports {
+		for _, o := range f.claimed() {
 			if slices.Contains(o.addresses, a) {
 				return nil, fmt.Errorf("%s: address %s belongs to %s/%s already", what, a, o.spec.Container, o.spec.Interface)
 			}
 		}
 		p.addresses = append(p.addresses, a)
 	}
-	for _, o := range f.ports {
+	for _, o := range f.claimed() {
 		if o.spec.Device == spec.Device && o.hop.kind != hopRouted && p.hop.kind != hopRouted {
 			return nil, fmt.Errorf("%s: device %s is attached already for %s/%s", what, spec.Device, o.spec.Container, o.spec.Interface)
 		}
@@ -333,7 +344,7 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 	}
 	p.translated.Store(f.flows.size() > 0)
 	load := make([]int, len(f.workers))
-	for _, o := range f.ports {
+	for _, o := range f.claimed() {
 		if o.hop.kind != hopRouted {
 			load[o.worker]++
 		}
@@ -344,141 +355,6 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 		}
 	}
 	return p, nil
-}
-
-// openPort opens the port's device.
-func (f *Forwarder) openPort(p *port) error {
-	socket, err := f.reserve(p)
-	if err != nil {
-		return err
-	}
-	if p.spec.Attach == AttachTUN {
-		cfg := ring.TUNConfig{Name: p.spec.Device, MTU: p.mtu}
-		if p.throttle != nil {
-			cfg.QueueLen = p.throttle.tunQueue(p.mtu)
-		}
-		io, offload, err := f.env.createTUN(cfg, f.use.tunOffload)
-		if err != nil {
-			return err
-		}
-		p.io, p.gso, p.uso = io, offload&ring.OffloadTSO4 != 0, offload&ring.OffloadUSO4 != 0
-		if err := p.throttle.refuseSuperframes(io, offload); err != nil {
-			f.closePort(p, true)
-			return err
-		}
-	} else {
-		cfg := ring.PacketConfig{Device: p.spec.Device, Ring: f.use.packetRing, RecvBuffer: int(socket), SendBuffer: sendBuffer}
-		if p.throttle != nil {
-			cfg.Ring = ring.RecvMMsg // its queue is bounded in bytes, and what it does not hold is dropped whole
-		}
-		switch cfg.Ring {
-		case ring.RingV2:
-			cfg.RecvBuffer -= ringV2
-			cfg.Widen = f.settings.PodBuffer-socket >= leastBreadth
-		case ring.RingV3:
-			cfg.Slots, cfg.SlotSize = int(min(socket/blockV3, 4)), blockV3
-			cfg.RecvBuffer = 0 // all is in the ring
-		}
-		io, stats, err := f.env.openPacket(cfg)
-		if err != nil {
-			return err
-		}
-		if u, ok := io.(interface{ Unblock() (bool, error) }); ok && cfg.Ring == ring.RingV2 {
-			p.unblock = u.Unblock
-		}
-		if s, ok := io.(*ring.PacketSocket); ok && s.CanWiden() {
-			p.breadth = &breadth{socket: s, narrow: socket}
-		}
-		p.io, p.stats, p.link, p.gso, p.uso = io, stats, encap.EthernetLen, true, f.use.uso
-	}
-	f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
-	return nil
-}
-
-// reserve takes the port's share of limits.totalBuffer and returns how much of
-// it is for the socket: none of a TUN's.
-func (f *Forwarder) reserve(p *port) (socket int64, err error) {
-	s := &f.settings
-	if p.queue != nil {
-		p.buffer = p.queue.size()
-	}
-	if p.spec.Attach == AttachVeth {
-		if socket = f.share(); p.throttle != nil {
-			socket = min(socket, p.throttle.socketBuffer())
-		}
-	}
-	least := min(socket, minPortBuffer)
-	left := f.makeRoom(p.buffer + socket)
-	socket = min(socket, left-p.buffer)
-	if socket < least {
-		return 0, fmt.Errorf("%s/%s: no packet buffer left, limits.totalBuffer %d bytes are taken by %d pods: raise it or lower limits.podBuffer",
-			p.spec.Container, p.spec.Interface, s.TotalBuffer, len(f.ports))
-	}
-	p.buffer += socket
-	return socket, nil
-}
-
-// share is how much of limits.totalBuffer a veth pod may take when it is attached. With a V2 ring the rest of limits.podBuffer
-// is for its wide one. When three quarters of all is taken, pods get the least they can work with, so that more of them fit.
-func (f *Forwarder) share() int64 {
-	s := &f.settings
-	free := s.TotalBuffer
-	for _, o := range f.ports {
-		free -= o.buffer
-	}
-	share := min(s.PodBuffer, narrowBuffer)
-	if f.use.packetRing != ring.RingV2 {
-		share = min(s.PodBuffer, max(share, free/64))
-	}
-	if free < s.TotalBuffer/4 {
-		share = min(share, minPortBuffer)
-	}
-	return share
-}
-
-// adoptPort takes over a queue of the port's TUN.
-func (f *Forwarder) adoptPort(p *port, fd int) error {
-	if p.spec.Attach != AttachTUN {
-		unix.Close(fd)
-		return fmt.Errorf("%s/%s is a %s: only a %s is adopted by a queue", p.spec.Container, p.spec.Interface, p.spec.Attach, AttachTUN)
-	}
-	if _, err := f.reserve(p); err != nil {
-		unix.Close(fd)
-		return err
-	}
-	io, offload, err := f.env.adoptTUN(fd, f.use.tunOffload)
-	if err != nil {
-		return err
-	}
-	p.io, p.gso, p.uso = io, offload&ring.OffloadTSO4 != 0, offload&ring.OffloadUSO4 != 0
-	if err := p.throttle.refuseSuperframes(io, offload); err != nil {
-		io.Close()
-		return err
-	}
-	f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
-	return nil
-}
-
-// What a port's ring takes out of its buffer: V2's 128 slots of 2 KiB; V3's blocks, 4 of them if they fit.
-const (
-	ringV2  = 128 * 2048
-	blockV3 = 256 << 10
-)
-
-// closePort closes the descriptor; with remove, a TUN's device goes too.
-func (f *Forwarder) closePort(p *port, remove bool) error {
-	f.onWorker(p.worker, func(w *worker) error { w.abandon(p); return nil })
-	f.fds.remove(p.io.FD())
-	if b := p.breadth; b != nil && b.wide != nil {
-		f.fds.remove(b.wide.FD()) // closed with the narrow one
-		b.wide, b.size = nil, 0
-	}
-	if q, ok := p.io.(interface{ SetPersist(bool) error }); ok && remove {
-		if err := q.SetPersist(false); err != nil {
-			f.settings.Log.Warn("the pod's TUN may stay behind", "device", p.spec.Device, "error", err)
-		}
-	}
-	return p.io.Close()
 }
 
 // ownPodAddress reports whether a lies in this node's pod CIDRs.

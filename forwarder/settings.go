@@ -123,7 +123,7 @@ func (f *Forwarder) Reconfigure(next Settings) error {
 			return fmt.Errorf("%s cannot change while the daemon runs: restart it", fixed.key)
 		}
 	}
-	for _, p := range f.ports {
+	for _, p := range f.claimed() {
 		for _, a := range p.addresses {
 			if slices.Contains(next.hostAddresses(), a) {
 				return fmt.Errorf("node.podCIDRs would make %s the host's own, which %s/%s has: detach the pod first", a, p.spec.Container, p.spec.Interface)
