@@ -56,6 +56,16 @@ func (d *Daemon) begin(ctx context.Context, k control.PodKey) (done func(), err 
 // Allocate reserves addresses for a pod. Asking for the same again is answered with what is there. An address may be held by a
 // pod whose delete is queued, so what is queued is done before an address is refused.
 func (d *Daemon) Allocate(ctx context.Context, r control.AllocateRequest) (control.Allocation, error) {
+	k := control.PodKey{Container: r.Container, Interface: r.Interface}
+	d.gate.enter(ctx, k)
+	a, err := d.allocatePending(ctx, r)
+	if err != nil {
+		d.gate.leave(k)
+	}
+	return a, err
+}
+
+func (d *Daemon) allocatePending(ctx context.Context, r control.AllocateRequest) (control.Allocation, error) {
 	a, err := d.allocate(ctx, r)
 	if c := control.CodeOf(err); err == nil || c != control.Conflict && c != control.Exhausted {
 		return a, err

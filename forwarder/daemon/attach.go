@@ -57,6 +57,7 @@ func (d *Daemon) Attach(ctx context.Context, r control.AttachRequest) (control.P
 		return control.Port{}, err
 	}
 	k := control.PodKey{Container: r.Container, Interface: r.Interface}
+	defer d.gate.leave(k)
 	done, err := d.begin(ctx, k)
 	if err != nil {
 		return control.Port{}, err
@@ -165,11 +166,12 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 		}
 		return nil
 	})
-	if err := d.openPort(p, func() error { _, err := d.plane.Attach(spec); return err }); err != nil {
+	var port forwarder.PortInfo
+	if err := d.openPort(p, func() (err error) { port, err = d.plane.Attach(spec); return err }); err != nil {
 		return control.Port{}, err
 	}
 	d.log.Info("attached", "pod", k.Container, "interface", k.Interface, "attach", spec.Attach, "device", spec.Device, "addresses", spec.Addresses, "owner", rec.Owner)
-	return d.port(k)
+	return d.describePort(port), nil
 }
 
 // openPort puts the drop on a veth and lets open make the port.

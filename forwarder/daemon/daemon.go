@@ -63,13 +63,14 @@ type Daemon struct {
 	change sync.Mutex // one change at a time: reload, peers, underlay
 
 	pods      *pods
+	gate      *gate
 	up        chan struct{} // closed when requests about pods may begin
 	waitMu    sync.Mutex
 	impatient bool // pods that wait for adoption keep us no longer from being ready
 }
 
 func newDaemon(m machine, o Options) (*Daemon, error) {
-	d := &Daemon{machine: m, path: o.Config, started: time.Now(), pods: newPods(), up: make(chan struct{})}
+	d := &Daemon{machine: m, path: o.Config, started: time.Now(), pods: newPods(), gate: newGate(gatePlaces), up: make(chan struct{})}
 	if o.Log == nil {
 		o.Log = os.Stderr
 	}

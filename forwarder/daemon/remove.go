@@ -19,6 +19,7 @@ func (d *Daemon) Detach(ctx context.Context, r control.DetachRequest) error {
 	if k.Container == "" || k.Interface == "" {
 		return control.Errorf(control.BadRequest, "container and interface say which pod to detach, and one is empty")
 	}
+	d.gate.leave(k)
 	done, err := d.begin(ctx, k)
 	if err != nil {
 		return err
