@@ -167,6 +167,28 @@ func TestNativeTCPFollowsTheUplink(t *testing.T) {
 	conserved(t, l)
 }
 
+// TestNativeAutoChooses: with both carriers frames go by tcp, by udp while the uplink takes only UDP's superframes uncut, and by tcp again.
+func TestNativeAutoChooses(t *testing.T) {
+	lab.Require(t)
+	l := lab.New(t, lab.Config{YAML: []string{nativeYAML("auto")}})
+	l.Start(t)
+	na, nb := l.Nodes[0], l.Nodes[1]
+	a, b := na.AddPod(t, lab.Veth), nb.AddPod(t, lab.Veth)
+	talk := converse(t, &a.Host, &b.Host, false)
+	for _, c := range []struct {
+		tso, uso bool
+		want     string
+	}{{true, true, "tcp"}, {false, true, "udp"}, {false, false, "tcp"}, {true, false, "tcp"}} {
+		if err := na.SetFeatures("eth0", map[string]bool{"tx-tcp-segmentation": c.tso, "tx-tcp6-segmentation": c.tso, "tx-udp-segmentation": c.uso}); err != nil {
+			t.Skip(err)
+		}
+		goesBy(t, na, c.want)
+		talk.goesOn(t, "by "+c.want)
+	}
+	talk.close()
+	conserved(t, l)
+}
+
 // TestNativeTCPNeverBypasses: a rule that looks at marks, and an xfrm policy, each end the carrier at once; with the policy nothing leaves in clear.
 func TestNativeTCPNeverBypasses(t *testing.T) {
 	lab.Require(t)
