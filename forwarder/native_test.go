@@ -24,11 +24,11 @@ type nativePair struct {
 	podA, podB *ring.FakeQueue
 }
 
-func newNativePair(t *testing.T, kind encap.Kind) *nativePair {
+func newNativePair(t testing.TB, kind encap.Kind) *nativePair {
 	return newNativePairBy(t, kind, native.UDP)
 }
 
-func newNativePairBy(t *testing.T, kind encap.Kind, by native.Carrier) *nativePair {
+func newNativePairBy(t testing.TB, kind encap.Kind, by native.Carrier) *nativePair {
 	s := testSettings(kind)
 	s.Native = Native{TCP: by&native.TCP != 0, UDP: by&native.UDP != 0, Port: 7471}
 	if s.Native.TCP {
