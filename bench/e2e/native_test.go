@@ -66,7 +66,7 @@ func TestNative(t *testing.T) {
 	}{
 		{"udp", "vxlan", lab.Veth, lab.Whole, false}, {"udp", "udp", lab.TUN, lab.Cut, false}, {"udp", "ipip", lab.Veth, lab.Cut, false}, {"udp", "vxlan", lab.TUN, lab.Whole, true},
 		{"tcp", "vxlan", lab.Veth, lab.Whole, false}, {"tcp", "udp", lab.TUN, lab.TSO, false}, {"tcp", "ipip", lab.Veth, lab.Cut, false},
-		{"tcp", "vxlan", lab.TUN, lab.Cut, true}, {"tcp", "udp", lab.Veth, lab.TSO, true},
+		{"tcp", "vxlan", lab.TUN, lab.Cut, true}, {"tcp", "udp", lab.Veth, lab.TSO, true}, {"auto", "vxlan", lab.Veth, lab.Cut, false},
 	} {
 		t.Run(fmt.Sprintf("%s/%s/%s/%s/outer6=%v", c.carrier, c.encap, c.attach, c.kind, c.outer6), func(t *testing.T) {
 			l := lab.New(t, lab.Config{Encap: c.encap, Kind: c.kind, Outer6: c.outer6, YAML: []string{nativeYAML(c.carrier), "workers: 2"}})
@@ -94,7 +94,11 @@ func TestNative(t *testing.T) {
 				echoes(t, &a.Host, &b.Host, v6, []int{1, 1200, l.Nodes[0].PodMTU() - 60, 4000})
 			}
 			becomesNative(t, true, l.Nodes[1], b, a) // under load a fence may have been given up, which is tried again
-			if got := nativeOf(t, l.Nodes[0]); got.Carrier != c.carrier || got.Version != 1 || got.Bursts == 0 || got.GotFrames == 0 {
+			by := c.carrier
+			if by == "auto" {
+				by = "tcp"
+			}
+			if got := nativeOf(t, l.Nodes[0]); got.Carrier != by || got.Version != 1 || got.Bursts == 0 || got.GotFrames == 0 {
 				t.Errorf("%+v", got)
 			}
 			conserved(t, l)
