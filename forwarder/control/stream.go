@@ -184,8 +184,9 @@ func (c *Captured) decode(b []byte) error {
 		if len(b) < 1 || len(b) < 1+int(b[0]) {
 			return fmt.Errorf("the capture is damaged: a text in a frame's record is cut")
 		}
-		*text = string(b[1 : 1+b[0]])
-		b = b[1+int(b[0]):]
+		n := 1 + int(b[0]) // 1 + b[0] as a byte is 0 for a text of 255
+		*text = string(b[1:n])
+		b = b[n:]
 	}
 	if c.Length < len(b) || c.Length > maxRecord {
 		return fmt.Errorf("the capture is damaged: %d bytes of a frame of %d", len(b), c.Length)
