@@ -33,8 +33,11 @@ func (n *nativePlane) run() {
 	defer tick.Stop()
 	active := true
 	for {
-		ticks := tick.C
-		if !active {
+		// Who looks at every tick need not be poked: each look lets the next frame poke again, and waking costs more than a burst.
+		ticks, poked := tick.C, n.poked
+		if active {
+			poked = nil
+		} else {
 			ticks = nil
 		}
 		select {
@@ -43,7 +46,7 @@ func (n *nativePlane) run() {
 		case e := <-n.inbox:
 			n.handle(e)
 			active = true
-		case <-n.poked:
+		case <-poked:
 			active = n.look()
 		case <-ticks:
 			active = n.look()
