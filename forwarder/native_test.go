@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/encap/native"
@@ -394,4 +395,22 @@ func TestNativeNoAllocations(t *testing.T) {
 		t.Errorf("%v allocations to receive", n)
 	}
 	x.b.check(nil)
+}
+
+// TestNativePlaneIsNotWoken: while there is traffic the plane looks at every tick, and a frame that pokes it does not wake it: one that did would cost
+// a look and a wake-up a frame.
+func TestNativePlaneIsNotWoken(t *testing.T) {
+	x := newNativePair(t, encap.KindVXLAN)
+	n := x.a.f.native
+	n.done.Go(n.run)
+	defer func() { close(n.stop); n.done.Wait() }()
+	x.a.f.peers[nodeB].state.native.wanted.Store(true)
+	n.poke()
+	time.Sleep(4 * nativeTick)
+	if len(n.poked) == 0 {
+		t.Error("the plane is woken between two ticks")
+	}
+	if n.status(x.a.f.peers[nodeB]).Why == "no traffic to it yet" {
+		t.Error("the plane does not look")
+	}
 }

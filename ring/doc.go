@@ -3,8 +3,8 @@
 //
 //	         pods, the node                                the underlay
 //	┌───────────────┬────────────────────┐       ┌───────────────┬──────────────┐
-//	│ TUN/TAP queue │ AF_PACKET on veth  │       │  UDP socket   │  raw socket  │
-//	│ (tun.go)      │ (packet.go)        │       │  (udp.go)     │  (raw.go)    │
+//	│ TUN/TAP queue │ AF_PACKET on veth, │       │  UDP socket   │  raw socket  │
+//	│ (tun.go)      │ uplink (packet.go) │       │  (udp.go)     │  (raw.go)    │
 //	│               │ V2   V3   recvmmsg │       │  GSO   GRO    │  IPIP 4, 41  │
 //	└──────┬────────┴──────────┬─────────┘       └──────┬────────┴──────┬───────┘
 //	       │ Read              ▲ Write                  │ Recv          ▲ Send

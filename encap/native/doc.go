@@ -2,7 +2,7 @@
 // changes bytes and keeps what has arrived of a burst, and nothing else: it opens nothing and knows no clock.
 //
 //	frames ─▶ PutHeader ─▶ burst: directory │ frames │ directory ─▶ cut into pieces ─▶ wire
-//	          frame.go     burst.go                                 piece.go
+//	          frame.go     burst.go                                 piece.go, outer.go
 //
 //	wire ─▶ ParseTCP, ParseUDP ─▶ Stream.Add ─▶ Stream.Next ─▶ frames, and parts of frames
 //	        piece.go              stream.go     walk.go

@@ -4,13 +4,15 @@
 //	 ┌──────────────────────────────────────────────────────────────────────┐
 //	 │ routes: network.cidrs dev penstock0 src 10.244.1.0 proto 112         │
 //	 │ inet penstock: prerouting, output   notrack for our own tunnels      │
+//	 │                prerouting           drop of the native stream's TCP  │
 //	 │                output               no ICMP redirects to pods        │
 //	 │                postrouting          masquerade pods → outside        │
 //	 │ iptables: FORWARD → PENSTOCK-FWD    accepts, where asked for         │
 //	 └─┬────────────────────────────────────────────────────┬───────────────┘
 //	   │ penstock0: MTU, up, 10.244.1.0/32                  ╳ netdev penstock: one ingress
 //	   │ (made by ring, read by the workers)                │ chain a device, policy drop
-//	workers                                               psXXXX (pod's veth, tapped by AF_PACKET)
+//	workers                                               psXXXX (pod's veth, tapped by AF_PACKET);
+//	                                                      the uplink's: policy accept, drop of the native stream's TCP
 //
 // What holds:
 //   - Everything is reconciled, never rebuilt: [Host.Apply] reads what is there, adds what is missing and

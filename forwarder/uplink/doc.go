@@ -7,6 +7,9 @@
 //
 //	penstock-gso ─ingress─▶ netdev penstock / penstock-gso: ether saddr = uplink's MAC ─▶ fwd uplink
 //
+// The tcp carrier of the native stream takes the same Link for its packet socket,
+// and needs neither TAP nor redirect.
+//
 // A Watcher keeps this true while routes, links, neighbours, rules and policies
 // change, and tells the forwarder, which takes another mechanism where there is
 // no Link. It is control plane only: nothing here runs per packet.
