@@ -131,8 +131,13 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 		return err
 	}
 	n, err := pump(ctx, in, to, f.count)
+	lost := in.Lost()
+	if t.output == "json" {
+		jsonLine(t.errs, capturedAll{n, lost})
+		return err
+	}
 	fmt.Fprintf(t.errs, "%d frames captured", n)
-	if lost := in.Lost(); lost > 0 {
+	if lost > 0 {
 		fmt.Fprintf(t.errs, ", %d more matched and were lost: narrow the filter, or shorten frames with -s", lost)
 	}
 	fmt.Fprintln(t.errs)

@@ -61,9 +61,9 @@ func TestCaptureLines(t *testing.T) {
 	if status != 0 || !strings.Contains(errs, "3 frames captured") {
 		t.Errorf("%d %s", status, errs)
 	}
-	status, out, _ = ctl(t, "--socket", socket, "-o", "json", "capture", "-c", "2")
-	if status != 0 || strings.Count(out, "\n") != 2 || !strings.Contains(out, `"reason":"spoofed"`) {
-		t.Errorf("%d %s", status, out)
+	status, out, errs = ctl(t, "--socket", socket, "-o", "json", "capture", "-c", "2")
+	if status != 0 || strings.Count(out, "\n") != 2 || !strings.Contains(out, `"reason":"spoofed"`) || !strings.HasPrefix(errs, `{"captured":2,"lost":`) {
+		t.Errorf("%d %s %s", status, out, errs)
 	}
 	if status, _, errs := ctl(t, "--socket", socket, "capture", "--pod", "nobody"); status != exitFailed || !strings.Contains(errs, "no such pod") {
 		t.Errorf("%d %s", status, errs)

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -63,7 +62,14 @@ before others. With --chained it is the list that the runtime uses now, with pen
 ptp); the old list stays where it is and is in force again after uninstall. What was written is noted in ` + recordName + `
 beside the list, so that uninstall takes away that and nothing else.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return t.cniInstall(c, f) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			did := cniInstalled{[]string{}, []string{}}
+			err := t.cniInstall(c, f, &did)
+			if t.output == "json" && !f.print && (err == nil || len(did.Wrote) > 0) {
+				return errors.Join(t.json(did), err)
+			}
+			return err
+		},
 	}
 	install.Flags().StringVar(&f.attach, "attach", control.AttachVeth, "how pods are attached: veth or tun")
 	install.Flags().BoolVar(&f.chained, "chained", false, "chain penstock behind the plugin that makes pods now")
@@ -74,14 +80,29 @@ beside the list, so that uninstall takes away that and nothing else.`,
 		Use:   "uninstall",
 		Short: "Remove what install has written: the CNI list, and the plugin when no pod needs it any more",
 		Args:  cobra.NoArgs,
-		RunE:  func(c *cobra.Command, _ []string) error { return t.cniUninstall(c, f) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			did := cniRemoved{[]string{}, []string{}}
+			err := t.cniUninstall(c, f, &did)
+			if t.output == "json" && (err == nil || len(did.Removed) > 0) {
+				return errors.Join(t.json(did), err)
+			}
+			return err
+		},
 	}
 	uninstall.Flags().BoolVar(&f.force, "force", false, "remove the plugin though pods are there, or the daemon cannot be asked")
 	c.AddCommand(install, uninstall)
 	return c
 }
 
-func (t *tool) cniInstall(c *cobra.Command, f *cniFiles) error {
+// say prints what was done, at once; with -o json one answer has it all at the end.
+func (t *tool) say(format string, a ...any) {
+	if t.output != "json" {
+		fmt.Fprintf(t.out, format+"\n", a...)
+	}
+}
+
+// cniInstall notes in did what it has done, also if it then fails.
+func (t *tool) cniInstall(c *cobra.Command, f *cniFiles, did *cniInstalled) error {
 	list, err := f.list(t.socket)
 	if err != nil {
 		return err
@@ -134,24 +155,30 @@ func (t *tool) cniInstall(c *cobra.Command, f *cniFiles) error {
 		if err := writeAtomically(target, bytes.NewReader(plugin), 0o755); err != nil {
 			return err
 		}
-		fmt.Fprintln(t.out, "wrote", target)
+		did.Wrote = append(did.Wrote, target)
+		t.say("wrote %s", target)
 	}
 	// The plugin is there before a list names it.
 	if err := writeAtomically(path, bytes.NewReader(content), 0o600); err != nil {
 		return err
 	}
-	fmt.Fprintln(t.out, "wrote", path)
-	f.warn(t.out)
+	did.Wrote = append(did.Wrote, path)
+	t.say("wrote %s", path)
+	for _, w := range f.warnings() {
+		did.Warnings = append(did.Warnings, w)
+		t.say("warning: %s", w)
+	}
 	return nil
 }
 
-func (t *tool) cniUninstall(c *cobra.Command, f *cniFiles) error {
+// cniUninstall notes in did what it has done, also if it then fails.
+func (t *tool) cniUninstall(c *cobra.Command, f *cniFiles, did *cniRemoved) error {
 	written, err := f.readRecord()
 	if err != nil {
 		return err
 	}
 	if written == (record{}) {
-		fmt.Fprintf(t.out, "cni install has written nothing into %s that would still be there\n", f.confDir)
+		t.say("cni install has written nothing into %s that would still be there", f.confDir)
 		return nil
 	}
 	path, target := filepath.Join(f.confDir, listName), filepath.Join(f.binDir, pluginName)
@@ -163,7 +190,8 @@ func (t *tool) cniUninstall(c *cobra.Command, f *cniFiles) error {
 		if err := os.Remove(path); err != nil {
 			return fmt.Errorf("the CNI list cannot be removed: %w", err)
 		}
-		fmt.Fprintln(t.out, "removed", path)
+		did.Removed = append(did.Removed, path)
+		t.say("removed %s", path)
 	}
 	written.List = ""
 	if err := f.writeRecord(written); err != nil {
@@ -173,7 +201,8 @@ func (t *tool) cniUninstall(c *cobra.Command, f *cniFiles) error {
 	case written.Plugin == "" || sum == "":
 		return f.writeRecord(record{})
 	case sum != written.Plugin && !f.force:
-		fmt.Fprintf(t.out, "%s is not the one that cni install has written, and stays\n", target)
+		did.Kept = append(did.Kept, target)
+		t.say("%s is not the one that cni install has written, and stays", target)
 		return f.writeRecord(record{})
 	}
 	if !f.force {
@@ -196,7 +225,8 @@ func (t *tool) cniUninstall(c *cobra.Command, f *cniFiles) error {
 	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("the plugin cannot be removed: %w", err)
 	}
-	fmt.Fprintln(t.out, "removed", target)
+	did.Removed = append(did.Removed, target)
+	t.say("removed %s", target)
 	return f.writeRecord(record{})
 }
 
@@ -303,14 +333,14 @@ func (f *cniFiles) program() (string, error) {
 	return "", fmt.Errorf("the plugin is not at %s: say with --plugin where it is", strings.Join(places, " or "))
 }
 
-// warn names what is in force and does not do what its owner thinks.
-func (f *cniFiles) warn(out io.Writer) {
+// warnings name what is in force and does not do what its owner thinks.
+func (f *cniFiles) warnings() (all []string) {
 	names, err := f.lists()
 	if err != nil {
-		return
+		return nil
 	}
 	if names[0] != listName {
-		fmt.Fprintf(out, "warning: %s comes before %s, and the runtime takes the first: rename or remove it\n", filepath.Join(f.confDir, names[0]), listName)
+		all = append(all, fmt.Sprintf("%s comes before %s, and the runtime takes the first: rename or remove it", filepath.Join(f.confDir, names[0]), listName))
 	}
 	for _, name := range names {
 		l, err := readList(filepath.Join(f.confDir, name))
@@ -318,9 +348,10 @@ func (f *cniFiles) warn(out io.Writer) {
 			continue
 		}
 		for _, s := range bandwidthTrouble(l) {
-			fmt.Fprintf(out, "warning: %s: %s\n", filepath.Join(f.confDir, name), s)
+			all = append(all, fmt.Sprintf("%s: %s", filepath.Join(f.confDir, name), s))
 		}
 	}
+	return all
 }
 
 // bandwidthTrouble: the reference plugin bandwidth puts its limiters where the daemon's sockets are not (design section 3): a

@@ -7,12 +7,11 @@
 //
 // Exit status: 0 done, 1 the daemon refused or failed, 2 wrong usage, 3 the daemon cannot be reached, 4 the configuration is
 // not valid or asks for a restart, 5 doctor has warnings only, or a support bundle is not complete, 6 the answer is no: the packet of
-// trace would be dropped, status --wait has waited in vain.
+// trace would be dropped, status --wait has waited in vain. With -o json an error is an object as well, on standard error.
 package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,7 +21,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/penstock-net/penstock/forwarder/config"
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
@@ -65,20 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(stderr, "penstockctl:", err)
-	if f := (*verdict)(nil); errors.As(err, &f) {
-		return f.status
-	}
-	var mistakes config.Errors
-	switch code := control.CodeOf(err); {
-	case !t.began:
-		return exitUsage
-	case errors.Is(err, control.ErrUnreachable):
-		return exitUnreachable
-	case errors.As(err, &mistakes), code == control.InvalidConfig, code == control.RestartRequired:
-		return exitConfig
-	}
-	return exitFailed
+	return t.fail(err, args)
 }
 
 // root is penstockctl with all its commands.

@@ -79,7 +79,8 @@ var answers = map[string]any{
 	"status": control.Status{}, "pods": []control.Pod{}, "ipam": control.IPAM{}, "ports": []control.Port{}, "peers": []control.Peer{},
 	"routes": []control.Route{}, "fdb": []control.FDBEntry{}, "drops": []control.Drop{}, "trace": control.Trace{}, "doctor": doctor.Report{},
 	"bench": control.Bench{}, "reload": control.Reloaded{}, "loglevel": control.LogLevel{}, "attach": control.Port{},
-	"top": topPicture{}, "capture": capturedLine{}, "version": versionPair{}, "support-bundle": bundleMade{},
+	"top": topPicture{}, "capture": capturedLine{}, "version": versionPair{}, "support-bundle": bundleMade{}, "detach": detachedPod{},
+	"config check": checkedConfig{}, "config example": exampleConfig{}, "cni install": cniInstalled{}, "cni uninstall": cniRemoved{},
 }
 
 // keys of what a type is as JSON.
@@ -106,26 +107,49 @@ func keys(of reflect.Type) (all []string) {
 func TestManualJSON(t *testing.T) {
 	table := pages.NewTable("command", "keys")
 	everyCommand(newRoot(), func(c *cobra.Command) {
-		answer, ok := answers[c.Name()]
-		if !ok || c.Parent() == nil || c.Parent().HasParent() {
+		path := strings.TrimPrefix(c.CommandPath(), "penstockctl ")
+		answer, ok := answers[path]
+		if !ok {
+			// help and completions are text for people and shells, man writes files.
+			if c.Runnable() && c.HasParent() && !slices.Contains([]string{"help", "man"}, path) && !strings.HasPrefix(path, "completion") {
+				t.Errorf("%s has no answer with -o json", path)
+			}
 			return
 		}
 		list := "`" + strings.Join(keys(reflect.TypeOf(answer)), "`, `") + "`"
 		if reflect.TypeOf(answer).Kind() == reflect.Slice {
 			list = "`" + c.Name() + "`, a list of objects: " + list
 		}
-		table.Row("`"+c.Name()+"`", list)
+		table.Row("`"+path+"`", list)
 	})
 	pages.Open(t, "commands.md").Keep("json", table.String())
 
+	wrong := filepath.Join(t.TempDir(), "wrong.yaml")
+	if err := os.WriteFile(wrong, []byte("encap: {type: gre}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	place := func() string {
+		dir := t.TempDir()
+		return " --bin-dir " + dir + "/bin --conf-dir " + dir + "/net.d --plugin " + wrong // any file does
+	}
 	socket := serve(t, &fake{level: "info"})
 	for name, answer := range answers {
-		args := map[string]string{"trace": "trace 10.244.1.2 10.244.2.2", "bench": "bench node-b", "attach": "attach c1 eth0 --address 10.244.1.2"}[name]
+		args := map[string]string{"trace": "trace 10.244.1.2 10.244.2.2", "bench": "bench node-b", "attach": "attach c1 eth0 --address 10.244.1.2", "detach": "detach c1 eth0"}[name]
 		switch name {
 		case "doctor":
 			args = "doctor --conf-dir " + t.TempDir()
 		case "support-bundle":
 			args = "support-bundle --conf-dir " + t.TempDir() + " -f " + filepath.Join(t.TempDir(), "b.tar.gz")
+		case "config check":
+			args = "config check " + wrong
+		case "cni install":
+			args = "cni install" + place()
+		case "cni uninstall":
+			at := place()
+			if status, _, stderr := ctl(t, append([]string{"--socket", socket}, strings.Fields("cni install"+at)...)...); status != 0 {
+				t.Fatal(stderr)
+			}
+			args = "cni uninstall" + at[:strings.Index(at, " --plugin")]
 		case "top":
 			args = "top -n 1 -d 100ms"
 		case "capture":

@@ -103,7 +103,11 @@ func (t *tool) detach() *cobra.Command {
 		Args:  cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
-				return client.Detach(ctx, control.DetachRequest{Container: args[0], Interface: args[1]})
+				err := client.Detach(ctx, control.DetachRequest{Container: args[0], Interface: args[1]})
+				if err == nil && t.output == "json" {
+					err = t.json(detachedPod{args[0], args[1], true})
+				}
+				return err
 			})
 		},
 		ValidArgsFunction: t.completePort,
@@ -144,12 +148,24 @@ the daemon says when it starts or reloads.`,
 				path = args[0]
 			}
 			_, err := config.Load(path)
+			answer := checkedConfig{Path: path, Valid: err == nil, Mistakes: []mistake{}}
 			var mistakes config.Errors
 			if errors.As(err, &mistakes) {
+				for _, m := range mistakes {
+					answer.Mistakes = append(answer.Mistakes, mistake(m))
+				}
+				if t.output == "json" {
+					if err := t.json(answer); err != nil {
+						return err
+					}
+				}
 				return fmt.Errorf("%s has %s:\n%w", path, mistakes.Count(), mistakes)
 			}
 			if err != nil {
 				return err
+			}
+			if t.output == "json" {
+				return t.json(answer)
 			}
 			fmt.Fprintf(t.out, "%s is valid in itself; whether the machine fits it (address, MTU, devices) shows when the daemon starts or reloads\n", path)
 			return nil
@@ -159,6 +175,9 @@ the daemon says when it starts or reloads.`,
 		Short: "Print a commented configuration file with every key and its default",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if t.output == "json" {
+				return t.json(exampleConfig{string(config.Example)})
+			}
 			_, err := t.out.Write(config.Example)
 			return err
 		},
