@@ -41,7 +41,10 @@ func TestSoak(t *testing.T) {
 			transfers++
 		}
 		cancel()
-		guest := a.AddPod(t, []lab.Attach{lab.Veth, lab.TUN}[rnd.IntN(2)])
+		guest := a.BarePod(t) // by the plugin, with an address of the daemon's: hours of it need each of them again
+		if _, err := guest.Plug(a.List(nil, lab.Conf{"type": "penstock", "attach": []string{"veth", "tun"}[rnd.IntN(2)]})); err != nil {
+			t.Fatalf("a new pod: %v", err)
+		}
 		if err := guest.Ping(pods[1][0].IP4); err != nil {
 			t.Errorf("a new pod: %v", err)
 		}
