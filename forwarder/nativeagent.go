@@ -95,13 +95,16 @@ func (n *nativePlane) agreement(p *peer) *nativeAgreement {
 	if a == nil {
 		// Each agreement is an instance of its own, so that a peer that is taken out and put in again starts new streams.
 		self := n.self
-		self.From, self.FirstTag = rand.Uint64()|1, uint16(rand.Uint32())|1<<15
+		self.From, self.FirstTag = rand.Uint64()|1, firstTag()
 		a = &nativeAgreement{Peer: agree.Peer{Self: self, Nonce: rand.Uint64}, to: ring.NewSockaddr(netip.AddrPortFrom(p.spec.Address, n.f.tunnelPorts.native))}
 		n.peers[p.state] = a
 	}
 	a.peer = p
 	return a
 }
+
+// firstTag is such that this one and those of all workers are from 32768 on: they are source ports of the tcp carrier.
+func firstTag() uint16 { return 1<<15 + uint16(rand.Uint32N(1<<15-1<<8)) }
 
 // forget ends an agreement: frames go by the encapsulation from now on.
 func (n *nativePlane) forget(s *peerState) {

@@ -412,3 +412,12 @@ func TestTCPNoAllocations(t *testing.T) {
 		t.Error("nothing was received")
 	}
 }
+
+// TestFirstTag: the tags of all workers are source ports that nobody takes for a service's.
+func TestFirstTag(t *testing.T) {
+	for range 10000 {
+		if first := firstTag(); first < 1<<15 || first+255 < first {
+			t.Fatalf("%d", first)
+		}
+	}
+}
