@@ -13,11 +13,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/capture"
 )
 
 // captureFlags is what a capture is asked for.
 type captureFlags struct {
-	control.CaptureRequest
+	capture.Request
 	count int
 	file  string
 }
@@ -85,7 +86,7 @@ func (t *tool) completeOne(get func(context.Context, *control.Client) ([]string,
 
 // sink takes captured frames.
 type sink interface {
-	write(*control.Captured) error
+	write(*capture.Frame) error
 	flush() error
 }
 
@@ -106,7 +107,7 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 			reasons[r.Reason] = r
 		}
 	}
-	in, err := client.Capture(ctx, f.CaptureRequest)
+	in, err := capture.Open(ctx, client, f.Request)
 	if err != nil {
 		return err
 	}
@@ -114,14 +115,14 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 	var to sink
 	switch {
 	case f.file == "-":
-		to, err = newPcapng(t.out, f.CaptureRequest, reasons)
+		to, err = newPcapng(t.out, f.Request, reasons)
 	case f.file != "":
 		file, e := os.Create(f.file)
 		if e != nil {
 			return fmt.Errorf("the capture cannot be written: %w", e)
 		}
 		defer file.Close()
-		to, err = newPcapng(file, f.CaptureRequest, reasons)
+		to, err = newPcapng(file, f.Request, reasons)
 	case t.output == "json":
 		to = jsonLines{json.NewEncoder(t.out)}
 	default:
@@ -145,7 +146,7 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 }
 
 // pump moves frames until the count, the user or the daemon ends it. That the user ends it is no error.
-func pump(ctx context.Context, in *control.CaptureReader, to sink, count int) (n int, err error) {
+func pump(ctx context.Context, in *capture.Reader, to sink, count int) (n int, err error) {
 	for count == 0 || n < count {
 		c, err := in.Next()
 		if err != nil {
@@ -178,7 +179,7 @@ type lines struct{ *bufio.Writer }
 
 func newLines(w io.Writer) lines { return lines{bufio.NewWriter(w)} }
 
-func (l lines) write(c *control.Captured) error {
+func (l lines) write(c *capture.Frame) error {
 	_, err := fmt.Fprintf(l, "%s %s\n", c.Time.Format("15:04:05.000000"), c)
 	return err
 }
@@ -203,7 +204,7 @@ type capturedLine struct {
 // jsonLines prints an object for each frame.
 type jsonLines struct{ *json.Encoder }
 
-func (l jsonLines) write(c *control.Captured) error {
+func (l jsonLines) write(c *capture.Frame) error {
 	return l.Encode(capturedLine{c.Time.UTC(), c.Stage, c.Reason, c.Pod, c.Peer, c.Worker, c.Ethernet, c.Outer, c.Length, c.Segment, c.Data})
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/google/gopacket/pcapgo"
 
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/capture"
 )
 
 var capturedIP = []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 244, 1, 5, 10, 244, 2, 5, 0, 1, 0, 2, 0, 8, 0, 0}
@@ -23,12 +24,12 @@ var capturedIP = []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 244, 1, 5,
 // threeFrames are given once.
 type threeFrames struct{ given atomic.Bool }
 
-func (s *threeFrames) Read(fn func(*control.Captured)) int {
+func (s *threeFrames) Read(fn func(*capture.Frame)) int {
 	if s.given.Swap(true) {
 		return 0
 	}
 	eth := append(append(make([]byte, 12), 8, 0), capturedIP...)
-	for _, c := range []control.Captured{
+	for _, c := range []capture.Frame{
 		{Time: time.Unix(100, 7), Stage: "from-pod", Pod: "c1/eth0", Ethernet: true, Length: len(eth), Data: eth},
 		{Time: time.Unix(100, 8), Stage: "dropped", Reason: "spoofed", Pod: "c1/eth0", Length: 28, Data: capturedIP},
 		{Time: time.Unix(100, 9), Stage: "to-peer", Peer: "node-b", Length: 60000, Segment: 1400, Data: capturedIP},
@@ -43,7 +44,7 @@ func (s *threeFrames) Close()       {}
 func (f *fake) Reasons(context.Context) ([]control.Drop, error) {
 	return []control.Drop{{Reason: "spoofed", Meaning: "a pod lies", Remedy: "look at it"}, {Reason: "ttl_expired", Meaning: "it ran out"}}, f.err
 }
-func (f *fake) Capture(_ context.Context, r control.CaptureRequest) (control.CaptureSource, error) {
+func (f *fake) Capture(_ context.Context, r capture.Request) (capture.Source, error) {
 	if r.Pod == "nobody" {
 		return nil, control.Errorf(control.NotFound, "no such pod")
 	}

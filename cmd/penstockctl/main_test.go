@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/server"
 )
 
 // fake is a daemon that says what it is told to.
@@ -83,14 +84,14 @@ func (f *fake) SetLogLevel(l string) error {
 }
 
 // serve starts a fake daemon and returns its socket.
-func serve(t *testing.T, f control.Backend) string {
+func serve(t *testing.T, f server.Backend) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "p.sock")
-	l, err := control.Listen(t.Context(), socket)
+	l, err := server.Listen(t.Context(), socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := control.NewServer(f, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s := server.New(f, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	done := make(chan struct{})
 	go func() { defer close(done); s.Serve(l) }()
 	t.Cleanup(func() { s.Shutdown(context.Background()); <-done; l.Release() })

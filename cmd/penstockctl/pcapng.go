@@ -11,6 +11,7 @@ import (
 	"github.com/google/gopacket/pcapgo"
 
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/capture"
 )
 
 // pcapng writes frames to a file that Wireshark reads. Each stage of each pod and peer, and each reason, is an interface; it is
@@ -27,7 +28,7 @@ type ngKey struct {
 	ethernet                 bool
 }
 
-func newPcapng(w io.Writer, r control.CaptureRequest, reasons map[string]control.Drop) (*pcapng, error) {
+func newPcapng(w io.Writer, r capture.Request, reasons map[string]control.Drop) (*pcapng, error) {
 	var filters []string
 	for _, f := range [][2]string{{"pod", r.Pod}, {"peer", r.Peer}, {"reason", r.Reason}} {
 		if f[1] != "" {
@@ -76,7 +77,7 @@ func (p *pcapng) describe(k ngKey) pcapgo.NgInterface {
 	return i
 }
 
-func (p *pcapng) write(c *control.Captured) error {
+func (p *pcapng) write(c *capture.Frame) error {
 	k := ngKey{c.Stage, c.Reason, c.Pod, c.Peer, c.Ethernet}
 	i, ok := p.interfaces[k]
 	if !ok {

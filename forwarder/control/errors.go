@@ -3,7 +3,6 @@ package control
 import (
 	"errors"
 	"fmt"
-	"net/http"
 )
 
 // Code says what kind of failure it was. The CNI plugin and scripts decide by it; the message is for people.
@@ -24,21 +23,6 @@ const (
 	Internal        Code = "internal"         // 500
 	NotReady        Code = "not_ready"        // 503: the daemon starts or stops
 )
-
-var statusOf = map[Code]int{
-	BadRequest:      http.StatusBadRequest,
-	NotFound:        http.StatusNotFound,
-	BadMethod:       http.StatusMethodNotAllowed,
-	Conflict:        http.StatusConflict,
-	TooLarge:        http.StatusRequestEntityTooLarge,
-	InvalidConfig:   http.StatusUnprocessableEntity,
-	RestartRequired: http.StatusUnprocessableEntity,
-	Unsupported:     http.StatusUnprocessableEntity,
-	Exhausted:       http.StatusConflict,
-	NoSpace:         http.StatusInsufficientStorage,
-	Internal:        http.StatusInternalServerError,
-	NotReady:        http.StatusServiceUnavailable,
-}
 
 // Error is a failure as it crosses the socket. A Backend returns one to choose the code; any other error becomes Internal.
 type Error struct {
@@ -69,7 +53,7 @@ func CodeOf(err error) Code {
 // asked for has certainly not happened.
 var ErrUnreachable = errors.New("penstockd does not answer")
 
-// envelope is the JSON form of every failure.
-type envelope struct {
+// Envelope is the JSON form of every failure.
+type Envelope struct {
 	Error *Error `json:"error"`
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -79,12 +78,12 @@ type BenchFlow struct {
 
 // Probe sends real packets to a peer.
 func (c *Client) Probe(ctx context.Context, r ProbeRequest) (p Probe, err error) {
-	return p, c.do(ctx, http.MethodPost, "/v1/probe", r, &p)
+	return p, c.do(ctx, methodPost, "/v1/probe", r, &p)
 }
 
 // Bench measures the way to a peer.
 func (c *Client) Bench(ctx context.Context, r BenchRequest) (b Bench, err error) {
-	return b, c.do(ctx, http.MethodPost, "/v1/bench", r, &b)
+	return b, c.do(ctx, methodPost, "/v1/bench", r, &b)
 }
 
 // Process is the id of the process behind the socket, as this process's PID namespace has it.

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"net/http"
 )
 
 // TraceRequest is the body of POST /v1/trace: a packet that is not sent.
@@ -36,5 +35,5 @@ type TraceStep struct {
 
 // Trace asks what would happen to a packet.
 func (c *Client) Trace(ctx context.Context, r TraceRequest) (t Trace, err error) {
-	return t, c.do(ctx, http.MethodPost, "/v1/trace", r, &t)
+	return t, c.do(ctx, methodPost, "/v1/trace", r, &t)
 }

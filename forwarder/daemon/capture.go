@@ -9,11 +9,12 @@ import (
 
 	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/capture"
 	"github.com/penstock-net/penstock/table/feed"
 )
 
 // Capture begins to show frames.
-func (d *Daemon) Capture(ctx context.Context, r control.CaptureRequest) (control.CaptureSource, error) {
+func (d *Daemon) Capture(ctx context.Context, r capture.Request) (capture.Source, error) {
 	if err := d.await(ctx); err != nil {
 		return nil, err
 	}
@@ -82,10 +83,10 @@ type tap struct {
 	*forwarder.Tap
 }
 
-func (t *tap) Read(fn func(*control.Captured)) int {
-	var c control.Captured
+func (t *tap) Read(fn func(*capture.Frame)) int {
+	var c capture.Frame
 	return t.Tap.Read(func(r *forwarder.TapRecord) {
-		c = control.Captured{Time: time.Unix(0, r.Nanos), Worker: r.Worker, Stage: r.Stage.String(), Pod: r.Pod, Peer: r.Peer,
+		c = capture.Frame{Time: time.Unix(0, r.Nanos), Worker: r.Worker, Stage: r.Stage.String(), Pod: r.Pod, Peer: r.Peer,
 			Ethernet: r.Ethernet, Outer: r.Outer, Length: r.Length, Segment: r.Segment, Data: r.Data}
 		if r.Stage == forwarder.Dropped {
 			c.Reason = r.Reason.String()

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/penstock-net/penstock/forwarder/control/server"
+
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
@@ -42,9 +44,9 @@ type Daemon struct {
 	started time.Time
 
 	workers  int
-	listener *control.Listener
+	listener *server.Listener
 	disclaim func() error // gives the network namespace up
-	server   *control.Server
+	server   *server.Server
 	debug    []*debugListener
 	plane    plane
 	host     host
@@ -213,7 +215,7 @@ func cleanup(ctx context.Context, m machine, o Options) error {
 	if err != nil {
 		return err
 	}
-	l, err := control.Listen(ctx, cfg.Control.Socket) // also takes a dead daemon's socket away
+	l, err := server.Listen(ctx, cfg.Control.Socket) // also takes a dead daemon's socket away
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/capture"
 )
 
 const withPeer = dual + "peers:\n- {name: node-b, address: 192.0.2.2, podCIDRs: [10.244.2.0/24]}\n"
@@ -69,7 +70,7 @@ func TestCaptureFilter(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"c1/eth0", "c1", a.Device, a.Addresses[0].String()} {
-		_, err := r.client.Capture(t.Context(), control.CaptureRequest{Pod: name, Peer: "node-b", Reason: "spoofed", Snap: 9})
+		_, err := capture.Open(t.Context(), r.client, capture.Request{Pod: name, Peer: "node-b", Reason: "spoofed", Snap: 9})
 		if err == nil || !strings.Contains(err.Error(), "pretended") {
 			t.Errorf("%v", err)
 		}
@@ -77,16 +78,16 @@ func TestCaptureFilter(t *testing.T) {
 			t.Errorf("%s: %+v", name, g)
 		}
 	}
-	r.client.Capture(t.Context(), control.CaptureRequest{Pod: "10.244.2.5"})
+	capture.Open(t.Context(), r.client, capture.Request{Pod: "10.244.2.5"})
 	if g := f.tapped; g.Container != "" || len(g.Addresses) != 1 {
 		t.Errorf("%+v", g)
 	}
-	for _, q := range []control.CaptureRequest{{Pod: "nobody"}, {Peer: "nobody"}} {
-		if _, err := r.client.Capture(t.Context(), q); control.CodeOf(err) != control.NotFound {
+	for _, q := range []capture.Request{{Pod: "nobody"}, {Peer: "nobody"}} {
+		if _, err := capture.Open(t.Context(), r.client, q); control.CodeOf(err) != control.NotFound {
 			t.Errorf("%+v: %v", q, err)
 		}
 	}
-	if _, err := r.client.Capture(t.Context(), control.CaptureRequest{Snap: -1}); control.CodeOf(err) != control.BadRequest {
+	if _, err := capture.Open(t.Context(), r.client, capture.Request{Snap: -1}); control.CodeOf(err) != control.BadRequest {
 		t.Error(err)
 	}
 }

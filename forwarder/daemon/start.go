@@ -9,7 +9,7 @@ import (
 	"runtime/debug"
 
 	"github.com/penstock-net/penstock/forwarder/config"
-	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/server"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/table/feed/static"
 )
@@ -42,7 +42,7 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	d.log.Info("configuration read", "config", d.path, "node", cfg.Node.Name, "address", cfg.Node.Address, "underlay", next.underlay.Device, "underlayMTU", next.underlay.MTU,
 		"podCIDRs", cfg.Node.PodCIDRs, "encap", next.kind.String(), "mtu", next.podMTU)
 
-	if d.listener, err = control.Listen(ctx, cfg.Control.Socket); err != nil {
+	if d.listener, err = server.Listen(ctx, cfg.Control.Socket); err != nil {
 		return err
 	}
 	undo.add(d.listener.Release)
@@ -89,7 +89,7 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	if err = d.listenDebug(cfg, &undo); err != nil {
 		return err
 	}
-	d.server = control.NewServer(d.timed, d.log)
+	d.server = server.New(d.timed, d.log)
 	return ctx.Err() // asked to stop meanwhile
 }
 

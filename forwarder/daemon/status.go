@@ -10,10 +10,11 @@ import (
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/server"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
 
-var _ control.Backend = (*Daemon)(nil)
+var _ server.Backend = (*Daemon)(nil)
 
 // Status says what the daemon is and how it fares.
 func (d *Daemon) Status(context.Context) (control.Status, error) {

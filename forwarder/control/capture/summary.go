@@ -1,4 +1,4 @@
-package control
+package capture
 
 import (
 	"encoding/binary"
@@ -10,7 +10,7 @@ import (
 )
 
 // String is the frame in one line, without time.
-func (c *Captured) String() string {
+func (c *Frame) String() string {
 	var b strings.Builder
 	b.WriteString(c.Stage)
 	if c.Reason != "" {
@@ -29,7 +29,7 @@ func (c *Captured) String() string {
 }
 
 // packet names what Data begins with. Data may be cut anywhere.
-func (c *Captured) packet() string {
+func (c *Frame) packet() string {
 	ip := c.Data
 	if c.Ethernet {
 		if len(ip) < encap.EthernetLen {

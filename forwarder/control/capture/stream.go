@@ -1,4 +1,4 @@
-package control
+package capture
 
 import (
 	"bufio"
@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/penstock-net/penstock/forwarder/control"
 )
 
 // A capture is a stream in the body of the answer: the magic, then records, each its length (u32, little endian, without
@@ -30,8 +32,8 @@ const (
 	maxRecord = 1 + frameHead + 4*256 + 66<<10
 )
 
-// Captured is a frame that the daemon has seen.
-type Captured struct {
+// Frame is one that the daemon has seen.
+type Frame struct {
 	Time     time.Time
 	Worker   int
 	Stage    string // from-pod, from-host, from-peer, to-pod, to-host, to-peer or dropped
@@ -45,19 +47,19 @@ type Captured struct {
 	Data     []byte // valid until the next record is read
 }
 
-// streamWriter writes a stream; an error of the connection shows at Flush.
-type streamWriter struct {
+// Writer writes a stream; an error of the connection shows at Flush.
+type Writer struct {
 	*bufio.Writer
 	scratch []byte
 }
 
-func newStreamWriter(w io.Writer) *streamWriter {
-	s := &streamWriter{Writer: bufio.NewWriterSize(w, 256<<10)}
+func NewWriter(w io.Writer) *Writer {
+	s := &Writer{Writer: bufio.NewWriterSize(w, 256<<10)}
 	s.WriteString(streamMagic)
 	return s
 }
 
-func (s *streamWriter) record(kind byte, head, tail []byte) {
+func (s *Writer) record(kind byte, head, tail []byte) {
 	var b [5]byte
 	binary.LittleEndian.PutUint32(b[:], uint32(1+len(head)+len(tail)))
 	b[4] = kind
@@ -66,7 +68,7 @@ func (s *streamWriter) record(kind byte, head, tail []byte) {
 	s.Write(tail)
 }
 
-func (s *streamWriter) frame(c *Captured) {
+func (s *Writer) Frame(c *Frame) {
 	b := binary.LittleEndian.AppendUint64(s.scratch[:0], uint64(c.Time.UnixNano()))
 	b = binary.LittleEndian.AppendUint32(b, uint32(c.Length))
 	b = binary.LittleEndian.AppendUint32(b, uint32(c.Segment))
@@ -87,24 +89,24 @@ func (s *streamWriter) frame(c *Captured) {
 	s.record(recordFrame, b, c.Data)
 }
 
-func (s *streamWriter) lost(n uint64) {
+func (s *Writer) Lost(n uint64) {
 	s.record(recordLost, binary.LittleEndian.AppendUint64(nil, n), nil)
 }
 
-func (s *streamWriter) end(why string) { s.record(recordEnd, []byte(why), nil) }
+func (s *Writer) End(why string) { s.record(recordEnd, []byte(why), nil) }
 
-// CaptureReader reads a stream. It trusts nothing in it.
-type CaptureReader struct {
+// Reader reads a stream. It trusts nothing in it.
+type Reader struct {
 	in    *bufio.Reader
 	close func() error
 	body  []byte
-	frame Captured
+	frame Frame
 	lost  uint64
 }
 
-// NewCaptureReader begins to read a stream, whose magic must come first.
-func NewCaptureReader(r io.Reader) (*CaptureReader, error) {
-	c := &CaptureReader{in: bufio.NewReaderSize(r, 256<<10), close: func() error { return nil }}
+// NewReader begins to read a stream, whose magic must come first.
+func NewReader(r io.Reader) (*Reader, error) {
+	c := &Reader{in: bufio.NewReaderSize(r, 256<<10), close: func() error { return nil }}
 	magic := make([]byte, len(streamMagic))
 	if _, err := io.ReadFull(c.in, magic); err != nil {
 		return nil, fmt.Errorf("the capture broke off before it began: %w", err)
@@ -116,7 +118,7 @@ func NewCaptureReader(r io.Reader) (*CaptureReader, error) {
 }
 
 // Next is the next frame. io.EOF says that the stream has ended at a border of records, an *Error why the daemon ended it.
-func (c *CaptureReader) Next() (*Captured, error) {
+func (c *Reader) Next() (*Frame, error) {
 	for {
 		kind, body, err := c.record()
 		if err != nil {
@@ -134,22 +136,22 @@ func (c *CaptureReader) Next() (*Captured, error) {
 			}
 			c.lost = binary.LittleEndian.Uint64(body)
 		case recordEnd:
-			return nil, Errorf(NotReady, "%s", body)
+			return nil, control.Errorf(control.NotReady, "%s", body)
 		}
 		// Records of a kind that a later daemon may send are passed over.
 	}
 }
 
 // Lost is how many frames matched and are missing, as far as read.
-func (c *CaptureReader) Lost() uint64 { return c.lost }
+func (c *Reader) Lost() uint64 { return c.lost }
 
 // Waiting tells that Next may have to wait: everything that was received is read.
-func (c *CaptureReader) Waiting() bool { return c.in.Buffered() == 0 }
+func (c *Reader) Waiting() bool { return c.in.Buffered() == 0 }
 
 // Close ends the capture.
-func (c *CaptureReader) Close() error { return c.close() }
+func (c *Reader) Close() error { return c.close() }
 
-func (c *CaptureReader) record() (kind byte, body []byte, err error) {
+func (c *Reader) record() (kind byte, body []byte, err error) {
 	var head [4]byte
 	if _, err := io.ReadFull(c.in, head[:]); err != nil {
 		if err == io.ErrUnexpectedEOF {
@@ -172,11 +174,11 @@ func (c *CaptureReader) record() (kind byte, body []byte, err error) {
 }
 
 // decode fills c from the body of a frame's record, to which Data then refers.
-func (c *Captured) decode(b []byte) error {
+func (c *Frame) decode(b []byte) error {
 	if len(b) < frameHead {
 		return fmt.Errorf("the capture is damaged: a frame's record has %d bytes", len(b))
 	}
-	*c = Captured{Time: time.Unix(0, int64(binary.LittleEndian.Uint64(b))), Length: int(binary.LittleEndian.Uint32(b[8:])),
+	*c = Frame{Time: time.Unix(0, int64(binary.LittleEndian.Uint64(b))), Length: int(binary.LittleEndian.Uint32(b[8:])),
 		Segment: int(binary.LittleEndian.Uint32(b[12:])), Worker: int(binary.LittleEndian.Uint16(b[16:])),
 		Ethernet: b[18]&flagEthernet != 0, Outer: b[18]&flagOuter != 0}
 	b = b[frameHead:]

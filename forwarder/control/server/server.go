@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"bytes"
@@ -13,10 +13,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
-)
 
-// MaxBody bounds the body of a request: a pod with a thousand addresses fits many times.
-const MaxBody = 64 << 10
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/capture"
+)
 
 // requestTimeout bounds the work for one request. It is longer than a pod's attachment ever takes and shorter than a runtime's
 // patience with its plugin.
@@ -25,26 +25,26 @@ const requestTimeout = 30 * time.Second
 // Backend does what is asked for. Its methods are called concurrently; they return *Error to choose the code.
 // What they return belongs to the server until it is written.
 type Backend interface {
-	Status(context.Context) (Status, error)
-	Attach(context.Context, AttachRequest) (Port, error)
-	Detach(context.Context, DetachRequest) error // of what is not attached: nil
-	Allocate(context.Context, AllocateRequest) (Allocation, error)
-	Check(context.Context, CheckRequest) (Port, error)
-	GC(context.Context, GCRequest) (GCResult, error)
-	Pods(context.Context) ([]Pod, error)
-	IPAM(context.Context) (IPAM, error)
-	Adopt(context.Context, PodKey, int) error // owns the descriptor, also when it fails
-	Ports(context.Context) ([]Port, error)
-	Peers(context.Context) ([]Peer, error)
-	Routes(context.Context) ([]Route, error)
-	Drops(context.Context) ([]Drop, error)
-	FDB(context.Context) ([]FDBEntry, error)
-	Reasons(context.Context) ([]Drop, error) // all, also those with no frames
-	Trace(context.Context, TraceRequest) (Trace, error)
-	Capture(context.Context, CaptureRequest) (CaptureSource, error) // the context is that of the capture
-	Reload(context.Context) (Reloaded, error)
-	Probe(context.Context, ProbeRequest) (Probe, error)
-	Bench(context.Context, BenchRequest) (Bench, error)
+	Status(context.Context) (control.Status, error)
+	Attach(context.Context, control.AttachRequest) (control.Port, error)
+	Detach(context.Context, control.DetachRequest) error // of what is not attached: nil
+	Allocate(context.Context, control.AllocateRequest) (control.Allocation, error)
+	Check(context.Context, control.CheckRequest) (control.Port, error)
+	GC(context.Context, control.GCRequest) (control.GCResult, error)
+	Pods(context.Context) ([]control.Pod, error)
+	IPAM(context.Context) (control.IPAM, error)
+	Adopt(context.Context, control.PodKey, int) error // owns the descriptor, also when it fails
+	Ports(context.Context) ([]control.Port, error)
+	Peers(context.Context) ([]control.Peer, error)
+	Routes(context.Context) ([]control.Route, error)
+	Drops(context.Context) ([]control.Drop, error)
+	FDB(context.Context) ([]control.FDBEntry, error)
+	Reasons(context.Context) ([]control.Drop, error) // all, also those with no frames
+	Trace(context.Context, control.TraceRequest) (control.Trace, error)
+	Capture(context.Context, capture.Request) (capture.Source, error) // the context is that of the capture
+	Reload(context.Context) (control.Reloaded, error)
+	Probe(context.Context, control.ProbeRequest) (control.Probe, error)
+	Bench(context.Context, control.BenchRequest) (control.Bench, error)
 	LogLevel() string
 	SetLogLevel(string) error
 }
@@ -54,8 +54,8 @@ type Server struct {
 	http *http.Server
 }
 
-// NewServer makes a server for a backend. Log takes what the HTTP server itself has to say, and panics.
-func NewServer(b Backend, log *slog.Logger) *Server {
+// New makes a server for a backend. Log takes what the HTTP server itself has to say, and panics.
+func New(b Backend, log *slog.Logger) *Server {
 	streams, stop := context.WithCancel(context.Background())
 	s := &Server{http: &http.Server{
 		Handler:           handler(b, log, streams),
@@ -102,7 +102,7 @@ func endpoints(b Backend) map[string]map[string]call {
 		"/v1/trace":   {http.MethodPost: post(b.Trace)},
 		"/v1/reasons": {http.MethodGet: list("reasons", b.Reasons)},
 		"/v1/attach":  {http.MethodPost: post(b.Attach)},
-		"/v1/detach": {http.MethodPost: post(func(ctx context.Context, r DetachRequest) (struct{}, error) {
+		"/v1/detach": {http.MethodPost: post(func(ctx context.Context, r control.DetachRequest) (struct{}, error) {
 			return struct{}{}, b.Detach(ctx, r)
 		})},
 		"/v1/allocate": {http.MethodPost: post(b.Allocate)},
@@ -114,12 +114,12 @@ func endpoints(b Backend) map[string]map[string]call {
 		"/v1/probe":    {http.MethodPost: post(b.Probe)},
 		"/v1/bench":    {http.MethodPost: post(b.Bench)},
 		"/v1/loglevel": {
-			http.MethodGet: get(func(context.Context) (LogLevel, error) { return LogLevel{b.LogLevel()}, nil }),
-			http.MethodPut: post(func(_ context.Context, l LogLevel) (LogLevel, error) {
+			http.MethodGet: get(func(context.Context) (control.LogLevel, error) { return control.LogLevel{Level: b.LogLevel()}, nil }),
+			http.MethodPut: post(func(_ context.Context, l control.LogLevel) (control.LogLevel, error) {
 				if err := b.SetLogLevel(l.Level); err != nil {
-					return LogLevel{}, err
+					return control.LogLevel{}, err
 				}
-				return LogLevel{b.LogLevel()}, nil
+				return control.LogLevel{Level: b.LogLevel()}, nil
 			}),
 		},
 	}
@@ -131,17 +131,17 @@ func Handler(b Backend, log *slog.Logger) http.Handler { return handler(b, log, 
 func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler {
 	routes := endpoints(b)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == adoptPath {
+		if r.URL.Path == control.AdoptPath {
 			serveAdopt(w, r, b, log)
 			return
 		}
-		if r.URL.Path == capturePath {
+		if r.URL.Path == capture.Path {
 			serveCapture(w, r, b, log, stopping)
 			return
 		}
 		methods, ok := routes[r.URL.Path]
 		if !ok {
-			fail(w, Errorf(NotFound, "there is no %s in the control API of this daemon", strings.Trim(strconv.Quote(r.URL.Path), `"`)))
+			fail(w, control.Errorf(control.NotFound, "there is no %s in the control API of this daemon", strings.Trim(strconv.Quote(r.URL.Path), `"`)))
 			return
 		}
 		do, ok := methods[r.Method]
@@ -149,7 +149,7 @@ func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler
 			for m := range methods {
 				w.Header().Add("Allow", m)
 			}
-			fail(w, Errorf(BadMethod, "%s does not take %s", r.URL.Path, r.Method))
+			fail(w, control.Errorf(control.BadMethod, "%s does not take %s", r.URL.Path, r.Method))
 			return
 		}
 		serve(w, r, do, log)
@@ -160,21 +160,21 @@ func serve(w http.ResponseWriter, r *http.Request, do call, log *slog.Logger) {
 	defer func() {
 		if p := recover(); p != nil {
 			log.Error("the control API panicked; this is a bug in penstockd", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
-			fail(w, Errorf(Internal, "penstockd failed inside while answering %s; its log has the details", r.URL.Path))
+			fail(w, control.Errorf(control.Internal, "penstockd failed inside while answering %s; its log has the details", r.URL.Path))
 		}
 	}()
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, control.MaxBody))
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			fail(w, Errorf(TooLarge, "the request's body is longer than %d bytes", MaxBody))
+			fail(w, control.Errorf(control.TooLarge, "the request's body is longer than %d bytes", control.MaxBody))
 			return
 		}
-		fail(w, Errorf(BadRequest, "the request's body cannot be read: %v", err))
+		fail(w, control.Errorf(control.BadRequest, "the request's body cannot be read: %v", err))
 		return
 	}
 	if givenUp(r) {
-		fail(w, Errorf(NotReady, "the daemon got to this request only after its client had given up, and has not done it"))
+		fail(w, control.Errorf(control.NotReady, "the daemon got to this request only after its client had given up, and has not done it"))
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
@@ -187,12 +187,8 @@ func serve(w http.ResponseWriter, r *http.Request, do call, log *slog.Logger) {
 	write(w, http.StatusOK, answer)
 }
 
-// deadlineHeader says until when the client waits, in milliseconds of Unix time: both are on one machine. A daemon that hung must
-// not do later what its client has meanwhile undone.
-const deadlineHeader = "Penstock-Deadline"
-
 func givenUp(r *http.Request) bool {
-	end, err := strconv.ParseInt(r.Header.Get(deadlineHeader), 10, 64)
+	end, err := strconv.ParseInt(r.Header.Get(control.DeadlineHeader), 10, 64)
 	return err == nil && time.Now().UnixMilli() > end
 }
 
@@ -200,7 +196,7 @@ func givenUp(r *http.Request) bool {
 func get[T any](f func(context.Context) (T, error)) call {
 	return func(ctx context.Context, body []byte) (any, error) {
 		if len(bytes.TrimSpace(body)) > 0 && string(bytes.TrimSpace(body)) != "{}" {
-			return nil, Errorf(BadRequest, "this request takes no body")
+			return nil, control.Errorf(control.BadRequest, "this request takes no body")
 		}
 		return f(ctx)
 	}
@@ -231,34 +227,34 @@ func post[Q, A any](f func(context.Context, Q) (A, error)) call {
 // decode reads exactly one JSON object into v: unknown keys and anything behind the object are errors.
 func decode(body []byte, v any) error {
 	if trimmed := bytes.TrimSpace(body); len(trimmed) == 0 || trimmed[0] != '{' {
-		return Errorf(BadRequest, "the request's body is not a JSON object")
+		return control.Errorf(control.BadRequest, "the request's body is not a JSON object")
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return Errorf(BadRequest, "the request's body is not understood: %s", strings.TrimPrefix(err.Error(), "json: "))
+		return control.Errorf(control.BadRequest, "the request's body is not understood: %s", strings.TrimPrefix(err.Error(), "json: "))
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return Errorf(BadRequest, "something follows the JSON object in the request's body")
+		return control.Errorf(control.BadRequest, "something follows the JSON object in the request's body")
 	}
 	return nil
 }
 
 func fail(w http.ResponseWriter, err error) {
-	var e *Error
+	var e *control.Error
 	if !errors.As(err, &e) {
-		e = &Error{Code: Internal, Message: err.Error()}
+		e = &control.Error{Code: control.Internal, Message: err.Error()}
 		if errors.Is(err, context.DeadlineExceeded) {
-			e = Errorf(NotReady, "the daemon did not get to it within %s", requestTimeout)
+			e = control.Errorf(control.NotReady, "the daemon did not get to it within %s", requestTimeout)
 		}
 	} else if e.Message != err.Error() {
-		e = &Error{Code: e.Code, Message: err.Error()} // what wrapped it had something to add
+		e = &control.Error{Code: e.Code, Message: err.Error()} // what wrapped it had something to add
 	}
 	status, ok := statusOf[e.Code]
 	if !ok {
 		status = http.StatusInternalServerError
 	}
-	write(w, status, envelope{e})
+	write(w, status, control.Envelope{Error: e})
 }
 
 func write(w http.ResponseWriter, status int, v any) {

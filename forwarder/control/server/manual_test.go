@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"fmt"
@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/penstock-net/penstock/docs/pages"
+	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/capture"
 )
 
 // section of the manual about this API.
@@ -25,7 +27,7 @@ func section(t *testing.T) string {
 
 // TestManualEndpoints: docs/operations.md has every endpoint with its methods, and none besides.
 func TestManualEndpoints(t *testing.T) {
-	want := []string{"POST " + adoptPath, "POST " + capturePath}
+	want := []string{"POST " + control.AdoptPath, "POST " + capture.Path}
 	for path, methods := range endpoints(&fake{}) {
 		for method := range methods {
 			want = append(want, method+" "+path)
@@ -53,10 +55,10 @@ func TestManualCodes(t *testing.T) {
 	if !ok {
 		t.Fatal("docs/operations.md does not list the codes")
 	}
-	got, waiting := map[Code]int{}, []Code(nil)
+	got, waiting := map[control.Code]int{}, []control.Code(nil)
 	for _, m := range regexp.MustCompile("`([a-z_]+)`|\\((\\d{3})").FindAllStringSubmatch(text, -1) {
 		if m[1] != "" {
-			waiting = append(waiting, Code(m[1]))
+			waiting = append(waiting, control.Code(m[1]))
 			continue
 		}
 		for _, c := range waiting { // several share the status behind them
