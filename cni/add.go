@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -172,12 +171,12 @@ func (a *adding) foreign(ctx context.Context) ([]netip.Addr, error) {
 	case a.previous != nil:
 		from = a.previous
 	case a.ipam != "":
-		answer, err := invoke.DelegateAdd(ctx, a.ipam, a.StdinData, nil)
+		answer, err := delegate(ctx, a.ipam, "ADD", a.StdinData)
 		if err != nil {
 			return nil, delegateError(a.ipam, err) // it has undone what it did, or DEL will
 		}
 		a.undo.add(a.releaseIPAM)
-		if from, err = current.NewResultFromResult(answer); err != nil {
+		if from, err = decodeResult(a.StdinData, answer); err != nil {
 			return nil, fail(types.ErrDecodingFailure, "the answer of ipam %s cannot be read: %v", a.ipam, err)
 		}
 		a.result = from // its routes and DNS are wanted later
@@ -270,7 +269,8 @@ func (a *adding) release() error { return detach(a.daemon, a.conf, a.CmdArgs, un
 func (a *adding) releaseIPAM() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
-	return invoke.DelegateDel(ctx, a.ipam, a.StdinData, nil)
+	_, err := delegate(ctx, a.ipam, "DEL", a.StdinData)
+	return err
 }
 
 // answered is whether it was the daemon who said no.

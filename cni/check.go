@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -71,7 +70,7 @@ func check(args *skel.CmdArgs) error {
 		return fail(types.ErrInternal, "%s of container %s is not as ADD left it: %s", args.IfName, args.ContainerID, strings.Join(wrong, "; "))
 	}
 	if ipam := c.delegated(); ipam != "" && attach != control.AttachRouted {
-		if err := invoke.DelegateCheck(ctx, ipam, asGiven(args.StdinData), nil); err != nil {
+		if _, err := delegate(ctx, ipam, "CHECK", asGiven(args.StdinData)); err != nil {
 			return delegateError(ipam, err)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -37,7 +36,7 @@ func del(args *skel.CmdArgs) error {
 	if ipam := conf.delegated(); ipam != "" && conf.Attach != control.AttachRouted {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*detachTimeout)
 		defer cancel()
-		if err := invoke.DelegateDel(ctx, ipam, args.StdinData, nil); err != nil {
+		if _, err := delegate(ctx, ipam, "DEL", args.StdinData); err != nil {
 			errs = append(errs, fmt.Errorf("ipam %s: %w", ipam, err))
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -33,7 +32,7 @@ func gc(args *skel.CmdArgs) error {
 		errs = append(errs, fmt.Errorf("%s of container %s: %s", f.Interface, f.Container, f.Error))
 	}
 	if ipam := c.delegated(); ipam != "" && c.Attach != control.AttachRouted {
-		if err := invoke.DelegateGC(ctx, ipam, args.StdinData, nil); err != nil {
+		if _, err := delegate(ctx, ipam, "GC", args.StdinData); err != nil {
 			errs = append(errs, fmt.Errorf("ipam %s: %w", ipam, err))
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -28,7 +27,8 @@ func status(args *skel.CmdArgs) error {
 			ipam <- nil
 			return
 		}
-		ipam <- invoke.DelegateStatus(ctx, c.delegated(), args.StdinData, nil)
+		_, err := delegate(ctx, c.delegated(), "STATUS", args.StdinData)
+		ipam <- err
 	}()
 	s, err := control.New(c.Socket).Status(ctx)
 	switch {
