@@ -119,9 +119,9 @@ matrix: need-root need-cc ## end-to-end tests in all combinations of encapsulati
 	for s in $(MATRIX); do \
 	  echo "$$s" | grep -q -- '$(or $(ONLY),.)' || continue; \
 	  ! grep -qx "$$trees $$s" bin/matrix || { echo "==> $$s has passed before"; continue; }; \
-	  case $$s in others) tests='-skip ^TestMatrix$$';; *) tests="-run ^TestMatrix$$/^$${s%/*}$$/^$${s#*/}$$";; esac; \
+	  pk=./bench/e2e; case $$s in others) tests='-skip ^TestMatrix$$' pk="$$pk ./cni";; *) tests="-run ^TestMatrix$$/^$${s%/*}$$/^$${s#*/}$$";; esac; \
 	  printf '==> %s %s\n' "$$(date +%T)" "$$s"; \
-	  if LAB_REQUIRED=1 LAB_RACE=1 PENSTOCKD= E2E_MATRIX=1 $(GOTESTSUM) -race -count=1 -p 1 -timeout 60m $$tests ./bench/e2e; then echo "$$trees $$s" >>bin/matrix; else failed="$$failed $$s"; fi; \
+	  if LAB_REQUIRED=1 LAB_RACE=1 PENSTOCKD= E2E_MATRIX=1 $(GOTESTSUM) -race -count=1 -p 1 -timeout 60m $$tests $$pk; then echo "$$trees $$s" >>bin/matrix; else failed="$$failed $$s"; fi; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 soak: need-root build ## traffic, attachments and reloads for SOAKTIME (10m) (root)

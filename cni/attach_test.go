@@ -19,6 +19,18 @@ import (
 
 var versions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
+// turn are the versions in which to run the n-th case of a list: one after the other, so that each is met in every run of the
+// tests; with E2E_MATRIX=1 (make matrix) all.
+func turn(n int) []string {
+	switch {
+	case os.Getenv("E2E_MATRIX") == "1":
+		return versions
+	case testing.Short():
+		return versions[len(versions)-1:]
+	}
+	return versions[n%len(versions):][:1]
+}
+
 // get walks through a JSON value: get(r, "ips", 0, "address").
 func get(v any, path ...any) any {
 	for _, p := range path {

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -334,13 +335,12 @@ type pod struct {
 	id   string
 }
 
-var pods int
+var pods atomic.Int64 // of all worlds: some tests run beside each other
 
 func (w *world) newPod() *pod {
 	w.t.Helper()
 	ns := nstest.New(w.t)
-	pods++
-	return &pod{NS: ns, path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()), id: fmt.Sprintf("c%d", pods)}
+	return &pod{NS: ns, path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()), id: fmt.Sprintf("c%d", pods.Add(1))}
 }
 
 // call is one call of the plugin.

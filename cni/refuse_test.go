@@ -28,7 +28,7 @@ func (w *world) refused(p *pod, a answer, code uint, says string) {
 	w.clean(p)
 }
 
-// TestRefused: what cannot work ends in its error, for every version and way to attach, and leaves nothing.
+// TestRefused: what cannot work ends in its error, for every way to attach, and leaves nothing.
 func TestRefused(t *testing.T) {
 	w := newWorld(t)
 	ips := func(s ...string) map[string]any { return map[string]any{"runtimeConfig": map[string]any{"ips": s}} }
@@ -41,7 +41,7 @@ func TestRefused(t *testing.T) {
 	taken := w.newPod()
 	w.mustAdd(taken, "1.1.0", ips("10.244.1.200"))
 	w.lives = map[string]bool{control.DeviceName(taken.id, "eth0"): true}
-	for _, test := range []struct {
+	for i, test := range []struct {
 		name string
 		conf map[string]any
 		args string
@@ -77,14 +77,11 @@ func TestRefused(t *testing.T) {
 		{name: "relative socket", conf: map[string]any{"socket": "p.sock"}, code: config, says: "socket"},
 		{name: "wrong type", conf: map[string]any{"mtu": "big"}, code: types.ErrDecodingFailure, says: "mtu"},
 	} {
-		for _, attach := range []string{"veth", "tun"} {
+		for j, attach := range []string{"veth", "tun"} {
 			if test.only != "" && test.only != attach {
 				continue
 			}
-			for _, v := range versions {
-				if testing.Short() && v != "1.1.0" {
-					continue
-				}
+			for _, v := range turn(i + j) {
 				t.Run(test.name+"/"+attach+"/"+v, func(t *testing.T) {
 					w.t = t
 					p := w.newPod()
@@ -248,6 +245,7 @@ func TestDaemonSays(t *testing.T) {
 
 // TestWaits: ADD waits for a daemon that starts, and gives up with "try again later".
 func TestWaits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	t.Run("not there, then there", func(t *testing.T) {
 		w.t = t

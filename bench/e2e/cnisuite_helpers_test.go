@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,13 +18,22 @@ import (
 	"github.com/penstock-net/penstock/bench/lab"
 )
 
-var suiteVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+var (
+	suiteVersions    = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+	suiteAttachments = []string{"veth", "tun", "routed"}
+)
 
 // caller calls plugins on one node with one way to attach and one version of the specification.
 type caller struct {
 	t               *testing.T
 	n               *lab.Node
 	attach, version string
+}
+
+// turn says whether the n-th of a list of cases is to be run now: each is once for every attachment, by one version after the
+// other; with E2E_MATRIX=1 by every version.
+func (c *caller) turn(n int) bool {
+	return matrix() || (n+slices.Index(suiteAttachments, c.attach))%len(suiteVersions) == slices.Index(suiteVersions, c.version)
 }
 
 // asked is what may differ from call to call.
@@ -155,7 +165,7 @@ func everyWay(t *testing.T, fn func(t *testing.T, c *caller)) {
 	l := lab.New(t, lab.Config{})
 	l.Start(t)
 	for _, version := range suiteVersions {
-		for _, attach := range []string{"veth", "tun", "routed"} {
+		for _, attach := range suiteAttachments {
 			n := l.Nodes[0]
 			if attach == "routed" {
 				n = l.Nodes[1]
