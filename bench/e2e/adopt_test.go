@@ -41,7 +41,7 @@ func TestAdopt(t *testing.T) {
 				defer s.Close()
 				st := stream{p, s, make(chan error, 1)}
 				go func() {
-					_, err := other.TCP(ctx, netip.AddrPortFrom(p.IP4, s.Port()), 256<<20, 256<<20)
+					_, err := other.TCP(ctx, netip.AddrPortFrom(p.IP4, s.Port()), 128<<20, 128<<20)
 					st.done <- err
 				}()
 				streams = append(streams, st)

@@ -42,7 +42,7 @@ func TestPing(t *testing.T) {
 			defer cancel()
 			for _, from := range pods[:2] {
 				for _, to := range pods[2:] {
-					r, err := lab.TransferTCP(ctx, &from.Host, &to.Host, false, 64<<20, 64<<20)
+					r, err := lab.TransferTCP(ctx, &from.Host, &to.Host, false, 16<<20, 16<<20)
 					if err != nil {
 						t.Errorf("%s → %s: %v", from.Attach, to.Attach, err)
 						continue
