@@ -36,13 +36,25 @@ const startTimeout = 60 * time.Second
 // the node's pods to it. Snippets of YAML go over the lab's configuration.
 func (n *Node) Start(t TB, yaml ...string) *Daemon {
 	t.Helper()
+	n.stopForStart(t)
+	if _, err := n.StartErr(yaml...); err != nil {
+		t.Fatalf("%v", err)
+	}
+	n.afterStart(t)
+	return n.Daemon
+}
+
+func (n *Node) stopForStart(t TB) {
+	t.Helper()
 	if n.Daemon != nil && !n.Daemon.Process.Exited() {
 		n.Daemon.Stop(t)
 	}
-	d, err := n.StartErr(yaml...)
-	if err != nil {
-		t.Fatalf("%v", err)
-	}
+}
+
+// afterStart looks at the end of the test at what the daemon has printed, and attaches the node's pods.
+func (n *Node) afterStart(t TB) {
+	t.Helper()
+	d := n.Daemon
 	t.Cleanup(func() {
 		// With LAB_RACE=1 the daemon goes on after a race, and most labs end by killing it: nothing else would tell.
 		if race := strings.Index(d.Process.Output(), "WARNING: DATA RACE"); race >= 0 {
@@ -57,7 +69,6 @@ func (n *Node) Start(t TB, yaml ...string) *Daemon {
 			t.Fatalf("%v\n%s", err, lastLines(d.Process.Output(), 40))
 		}
 	}
-	return d
 }
 
 // StartErr starts the daemon and waits until it is ready; it attaches no pods. The error of a daemon that

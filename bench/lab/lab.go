@@ -144,12 +144,31 @@ func (l *Lab) build(t TB) error {
 	return nil
 }
 
-// Start starts the daemon of every Penstock node and returns when all are ready.
+// Start starts the daemon of every Penstock node and returns when all are ready. They start beside each other: most of a start
+// is waiting for the kernel.
 func (l *Lab) Start(t TB, yaml ...string) {
 	t.Helper()
-	for _, n := range l.Nodes {
+	var starting sync.WaitGroup
+	slots := make(chan struct{}, 4)
+	errs := make([]error, len(l.Nodes))
+	for i, n := range l.Nodes {
+		if n.Role != Penstock {
+			continue
+		}
+		n.stopForStart(t)
+		starting.Go(func() {
+			slots <- struct{}{}
+			_, errs[i] = n.StartErr(yaml...)
+			<-slots
+		})
+	}
+	starting.Wait()
+	for i, n := range l.Nodes {
+		if errs[i] != nil {
+			t.Fatalf("%v", errs[i])
+		}
 		if n.Role == Penstock {
-			n.Start(t, yaml...)
+			n.afterStart(t)
 		}
 	}
 }
