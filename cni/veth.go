@@ -39,6 +39,9 @@ func (a *adding) makeVeth(context.Context) error {
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = a.lease.Device, a.lease.MTU, hostMAC
 	attrs.Group = control.DeviceGroup // by which the daemon knows it when no state file claims it
 	attrs.GSOMaxSize, attrs.GSOIPv4MaxSize = maxSuperframe, maxSuperframe
+	// One queue is what the kernel uses in any case; unless told so it makes one a core and turns the others off, at the price of an
+	// RCU grace period for each end, in which nobody else can change a device (veth_init_queues in drivers/net/veth.c).
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: a.IfName, PeerNamespace: netlink.NsFd(a.pod.fd()), PeerMTU: uint32(a.lease.MTU), PeerHardwareAddr: a.mac}
 	a.undo.add(func() error {
 		_, err := removeVeth(a.host, a.lease.Device)

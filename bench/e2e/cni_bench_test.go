@@ -62,6 +62,7 @@ func BenchmarkADD(b *testing.B) {
 						for _, p := range pods {
 							p.Remove(b)
 						}
+						time.Sleep(time.Duration(at) * 20 * time.Millisecond) // the kernel goes on taking namespaces apart, with the lock of all devices
 						b.StartTimer()
 					}
 				}
