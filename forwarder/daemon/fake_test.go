@@ -90,7 +90,7 @@ func (f *fake) failing(what string, err error) {
 func (f *fake) Claim() (func() error, error)        { return func() error { return nil }, f.fail["claim"] }
 func (f *fake) Privileged() error                   { return f.do("privileged") }
 func (f *fake) DefaultAddress() (netip.Addr, error) { return f.underlay.Address, f.do("address") }
-func (f *fake) FindUnderlay(a netip.Addr) (hostnet.Underlay, error) {
+func (f *fake) FindUnderlay(a netip.Addr, _ bool) (hostnet.Underlay, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if a != f.underlay.Address {
@@ -99,7 +99,7 @@ func (f *fake) FindUnderlay(a netip.Addr) (hostnet.Underlay, error) {
 	return f.underlay, nil
 }
 
-func (f *fake) WatchUnderlay(ctx context.Context, _ netip.Addr, fn func(hostnet.Underlay, error)) error {
+func (f *fake) WatchUnderlay(ctx context.Context, _ netip.Addr, _ bool, fn func(hostnet.Underlay, error)) error {
 	f.mu.Lock()
 	f.watch = fn
 	u := f.underlay

@@ -69,8 +69,9 @@ type machine interface {
 	Privileged() error                        // nil, or what is missing
 	Claim() (release func() error, err error) // only one daemon works in a network namespace
 	DefaultAddress() (netip.Addr, error)
-	FindUnderlay(netip.Addr) (hostnet.Underlay, error)
-	WatchUnderlay(context.Context, netip.Addr, func(hostnet.Underlay, error)) error
+	// With cuts set the two also find out what the device takes uncut.
+	FindUnderlay(a netip.Addr, cuts bool) (hostnet.Underlay, error)
+	WatchUnderlay(ctx context.Context, a netip.Addr, cuts bool, fn func(hostnet.Underlay, error)) error
 	WatchRoutes(context.Context, func()) error
 	WatchRules(context.Context, func()) error
 	// PrepareTUN sees to it that the forwarder can open the node's TUN, and the TAP beside it; fresh: there is no TUN of a
@@ -121,11 +122,18 @@ func (linux) Privileged() error {
 }
 
 func (linux) DefaultAddress() (netip.Addr, error) { return hostnet.DefaultAddress() }
-func (linux) FindUnderlay(a netip.Addr) (hostnet.Underlay, error) {
-	return hostnet.FindUnderlay(a)
+func finder(cuts bool) func(netip.Addr) (hostnet.Underlay, error) {
+	if cuts {
+		return hostnet.FindUplink
+	}
+	return hostnet.FindUnderlay
 }
-func (linux) WatchUnderlay(ctx context.Context, a netip.Addr, fn func(hostnet.Underlay, error)) error {
-	return hostnet.WatchUnderlay(ctx, a, fn)
+
+func (linux) FindUnderlay(a netip.Addr, cuts bool) (hostnet.Underlay, error) {
+	return finder(cuts)(a)
+}
+func (linux) WatchUnderlay(ctx context.Context, a netip.Addr, cuts bool, fn func(hostnet.Underlay, error)) error {
+	return hostnet.WatchUnderlay(ctx, a, finder(cuts), fn)
 }
 func (linux) WatchRoutes(ctx context.Context, fn func()) error { return hostnet.WatchRoutes(ctx, fn) }
 func (linux) WatchRules(ctx context.Context, fn func()) error  { return hostnet.WatchRules(ctx, fn) }

@@ -102,7 +102,7 @@ func (d *Daemon) load() (*state, error) {
 	if err := cfg.Complete(d.machine.DefaultAddress); err != nil {
 		return nil, err
 	}
-	u, err := d.machine.FindUnderlay(cfg.Node.Address)
+	u, err := d.machine.FindUnderlay(cfg.Node.Address, cfg.Native.Carrier != "off")
 	if err != nil {
 		return nil, fmt.Errorf("node.address: %w", err)
 	}

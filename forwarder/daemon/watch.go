@@ -14,9 +14,9 @@ const watchRetry = time.Second // after netlink failed
 
 // watchUnderlay follows the node's address: its device, MTU and state.
 func (d *Daemon) watchUnderlay(ctx context.Context) error {
-	address := d.state.Load().cfg.Node.Address // never changes without a restart
+	cfg := d.state.Load().cfg // neither changes without a restart
 	return d.again(ctx, "the underlay is not watched", func() error {
-		return d.machine.WatchUnderlay(ctx, address, func(u hostnet.Underlay, err error) { d.setUnderlay(ctx, u, err) })
+		return d.machine.WatchUnderlay(ctx, cfg.Node.Address, cfg.Native.Carrier != "off", func(u hostnet.Underlay, err error) { d.setUnderlay(ctx, u, err) })
 	})
 }
 

@@ -83,7 +83,7 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 	}
 	f.listTunnels()
 	if f.address.IsValid() {
-		f.underlay, f.noUnderlay = hostnet.FindUnderlay(f.address)
+		f.underlay, f.noUnderlay = hostnet.FindUplink(f.address)
 	}
 	f.away = f.elsewhere()
 }

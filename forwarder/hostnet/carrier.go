@@ -19,12 +19,13 @@ import (
 //	table netdev penstock {
 //	  chain <uplink> {
 //	    type filter hook ingress device <uplink> priority -500; policy accept;
-//	    ip daddr <this node> tcp dport <native.port> drop
+//	    ip daddr <this node> tcp sport >= 32768 tcp dport <native.port> drop
 //	  }
 //	}
 //
 // and once more in `inet penstock`, before conntrack sees them, for those that come by another device, or while the
-// address moves from one device to another. Both stay when the daemon stops: its peers go on sending for a moment, and
+// address moves from one device to another. What has a lower source port is no burst (its source port is the stream's tag,
+// docs/native-stream.md section 3): an answer from a server to a connection that masquerade has given our port. Both stay when the daemon stops: its peers go on sending for a moment, and
 // its successor needs them.
 
 // A Carrier is what the host's own TCP must not see.
@@ -45,8 +46,11 @@ func carrierRule(a netip.Addr, port uint16) rule {
 	b.meta(expr.MetaKeyPROTOCOL, binary.BigEndian.AppendUint16(nil, proto))
 	b.exprs = append(b.exprs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size})
 	b.cmp(a.AsSlice())
-	return b.proto(unix.IPPROTO_TCP).dport(port).end("drop", nativeDrop, &expr.Verdict{Kind: expr.VerdictDrop})
+	return b.proto(unix.IPPROTO_TCP).sportFrom(leastTag).dport(port).end("drop", nativeDrop, &expr.Verdict{Kind: expr.VerdictDrop})
 }
+
+// leastTag is the least source port of a burst.
+const leastTag = 32768
 
 const nativeDrop = "native stream: not for the host's TCP"
 
@@ -56,7 +60,11 @@ func applyCarrier(c *Config, r *Report) error {
 	if err != nil {
 		return err
 	}
-	have, err := carrierChains(conn, c.Carrier.Device)
+	chains, err := netdevChains(conn)
+	if err != nil {
+		return err
+	}
+	have, err := carrierChains(conn, chains, c.Carrier.Device)
 	if err != nil {
 		return err
 	}
@@ -99,13 +107,9 @@ type carrierChain struct {
 	comments []string
 }
 
-// carrierChains are the chains of uplinks: those that accept what their rules do not name, and whatever stands under the uplink's name.
+// carrierChains are those of the chains that are uplinks': those that accept what their rules do not name, and whatever stands under the uplink's name.
 // The chains of pods' devices have no rules, also those whose policy somebody has changed.
-func carrierChains(conn *nftables.Conn, uplink string) ([]carrierChain, error) {
-	chains, err := netdevChains(conn)
-	if err != nil {
-		return nil, err
-	}
+func carrierChains(conn *nftables.Conn, chains []*nftables.Chain, uplink string) ([]carrierChain, error) {
 	var list []carrierChain
 	for _, ch := range chains {
 		if drops(ch) && ch.Name != uplink {

@@ -18,10 +18,11 @@ import (
 )
 
 // knock asks for a TCP connection and says what became of it: "refused" is a reset, "silence" no answer at all.
-func knock(t *testing.T, from *nstest.NS, to string, patience time.Duration) (answer string) {
+func knock(t *testing.T, from *nstest.NS, to string, local int, patience time.Duration) (answer string) {
 	t.Helper()
 	from.Do(func() {
-		c, err := net.DialTimeout("tcp", to, patience)
+		d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{Port: local}}
+		c, err := d.Dial("tcp", to)
 		var late net.Error
 		switch {
 		case err == nil:
@@ -75,10 +76,10 @@ func TestCarrierDrop(t *testing.T) {
 			if want == "silence" {
 				patience = 300 * time.Millisecond
 			}
-			if got := knock(t, outside, port, patience); got != want {
+			if got := knock(t, outside, port, 0, patience); got != want {
 				t.Errorf("%s: %s: %s, want %s", address, when, got, want)
 			}
-			if got := knock(t, outside, other, 5*time.Second); got != "accepted" {
+			if got := knock(t, outside, other, 0, 5*time.Second); got != "accepted" {
 				t.Errorf("%s: %s: another port: %s", address, when, got)
 			}
 		}
@@ -92,6 +93,9 @@ func TestCarrierDrop(t *testing.T) {
 			t.Errorf("a second Apply changed %+v", r)
 		}
 		expect("with it", "silence")
+		if got := knock(t, outside, port, 20_000, 5*time.Second); got != "refused" {
+			t.Errorf("%s: from a port that no burst has: %s: an answer to a masqueraded connection would be lost", address, got)
+		}
 		if tracked(t, host, 7471) || !tracked(t, host, 7472) {
 			t.Errorf("%s: conntrack knows the carrier: %v, another port: %v", address, tracked(t, host, 7471), tracked(t, host, 7472))
 		}

@@ -194,7 +194,7 @@ func ownIngress(conn *nftables.Conn) ([]*nftables.Chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	uplinks, err := carrierChains(conn, "")
+	uplinks, err := carrierChains(conn, chains, "")
 	if err != nil {
 		return nil, err
 	}

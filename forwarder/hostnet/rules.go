@@ -48,7 +48,7 @@ func inetTable(c *Config) []chain {
 
 	if c.Carrier.Port != 0 {
 		prerouting.rules = append(prerouting.rules, new(builder).prefix("daddr", netip.PrefixFrom(c.Address, c.Address.BitLen())).proto(unix.IPPROTO_TCP).
-			dport(c.Carrier.Port).end("drop", nativeDrop, &expr.Verdict{Kind: expr.VerdictDrop}))
+			sportFrom(leastTag).dport(c.Carrier.Port).end("drop", nativeDrop, &expr.Verdict{Kind: expr.VerdictDrop}))
 	}
 
 	// Only what is to or from the node's own address: a pod or a guest that speaks VXLAN through this host with somebody
@@ -154,6 +154,13 @@ func (b *builder) prefix(field string, p netip.Prefix) *builder {
 func (b *builder) proto(n uint8) *builder {
 	b.say("meta l4proto %d", n)
 	b.meta(expr.MetaKeyL4PROTO, []byte{n})
+	return b
+}
+
+func (b *builder) sportFrom(port uint16) *builder {
+	b.say("th sport >= %d", port)
+	b.exprs = append(b.exprs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)})
 	return b
 }
 

@@ -27,7 +27,7 @@ type Underlay struct {
 	Up       bool
 	Ethernet bool
 	MAC      [6]byte // zero if not Ethernet
-	TSO, USO bool    // it takes TCP superframes, or UDP ones, uncut; false where it does not say
+	TSO, USO bool    // it takes TCP superframes, or UDP ones, uncut; false where it does not say, or was not asked
 }
 
 // DefaultAddress returns the address of the device with the best default route: IPv4, or else IPv6.
@@ -118,10 +118,19 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 		if u.Ethernet {
 			copy(u.MAC[:], at.HardwareAddr)
 		}
-		u.TSO, u.USO = cuts(at.Name, addr.Is6())
 		return u, nil
 	}
 	return Underlay{}, fmt.Errorf("hostnet: %s: %w", addr, ErrNoAddress)
+}
+
+// FindUplink is FindUnderlay that asks as well what the device takes uncut. That is three requests more under the lock of all
+// devices, where a watcher looks after each change of any device: only for whoever wants to know.
+func FindUplink(addr netip.Addr) (Underlay, error) {
+	u, err := FindUnderlay(addr)
+	if err == nil {
+		u.TSO, u.USO = cuts(u.Device, addr.Unmap().Is6())
+	}
+	return u, err
 }
 
 // cuts says which superframes of a family a device takes uncut.

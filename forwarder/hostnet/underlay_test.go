@@ -73,8 +73,13 @@ func TestFindUnderlay(t *testing.T) {
 		}
 		u, err = FindUnderlay(netip.MustParseAddr("2001:db8::1"))
 		check(t, err)
-		if u.Device != "eth0" {
+		if u.Device != "eth0" || u.TSO || u.USO {
 			t.Errorf("%+v", u)
+		}
+		for _, a := range []string{"192.0.2.1", "2001:db8::1"} { // a veth takes everything
+			if u, err := FindUplink(netip.MustParseAddr(a)); err != nil || u.Device != "eth0" || !u.TSO || !u.USO {
+				t.Errorf("%+v, %v", u, err)
+			}
 		}
 	})
 }
@@ -90,7 +95,9 @@ func TestWatchUnderlay(t *testing.T) {
 	heard := make(chan said, 16)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go host.Do(func() { ended <- WatchUnderlay(ctx, addr, func(u Underlay, err error) { heard <- said{u, err} }) })
+	go host.Do(func() {
+		ended <- WatchUnderlay(ctx, addr, FindUplink, func(u Underlay, err error) { heard <- said{u, err} })
+	})
 	next := func(what string, ok func(said) bool) {
 		t.Helper()
 		for last := (said{}); ; {

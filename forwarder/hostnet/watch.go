@@ -19,14 +19,14 @@ const settle = 50 * time.Millisecond
 // The same bits as 1<<(RTNLGRP_…-1) for links, addresses and routes of both families (linux/rtnetlink.h, RTMGRP_*).
 const watchGroups = 1 | 0x10 | 0x40 | 0x100 | 0x400
 
-// WatchUnderlay calls fn once at the start, and then whenever what FindUnderlay(addr) says is not what it said before: a
-// new MTU, up or down, on another device, or gone (the error is ErrNoAddress then). It blocks until ctx is done (nil) or
+// WatchUnderlay calls fn once at the start, and then whenever what find(addr), FindUnderlay or FindUplink, says is not what it said
+// before: a new MTU, up or down, on another device, or gone (the error is ErrNoAddress then). It blocks until ctx is done (nil) or
 // netlink fails. fn runs on the calling goroutine.
-func WatchUnderlay(ctx context.Context, addr netip.Addr, fn func(Underlay, error)) error {
+func WatchUnderlay(ctx context.Context, addr netip.Addr, find func(netip.Addr) (Underlay, error), fn func(Underlay, error)) error {
 	var last Underlay
 	var lastErr error
 	look := func(first bool) {
-		u, err := FindUnderlay(addr)
+		u, err := find(addr)
 		if !first && u == last && (err == nil) == (lastErr == nil) && errors.Is(err, ErrNoAddress) == errors.Is(lastErr, ErrNoAddress) {
 			return
 		}
