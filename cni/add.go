@@ -108,11 +108,14 @@ func overridden(s string) bool { return s == "1" || strings.EqualFold(s, "true")
 
 // checkFree looks before anything is done, so that nothing of an interface that is in use gets taken back.
 func (a *adding) checkFree(context.Context) error {
-	switch index, err := a.pod.index(a.IfName); {
-	case err != nil:
-		return fail(types.ErrInternal, "the devices in %s cannot be read: %v", a.Netns, err)
-	case index != 0:
+	if a.pod.lacks(a.IfName) {
+		return nil
+	}
+	switch _, err := a.pod.route.LinkByName(a.IfName); {
+	case err == nil:
 		return invalid("CNI_IFNAME %s exists already in %s: DEL what made it, or ask for another name", a.IfName, a.Netns)
+	case !isNotFound(err):
+		return fail(types.ErrInternal, "the devices in %s cannot be read: %v", a.Netns, err)
 	}
 	return nil
 }

@@ -18,7 +18,6 @@ type netns struct {
 	path  string
 	file  *os.File
 	route *netlink.Handle // bound to the namespace, usable on every thread
-	ask   int             // a socket for ioctls about devices (device.go), likewise
 }
 
 // errNotNetns is about a path that leads to something else.
@@ -42,17 +41,12 @@ func openNetns(path string) (*netns, error) {
 	}
 	n := &netns{path: path, file: f}
 	err = n.do(func() error {
-		if n.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-			return err
-		}
-		if n.ask, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-			n.route.Close()
-		}
+		n.route, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("no socket to ask the kernel about devices: %w", err)
+		return nil, fmt.Errorf("no netlink socket: %w", err)
 	}
 	return n, nil
 }
@@ -64,7 +58,6 @@ func (n *netns) fd() int { return int(n.file.Fd()) }
 
 func (n *netns) close() {
 	n.route.Close()
-	unix.Close(n.ask)
 	n.file.Close()
 }
 
@@ -99,6 +92,22 @@ func (n *netns) do(fn func() error) error {
 		result <- err
 	}()
 	return <-result
+}
+
+// lacks is whether there is surely no device of that name, as there mostly is none when ADD or DEL asks: it has no sysctls then.
+// Other ways to ask are dearer. A netlink request for a device waits for the lock that everybody takes who changes one, and
+// when a node starts fifty pods at once that queue is what an ADD takes its time for; an ioctl by name starts modprobe for a
+// device that is not there (dev_load in net/core/dev_ioctl.c). Who must know what a device is asks by netlink.
+func (n *netns) lacks(device string) (yes bool) {
+	n.do(func() error {
+		_, err := os.Stat(filepath.Join("/proc/sys/net/ipv4/conf", device))
+		yes = errors.Is(err, fs.ErrNotExist)
+		return nil
+	})
+	if yes { // a host without IPv4's sysctls, or a device with an MTU too small for IPv4, says nothing
+		return n.do(func() error { _, err := os.Stat("/proc/sys/net/ipv4/conf/lo"); return err }) == nil
+	}
+	return false
 }
 
 // sysctl sets a key below /proc/sys/net if it has another value.

@@ -47,7 +47,7 @@ func (a *adding) moveTUN(context.Context) error {
 // removeTUN removes a pod's TUN, under the name it came with (an ADD that was killed between move and rename) or its own.
 func removeTUN(in *netns, device, name string) error {
 	for _, n := range []string{device, name} {
-		if index, err := in.index(n); err == nil && index == 0 {
+		if in.lacks(n) {
 			continue
 		}
 		link, err := in.route.LinkByName(n)

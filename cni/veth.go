@@ -30,7 +30,7 @@ func (a *adding) makeVeth(context.Context) error {
 	if err != nil {
 		return fail(types.ErrInternal, "%v", err)
 	}
-	if taken, err := a.host.index(a.lease.Device); !removed && (err != nil || taken != 0) {
+	if !removed && !a.host.lacks(a.lease.Device) {
 		if l, err := a.host.route.LinkByName(a.lease.Device); err == nil {
 			return fail(types.ErrInternal, "the name %s for the host end of the pod's veth is taken by a %s", a.lease.Device, l.Type())
 		}
@@ -42,7 +42,7 @@ func (a *adding) makeVeth(context.Context) error {
 	// One queue is what the kernel uses in any case; unless told so it makes one a core and turns the others off, at the price of an
 	// RCU grace period for each end, in which nobody else can change a device (veth_init_queues in drivers/net/veth.c).
 	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: a.IfName, PeerNamespace: netlink.NsFd(a.pod.fd()), PeerMTU: uint32(a.lease.MTU), PeerHardwareAddr: a.mac}
+	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: a.IfName, PeerNamespace: netlink.NsFd(a.pod.fd()), PeerMTU: uint32(a.lease.MTU), PeerHardwareAddr: a.mac, PeerTxQLen: -1} // the kernel's own
 	a.undo.add(func() error {
 		_, err := removeVeth(a.host, a.lease.Device)
 		return err
@@ -131,7 +131,7 @@ func releaseSince(release string, major, minor int) bool {
 
 // removeVeth removes a host end, and its peer with it. Somebody else's device of that name stays.
 func removeVeth(host *netns, device string) (removed bool, err error) {
-	if index, err := host.index(device); err == nil && index == 0 {
+	if host.lacks(device) {
 		return false, nil
 	}
 	link, err := host.route.LinkByName(device)
@@ -162,11 +162,11 @@ func (a *adding) waitUp(ctx context.Context) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		ups := 0
 		for in, name := range map[*netns]string{a.host: a.lease.Device, a.pod: a.IfName} {
-			up, err := in.running(name)
+			link, err := in.route.LinkByName(name)
 			if err != nil {
 				return fail(types.ErrInternal, "device %s went away while the pod was being attached: %v", name, err)
 			}
-			if up {
+			if link.Attrs().OperState == netlink.OperUp {
 				ups++
 			}
 		}

@@ -32,10 +32,12 @@ func (f *Forwarder) beingOpened(container, iface string) bool {
 // nothing that f.control guards.
 func (f *Forwarder) unlocked(p *port, open func() (ring.Port, error)) error {
 	f.opening = append(f.opening, p)
-	f.control.Unlock()
-	io, err := open()
-	f.control.Lock()
-	f.opening = slices.DeleteFunc(f.opening, func(q *port) bool { return q == p })
+	defer func() { f.opening = slices.DeleteFunc(f.opening, func(q *port) bool { return q == p }) }()
+	io, err := func() (ring.Port, error) {
+		f.control.Unlock()
+		defer f.control.Lock() // also when open panics: the caller unlocks
+		return open()
+	}()
 	if err != nil {
 		return err
 	}
@@ -126,7 +128,7 @@ func (f *Forwarder) reserve(p *port) (socket int64, err error) {
 	socket = min(socket, left-p.buffer)
 	if socket < least {
 		return 0, fmt.Errorf("%s/%s: no packet buffer left, limits.totalBuffer %d bytes are taken by %d pods: raise it or lower limits.podBuffer",
-			p.spec.Container, p.spec.Interface, s.TotalBuffer, len(f.ports))
+			p.spec.Container, p.spec.Interface, s.TotalBuffer, len(f.claimed()))
 	}
 	p.buffer += socket
 	return socket, nil

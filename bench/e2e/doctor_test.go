@@ -22,9 +22,8 @@ func examine(t *testing.T, n *lab.Node, wantStatus int, args ...string) map[stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	report := out[:strings.LastIndex(out, "}")+1] // what else it says goes to standard error
 	var r doctor.Report
-	if err := json.Unmarshal([]byte(report), &r); err != nil {
+	if err := json.NewDecoder(strings.NewReader(out)).Decode(&r); err != nil { // behind it is what goes to standard error
 		t.Fatalf("%v\n%s", err, out)
 	}
 	rank := map[doctor.Result]int{doctor.OK: 0, doctor.Skipped: 0, doctor.Warning: 1, doctor.Failure: 2}

@@ -57,9 +57,18 @@ func (d *Daemon) begin(ctx context.Context, k control.PodKey) (done func(), err 
 // pod whose delete is queued, so what is queued is done before an address is refused.
 func (d *Daemon) Allocate(ctx context.Context, r control.AllocateRequest) (control.Allocation, error) {
 	k := control.PodKey{Container: r.Container, Interface: r.Interface}
+	if r.Attach == "" {
+		r.Attach = control.AttachVeth
+	}
+	if err := d.state.Load().checkAllocate(&r); err != nil {
+		return control.Allocation{}, err
+	}
+	if err := d.await(ctx); err != nil {
+		return control.Allocation{}, err
+	}
 	d.gate.enter(ctx, k)
 	a, err := d.allocatePending(ctx, r)
-	if err != nil {
+	if err != nil || a.Phase == control.PhaseAttached { // nothing will be attached
 		d.gate.leave(k)
 	}
 	return a, err
@@ -80,12 +89,6 @@ func (d *Daemon) allocatePending(ctx context.Context, r control.AllocateRequest)
 }
 
 func (d *Daemon) allocate(ctx context.Context, r control.AllocateRequest) (control.Allocation, error) {
-	if r.Attach == "" {
-		r.Attach = control.AttachVeth
-	}
-	if err := d.state.Load().checkAllocate(&r); err != nil {
-		return control.Allocation{}, err
-	}
 	k := control.PodKey{Container: r.Container, Interface: r.Interface}
 	done, err := d.begin(ctx, k)
 	if err != nil {

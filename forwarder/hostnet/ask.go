@@ -6,10 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Whether a device is there, and what it is called, is asked by ioctl: the kernel answers that under RCU
-// (net/core/dev_ioctl.c), while netlink's answer waits for everybody who changes a device, as fifty pods' plugins do at once.
+// What a device that is there is called is asked by ioctl: the kernel answers that under RCU (net/core/dev_ioctl.c), while
+// netlink's answer waits for everybody who changes a device, as fifty pods' plugins do at once. Not for devices that may be
+// missing: for a name that nobody has the kernel starts modprobe.
 
-// DeviceIndex is a device's index; the error is ENODEV if there is none of that name.
+// DeviceIndex is a device's index; the error is ENODEV if there is none of that name, which should be rare.
 func DeviceIndex(name string) (int, error) {
 	r, err := unix.NewIfreq(name)
 	if err == nil {
