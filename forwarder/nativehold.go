@@ -47,6 +47,12 @@ func (w *worker) changeNative(o *nativeOut, to *nativeWay) {
 	case o.way.same(to):
 		o.way = to // only what is known of the others has changed
 		return
+	case to != nil && to.carrier == native.TCP && w.pathTCP(o.peer.state) == nil:
+		// Nothing can go by it yet. What goes by the other carrier stays there while that one is good.
+		if o.way != nil && (o.way.carrier&to.dead != 0 || o.way.me != to.me) {
+			o.setWay(nil)
+		}
+		return
 	case to == nil || !to.fence || o.way != nil && (o.way.carrier&to.dead != 0 || !w.passable(o)):
 		o.setWay(to) // what is left is dead
 		return
@@ -197,6 +203,7 @@ func (w *worker) byWay(o *nativeOut, f *frame) {
 		w.sendNative(o, f)
 		return
 	}
+	o.setWay(nil)
 	w.toStandard(f, o.peer)
 }
 

@@ -113,15 +113,24 @@ func newOuter(f *Forwarder, p *peer, path *UplinkPath) native.Outer {
 	return o
 }
 
+// pathTCP is the path by which frames reach a peer by the tcp carrier; nil: there is none at this moment.
+func (w *worker) pathTCP(s *peerState) *UplinkPath {
+	path, t := s.direct.Load(), w.native.tcp
+	if path == nil || t == nil || path.Index != t.index {
+		return nil
+	}
+	return path
+}
+
 // passable reports whether frames can go by o's way at this moment, and prepares it. The way of the tcp carrier ends as soon as
 // the host's routing has another or none: an xfrm policy must not be passed by until the plane looks again.
 func (w *worker) passable(o *nativeOut) bool {
 	if o.way == nil || o.way.carrier != native.TCP {
 		return o.way != nil
 	}
-	s, t := o.peer.state, w.native.tcp
-	path := s.direct.Load()
-	if path == nil || t == nil || path.Index != t.index {
+	s := o.peer.state
+	path := w.pathTCP(s)
+	if path == nil {
 		return false
 	}
 	if path != o.path {
