@@ -103,9 +103,11 @@ func (w *worker) receiveOne(p *peer, b []byte, gso int, outerTOS uint8) int {
 	}
 	at, fault := encap.Decap(p.kind, b, p.vni, p.own)
 	if fault != encap.OK {
-		if fault == encap.FaultNotIP && w.native != nil && w.fenced(p, b) {
-			w.tally.received[Wire]-- // no frame
-			return 0
+		if fault == encap.FaultNotIP && w.native != nil {
+			if is, bytes := w.fenced(p, b); is {
+				w.tally.received[Wire]-- // no frame
+				return bytes
+			}
 		}
 		w.drop(faultReason[fault])
 		return 0

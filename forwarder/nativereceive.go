@@ -85,7 +85,11 @@ func (w *worker) nativeDatagrams(p *peer, d ring.Datagram) (bytes int) {
 		case !ok:
 			w.refuseNative(p, DropNativeBad)
 		case pc.Length == 0:
-			w.nativeMessage(p, pc.Data, native.UDP)
+			if have { // a fence ends the wait for more of a burst, so that what is here has to be in it
+				bytes += w.nativePiece(p, run, d.TOS, native.UDP)
+				have = false
+			}
+			bytes += w.nativeMessage(p, pc.Data, native.UDP)
 		case have && pc.Start == run.Start && pc.Tag == run.Tag && pc.Length == run.Length && pc.Offset == run.Offset+len(run.Data):
 			// It lies behind run's bytes in the same buffer: the slice grows over it.
 			run.Data = append(run.Data[:len(run.Data):cap(run.Data)], pc.Data...)
@@ -103,47 +107,55 @@ func (w *worker) nativeDatagrams(p *peer, d ring.Datagram) (bytes int) {
 	return bytes
 }
 
-// nativeMessage takes a message; it is no frame, and counts as none.
-func (w *worker) nativeMessage(p *peer, b []byte, by native.Carrier) {
+// nativeMessage takes a message; it is no frame, and counts as none. It returns the bytes of frames that it lets go.
+func (w *worker) nativeMessage(p *peer, b []byte, by native.Carrier) (bytes int) {
 	m, ok := native.ParseMessage(b)
 	if !ok {
 		w.refuseNative(p, DropNativeBad)
-		return
+		return 0
 	}
 	switch m.Kind {
 	case native.Fence:
-		w.fences(nativeEvent{p, m, by})
-		return
+		return w.fences(nativeEvent{p, m, by})
 	case native.Hello, native.Welcome, native.Passed:
 		by = 0 // asked and answered in plain datagrams
 	}
 	w.f.native.post(nativeEvent{p, m, by})
+	return 0
 }
 
-// fences notes one that is to be answered when all in front of it has left.
-func (w *worker) fences(e nativeEvent) {
+// fences notes one that is to be answered when all in front of it has left. No more comes of a burst of its stream that is
+// open: what there is of it is handed on now. The streams of the peer's other workers go on as they are.
+func (w *worker) fences(e nativeEvent) (bytes int) {
 	n := w.native
+	if i := e.peer.state.index; i < len(n.ins) && n.ins[i] != nil && n.ins[i].from.first == e.m.FirstTag {
+		for _, streams := range n.ins[i].streams {
+			if k := fenceWorker(e.m.Nonce); k < len(streams) && streams[k] != nil && streams[k].Incomplete() {
+				bytes += w.finishNative(streams[k])
+			}
+		}
+	}
 	if len(n.fences) == cap(n.fences) {
 		w.flush()
 	}
 	n.fences = append(n.fences, e)
+	return bytes
 }
 
-// fenced reports whether what came by the encapsulation is a fence, and notes it.
-func (w *worker) fenced(p *peer, b []byte) bool {
+// fenced reports whether what came by the encapsulation is a fence, and notes it; bytes are of frames that it lets go.
+func (w *worker) fenced(p *peer, b []byte) (is bool, bytes int) {
 	at := p.header.Len()
 	if p.kind == encap.KindIPIP {
 		at = int(b[0]&15) * 4
 	}
 	if len(b) < at {
-		return false
+		return false, 0
 	}
 	m, ok := native.ParseMessage(b[at:])
 	if !ok || m.Kind != native.Fence {
-		return false
+		return false, 0
 	}
-	w.fences(nativeEvent{p, m, 0})
-	return true
+	return true, w.fences(nativeEvent{p, m, 0})
 }
 
 // refuseNative drops a piece.
@@ -299,15 +311,22 @@ func (w *worker) expireNative() {
 		if !s.Incomplete() {
 			continue
 		}
-		before, had, lost := w.tally.lost, w.tally.received[Wire], s.Lost
-		s.Finish()
-		bytes := w.nativeFrames(s)
+		before, had := w.tally.lost, w.tally.received[Wire]
+		bytes := w.finishNative(s)
 		a := &s.peer.state.accounts[w.index]
 		a.got.add(w.tally.received[Wire]-had, uint64(bytes))
 		a.drop(w.tally.lost - before)
-		s.peer.state.native.counts.lost.Add(s.Lost - lost)
 	}
 	n.incomplete = kept
+}
+
+// finishNative hands on what there is of a stream's open burst.
+func (w *worker) finishNative(s *nativeStream) (bytes int) {
+	lost := s.Lost
+	s.Finish()
+	bytes = w.nativeFrames(s)
+	s.peer.state.native.counts.lost.Add(s.Lost - lost)
+	return bytes
 }
 
 // flushedNative is the end of a flush: nothing is lent any more, and what was received has left.

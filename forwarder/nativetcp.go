@@ -329,7 +329,7 @@ func (w *worker) nativeSegment(x *ring.Frame) {
 	case !ok:
 		w.refuseNative(p, DropNativeBad)
 	case pc.Length == 0:
-		w.nativeMessage(p, pc.Data, native.TCP)
+		bytes = w.nativeMessage(p, pc.Data, native.TCP)
 	default:
 		bytes = w.nativePiece(p, pc, q.TOS, native.TCP)
 	}

@@ -80,3 +80,46 @@ func TestTCPNotGoneWithoutPath(t *testing.T) {
 		x.a.check(nil)
 	}
 }
+
+// TestFenceEndsTheOpenBurst: what came in front of a fence is handed on before the fence is answered, though the end of its burst is lost, also when
+// fence and pieces come in one read. The burst of another stream stays open.
+func TestFenceEndsTheOpenBurst(t *testing.T) {
+	for _, c := range []struct {
+		by      native.Carrier
+		number  int // of the stream
+		waiting bool
+	}{{native.UDP, 0, false}, {native.UDP, 1, true}, {native.TCP, 0, false}, {native.TCP, 1, true}} {
+		x := newNativePairBy(t, encap.KindVXLAN, native.TCP|native.UDP)
+		x.wayBy(c.by, false, 0)
+		x.podA.Inject(superTCP(podA1, podB, 5, 20000))
+		x.a.turn()
+		w := x.b.f.workers[0]
+		m := native.Message{Kind: native.Fence, FirstTag: nativeTestTag, From: 1, To: 2, MinVersion: 1, MaxVersion: 1, Nonce: fenceNonce(c.number, 0, 0, 1)}
+		b := make([]byte, native.MessageLen)
+		m.Put(b)
+		if c.by == native.UDP {
+			ds := x.sent(t)
+			run := ring.FakeDatagram{Segment: len(ds[0])} // as UDP_GRO merges, a fence behind pieces of full size
+			for _, d := range append(ds[:len(ds)-1:len(ds)-1], b) {
+				run.Data = append(run.Data, d...)
+			}
+			x.receive(run)
+		} else {
+			ps := cutTCP(t, uplink(x.a).Sent())
+			o := newOuter(x.a.f, x.a.f.peers[nodeB], x.a.f.peers[nodeB].state.direct.Load())
+			head := make([]byte, o.Len())
+			o.Put(head, nativeTestTag+uint16(c.number), 0, 0, 0, len(b), 0)
+			x.receiveTCP(append(ps[:len(ps)-1], cutTCP(t, []ring.FakePacket{{Data: append(head, b...), Virtio: ring.Virtio(o.Virtio(len(b), nativeTestPiece))}})...)...)
+		}
+		if len(x.b.f.native.inbox) != 1 {
+			t.Fatalf("%v: %d fences", c.by, len(x.b.f.native.inbox))
+		}
+		if got := len(x.podB.Sent()); (got == 0) != c.waiting || w.native.incomplete[0].Incomplete() != c.waiting {
+			t.Errorf("%v, stream %d: %d frames in front of the fence", c.by, c.number, got)
+		}
+		if n := x.b.f.Counters().Peers[0].Got.Bytes; (n == 0) != c.waiting {
+			t.Errorf("%v: %d bytes are counted", c.by, n)
+		}
+		x.b.check(nil)
+	}
+}
