@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"context"
 	"testing"
 
 	"github.com/penstock-net/penstock/encap"
@@ -121,5 +122,19 @@ func TestFenceEndsTheOpenBurst(t *testing.T) {
 			t.Errorf("%v: %d bytes are counted", c.by, n)
 		}
 		x.b.check(nil)
+	}
+}
+
+// TestReconfigureStopped: a forwarder that has stopped opens nothing any more, wherever the uplink has moved.
+func TestReconfigureStopped(t *testing.T) {
+	x := newNativePairBy(t, encap.KindVXLAN, native.TCP)
+	f := x.a.f
+	if err := f.Stop(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	next := f.settings
+	next.Uplink = Uplink{Device: "eth1", Index: 9}
+	if err := f.Reconfigure(next); err == nil || x.a.pods["eth1"] != nil {
+		t.Errorf("%v, sockets on the uplink: %v", err, x.a.pods["eth1"] != nil)
 	}
 }

@@ -103,6 +103,9 @@ func (f *Forwarder) Reconfigure(next Settings) error {
 	}
 	f.control.Lock()
 	defer f.control.Unlock()
+	if f.stopped {
+		return fmt.Errorf("the settings are as they were: the daemon is stopping")
+	}
 	old := f.settings
 	for _, fixed := range []struct {
 		key  string
