@@ -203,18 +203,18 @@ func (w *worker) loadTCP(b *nativeSending, heads []byte) bool {
 	return true
 }
 
-// refusedTCP takes a burst that the kernel has refused. If it may be for its being a superframe, its pieces are sent one by one, to the
-// first that is refused as well; a refusal of the kind, which is the device's, is remembered.
+// refusedTCP takes a burst that the kernel has refused. If it is for its being a superframe, its pieces are sent one by one, to the
+// first that is refused as well, and it is remembered, as it is the device's. A kernel without buffers would not have them for
+// the pieces either, and some may be on their way: the burst is dropped.
 func (w *worker) refusedTCP(b *nativeSending, err error) {
 	size := b.way.piece
 	dirLen := native.DirectoryLen(native.Pieces(b.bytes, size))
 	length := b.bytes + 2*dirLen
-	kind := err == syscall.EINVAL || err == syscall.EOPNOTSUPP
-	if b.message != nil || length <= size || !kind && !noBuffers(err) {
+	if b.message != nil || length <= size || err != syscall.EINVAL && err != syscall.EOPNOTSUPP {
 		w.endNative(b, w.reasonTCP(b, err))
 		return
 	}
-	if kind && w.f.native.refused.CompareAndSwap(false, true) {
+	if w.f.native.refused.CompareAndSwap(false, true) {
 		w.f.switchedOff[switchNativeTCP].Add(1)
 		w.f.log.Warn("the uplink refuses TCP superframes of the native stream; it goes by another carrier, or by the encapsulation, from now on", "error", err)
 	}

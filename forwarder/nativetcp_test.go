@@ -168,8 +168,8 @@ func TestTCPLosesOnlyWhatWasLost(t *testing.T) {
 	x.b.check(map[Reason]uint64{DropNativeLate: 1, DropNativeDuplicate: 1})
 }
 
-// TestTCPRefused: a kernel that takes no superframe, or has no buffers for one, gets the pieces one by one; the first is said and remembered. If
-// those are refused too, the frames are dropped by name.
+// TestTCPRefused: a kernel that takes no superframe gets the pieces one by one; this is said and remembered. If those are refused too, or there is
+// another reason, the frames are dropped by name.
 func TestTCPRefused(t *testing.T) {
 	for _, c := range []struct {
 		fails    []error
@@ -178,8 +178,9 @@ func TestTCPRefused(t *testing.T) {
 	}{
 		{[]error{syscall.EINVAL}, true, dropNone},
 		{[]error{syscall.EOPNOTSUPP}, true, dropNone},
-		{[]error{syscall.ENOBUFS}, false, dropNone},
-		{[]error{syscall.ENOBUFS, syscall.ENOBUFS}, false, DropSendNoBuffers},
+		{[]error{syscall.EINVAL, syscall.ENOBUFS}, true, DropSendNoBuffers},
+		{[]error{syscall.ENOBUFS}, false, DropSendNoBuffers},
+		{[]error{syscall.ENOMEM}, false, DropSendNoBuffers},
 		{[]error{syscall.EAGAIN}, false, DropSendFull},
 		{[]error{syscall.ENXIO}, false, DropUnderlayUnreachable},
 	} {
