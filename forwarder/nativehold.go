@@ -50,11 +50,11 @@ func (w *worker) changeNative(o *nativeOut, to *nativeWay) {
 	case to != nil && to.carrier == native.TCP && w.pathTCP(o.peer.state) == nil:
 		// Nothing can go by it yet. What goes by the other carrier stays there while that one is good.
 		if o.way != nil && (o.way.carrier&to.dead != 0 || o.way.me != to.me) {
-			o.setWay(nil)
+			w.setWay(o, nil)
 		}
 		return
 	case to == nil || !to.fence || o.way != nil && (o.way.carrier&to.dead != 0 || !w.passable(o)):
-		o.setWay(to) // what is left is dead
+		w.setWay(o, to) // what is left is dead
 		return
 	}
 	h := &o.hold
@@ -70,9 +70,12 @@ func (w *worker) changeNative(o *nativeOut, to *nativeWay) {
 	w.native.holding = append(w.native.holding, o)
 }
 
-// setWay is the change itself. A stream with another tag begins at 0.
-func (o *nativeOut) setWay(to *nativeWay) {
+// setWay is the change itself. A stream with another tag begins at 0; what waits has its place in the one before, and takes it now.
+func (w *worker) setWay(o *nativeOut, to *nativeWay) {
 	if to != nil && to.me.FirstTag != o.tag {
+		if w.native.n > 0 {
+			w.flush()
+		}
 		o.tag, o.offset = to.me.FirstTag, [nativeCarriers]uint32{}
 	}
 	o.way, o.open = to, false
@@ -171,7 +174,7 @@ func (w *worker) endHold(o *nativeOut, passed bool) {
 	// The peer may have changed since, or gone, and its sockets with it.
 	x := w.view.Peer(o.peer.spec.Address)
 	if x == nil || x.peer.state != o.peer.state {
-		o.setWay(nil)
+		w.setWay(o, nil)
 		w.dropN(DropNoRoute, len(frames))
 		return
 	}
@@ -179,9 +182,9 @@ func (w *worker) endHold(o *nativeOut, passed bool) {
 	now := o.peer.state.native.way.Load()
 	switch {
 	case passed && now.same(h.to):
-		o.setWay(now)
+		w.setWay(o, now)
 	case now == nil:
-		o.setWay(nil)
+		w.setWay(o, nil)
 	default:
 		h.rest = w.nanos + nativeFenceRest.Nanoseconds()
 	}
@@ -203,7 +206,7 @@ func (w *worker) byWay(o *nativeOut, f *frame) {
 		w.sendNative(o, f)
 		return
 	}
-	o.setWay(nil)
+	w.setWay(o, nil)
 	w.toStandard(f, o.peer)
 }
 

@@ -102,7 +102,7 @@ func (w *worker) toNative(f *frame, p *peer) bool {
 	case o.hold.on:
 		w.holdNative(o, f)
 	case !w.passable(o):
-		o.setWay(nil) // from here on the encapsulation is what a change has to wait for
+		w.setWay(o, nil) // from here on the encapsulation is what a change has to wait for
 		return false
 	default:
 		w.sendNative(o, f)

@@ -138,3 +138,41 @@ func TestReconfigureStopped(t *testing.T) {
 		t.Errorf("%v, sockets on the uplink: %v", err, x.a.pods["eth1"] != nil)
 	}
 }
+
+// TestNewTagInABatch: bursts that wait when the stream gets another tag keep their places in the old one, and the new one begins at 0.
+func TestNewTagInABatch(t *testing.T) {
+	x := newNativePair(t, encap.KindVXLAN)
+	x.way(false)
+	w, p := x.a.f.workers[0], x.a.f.peers[nodeB]
+	send := func() {
+		b := udpPacket(podA1, podB, 1, 2, 30)
+		f := &frame{mem: append(make([]byte, ring.Headroom), b...), at: ring.Headroom}
+		if fault := encap.Parse(f.ip(), &f.p); fault != encap.OK || !w.toNative(f, p) {
+			t.Fatal(fault)
+		}
+	}
+	w.begin()
+	send()
+	w.flush()
+	send()
+	way := *p.state.native.way.Load()
+	way.me.FirstTag++
+	p.state.native.way.Store(&way)
+	send()
+	w.flush()
+	send()
+	w.flush()
+	ds := x.sent(t)
+	if len(ds) != 4 {
+		t.Fatalf("%d bursts", len(ds))
+	}
+	for i, want := range []struct {
+		tag   uint16
+		start uint32
+	}{{nativeTestTag, 0}, {nativeTestTag, 1}, {nativeTestTag + 1, 0}, {nativeTestTag + 1, 1}} {
+		pc, ok := native.ParseUDP(ds[i])
+		if want.start *= uint32(pc.Length); !ok || pc.Tag != want.tag || pc.Start != want.start {
+			t.Errorf("burst %d: tag %d, from %d on, want %v", i, pc.Tag, pc.Start, want)
+		}
+	}
+}
