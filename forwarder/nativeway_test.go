@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"context"
+	"syscall"
 	"testing"
 
 	"github.com/penstock-net/penstock/encap"
@@ -174,5 +175,36 @@ func TestNewTagInABatch(t *testing.T) {
 		if want.start *= uint32(pc.Length); !ok || pc.Tag != want.tag || pc.Start != want.start {
 			t.Errorf("burst %d: tag %d, from %d on, want %v", i, pc.Tag, pc.Start, want)
 		}
+	}
+}
+
+// TestTCPOpenedLater: sockets that could not be opened are tried again with any new settings; the agreements are made anew only when that succeeds.
+func TestTCPOpenedLater(t *testing.T) {
+	x := newNativePairBy(t, encap.KindVXLAN, native.TCP|native.UDP)
+	f := x.a.f
+	open, fails := f.env.openPacket, true
+	f.env.openPacket = func(c ring.PacketConfig) (ring.Port, func() (ring.Stats, error), error) {
+		if fails {
+			return nil, nil, syscall.EMFILE
+		}
+		return open(c)
+	}
+	instance := func() uint64 { return f.native.agreement(f.peers[nodeB]).Self.From }
+	next := f.settings
+	next.Uplink.Device = "eth1"
+	if err := f.Reconfigure(next); err != nil || f.native.self.Carriers != native.UDP {
+		t.Fatalf("%v, %v", err, f.native.self.Carriers)
+	}
+	before := instance()
+	if err := f.Reconfigure(next); err != nil || f.native.self.Carriers != native.UDP || instance() != before {
+		t.Errorf("in vain: %v, %v", err, f.native.self.Carriers)
+	}
+	fails = false
+	if err := f.Reconfigure(next); err != nil || f.native.self.Carriers != native.TCP|native.UDP || f.workers[0].native.tcp == nil || instance() == before {
+		t.Errorf("%v, %v", err, f.native.self.Carriers)
+	}
+	before, x.a.pods["eth1"] = instance(), nil
+	if err := f.Reconfigure(next); err != nil || x.a.pods["eth1"] != nil || instance() != before {
+		t.Errorf("what is open is opened again: %v", err)
 	}
 }

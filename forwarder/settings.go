@@ -146,10 +146,11 @@ func (f *Forwarder) Reconfigure(next Settings) error {
 	}
 	if n := f.native; n != nil {
 		moved := next.Uplink.Index != old.Uplink.Index || next.Uplink.Device != old.Uplink.Device
-		if moved {
+		had := n.tcp != nil // f.control is held: nobody opens or closes it meanwhile
+		if moved || !had {  // or it could not be opened when it was tried last
 			n.openTCP(&next)
 		}
-		if moved || next.UnderlayMTU != old.UnderlayMTU {
+		if moved || had != (n.tcp != nil) || next.UnderlayMTU != old.UnderlayMTU {
 			n.renew(&next)
 		}
 		n.setPrefer(next.Uplink)
