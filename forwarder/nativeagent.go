@@ -103,8 +103,11 @@ func (n *nativePlane) agreement(p *peer) *nativeAgreement {
 	return a
 }
 
-// firstTag is such that this one and those of all workers are from 32768 on: they are source ports of the tcp carrier.
-func firstTag() uint16 { return 1<<15 + uint16(rand.Uint32N(1<<15-1<<8)) }
+// nativeMinTag is the least tag: tags are source ports of the tcp carrier, and what comes from a lower port is none of it.
+const nativeMinTag = 1 << 15
+
+// firstTag is such that this one and those of all workers are no less.
+func firstTag() uint16 { return nativeMinTag + uint16(rand.Uint32N(1<<15-1<<8)) }
 
 // forget ends an agreement: frames go by the encapsulation from now on.
 func (n *nativePlane) forget(s *peerState) {

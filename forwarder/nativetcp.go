@@ -39,7 +39,7 @@ func (n *nativePlane) openTCP(s *Settings) {
 	}
 	for i, w := range f.workers {
 		io, _, err := f.env.openPacket(ring.PacketConfig{Device: s.Uplink.Device, Index: s.Uplink.Index, RecvBuffer: receiveBuffer, SendBuffer: sendBuffer, NoBypass: true,
-			TCP: &ring.TCPFilter{Local: s.Address, Port: s.Native.Port, Share: i, Shares: len(f.workers)}})
+			TCP: &ring.TCPFilter{Local: s.Address, Port: s.Native.Port, MinSource: nativeMinTag, Share: i, Shares: len(f.workers)}})
 		if err == nil {
 			f.fds.add(fmt.Sprintf("native/tcp/%d", i), io.FD())
 			t := &nativeTCP{io: io, index: s.Uplink.Index, sends: ring.NewPackets(nativeSends, 4096)}

@@ -9,13 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TCPFilter is what a packet socket accepts instead of everything: TCP to one address and port, without VLAN tags,
-// fragments and IPv6 extension headers. Several sockets on a device share it by source port: number Share of Shares
+// TCPFilter is what a packet socket accepts instead of everything: TCP to one address and port of this host from a port
+// that is at least MinSource, without VLAN tags, fragments and IPv6 extension headers. A tag of VLAN 0, a priority only,
+// counts as none. What a promiscuous device shows of others' frames, and what the host sends, is not for this host.
+// Several sockets on a device share it by source port: number Share of Shares
 // accepts those that leave Share when they are divided by Shares, so that each connection has one socket for good, and
 // the order of its segments.
 type TCPFilter struct {
 	Local         netip.Addr
 	Port          uint16
+	MinSource     uint16
 	Share, Shares int // Shares 0 is 1
 }
 
@@ -26,7 +29,10 @@ func (f *TCPFilter) program() []bpf.Instruction {
 		p = append(p, bpf.LoadAbsolute{Off: off, Size: size}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: want})
 	}
 	const ethernet = 14
-	p = append(p, bpf.LoadExtension{Num: bpf.ExtVLANTagPresent}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 0})
+	p = append(p, bpf.LoadExtension{Num: bpf.ExtType}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PACKET_HOST},
+		// Older kernels leave the number of a tag that has been taken off.
+		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 2},
+		bpf.LoadExtension{Num: bpf.ExtVLANTag}, bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0xfff})
 	local := f.Local.Unmap()
 	ports := uint32(ethernet) // of the TCP header; with IPv4 relative to X, the IP header's length
 	if local.Is4() {
@@ -45,13 +51,14 @@ func (f *TCPFilter) program() []bpf.Instruction {
 		p = append(p, bpf.LoadConstant{Dst: bpf.RegX, Val: 40})
 	}
 	p = append(p, bpf.LoadIndirect{Off: ports + 2, Size: 2}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(f.Port)})
+	p = append(p, bpf.LoadIndirect{Off: ports, Size: 2}, bpf.JumpIf{Cond: bpf.JumpLessThan, Val: uint32(f.MinSource)})
 	if f.Shares > 1 {
-		p = append(p, bpf.LoadIndirect{Off: ports, Size: 2}, bpf.ALUOpConstant{Op: bpf.ALUOpMod, Val: uint32(f.Shares)},
+		p = append(p, bpf.ALUOpConstant{Op: bpf.ALUOpMod, Val: uint32(f.Shares)},
 			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(f.Share)})
 	}
 	p = append(p, bpf.RetConstant{Val: acceptAll}, bpf.RetConstant{Val: 0})
-	for i := range p { // every jump is one to the drop at the end
-		if j, ok := p[i].(bpf.JumpIf); ok {
+	for i := range p { // every jump that does not say where to is one to the drop at the end
+		if j, ok := p[i].(bpf.JumpIf); ok && j.SkipTrue == 0 {
 			j.SkipTrue = uint8(len(p) - 2 - i)
 			p[i] = j
 		}
