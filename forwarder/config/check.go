@@ -66,10 +66,17 @@ func (c *Config) checkEncap() {
 	case e.MTU > most:
 		c.src.add("encap.mtu", "%d is too large: with %s a packet of at most %d bytes fits into one of %d; 0 computes it", e.MTU, kind, most, 1<<16-1)
 	}
-	if n := c.Native; n.Carrier != "off" && n.Port == e.Port {
+	n := c.Native
+	if n.mayTCP() && n.Port >= nativeTags {
+		c.src.add("native.port", "%d is one of the ports from which carrier %s sends, as connections of this node do: give one below %d, such as %d", n.Port, n.Carrier, nativeTags, defaultNativePort)
+	}
+	if n.Carrier != "off" && n.Port == e.Port {
 		c.src.add("native.port", "%d is the port of encap too%s: give the native stream another, such as %d", n.Port, c.src.line("encap.port"), otherPort(n.Port))
 	}
 }
+
+// nativeTags is where the source ports of the native stream's tcp carrier begin.
+const nativeTags = 1 << 15
 
 func otherPort(p uint16) uint16 {
 	if p == defaultNativePort {
@@ -174,7 +181,7 @@ func (c *Config) checkListeners() {
 		case metrics.Port() == 0:
 		case debug.Port() == metrics.Port() && sharesAddress(debug.Addr(), metrics.Addr()):
 			c.src.add("metrics.listen", "debug.listen%s has this address already and serves metrics too: give another port or remove one of the two", c.src.line("debug.listen"))
-		case (n.Carrier == "auto" || n.Carrier == "tcp") && metrics.Port() == n.Port:
+		case n.mayTCP() && metrics.Port() == n.Port:
 			c.src.add("metrics.listen", "%d is the port of the native stream too%s, which keeps TCP from it: give another", n.Port, c.src.line("native.port"))
 		}
 	}

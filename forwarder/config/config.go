@@ -108,6 +108,8 @@ type Native struct {
 	Port    uint16
 }
 
+func (n Native) mayTCP() bool { return n.Carrier == "auto" || n.Carrier == "tcp" }
+
 // Offload switches mechanisms: true is auto (used where the probe finds it),
 // false is off.
 type Offload struct {

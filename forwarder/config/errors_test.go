@@ -216,6 +216,8 @@ encap: {type: gre}
 	{"ipip over IPv6", strings.Replace(needed, "192.0.2.1", "2001:db8::1", 1) + "encap: {type: ipip}\n", []string{"1:31: node.address: 2001:db8::1 is an IPv6 address, but ipip runs over IPv4 only"}},
 	{"source ports without vxlan", needed + "encap: {type: udp, sourcePorts: 2}\n", []string{"3:33: encap.sourcePorts: only vxlan chooses its source port"}},
 	{"native on our port", needed + "native: {carrier: udp, port: 8472}\n", []string{"3:30: native.port: 8472 is the port of encap too: give the native stream another, such as 7471"}},
+	{"the tcp carrier on a port of its tags", needed + "native: {carrier: tcp, port: 32768}\n", []string{"3:30: native.port: 32768 is one of the ports from which carrier tcp sends, as connections of this node do: give one below 32768, such as 7471"}},
+	{"auto on a port of its tags", needed + "native: {carrier: auto, port: 65535}\n", []string{"3:31: native.port: 65535 is one of the ports from which carrier auto sends"}},
 	{"the tcp carrier on our port", needed + "native: {carrier: tcp, port: 8472}\n", []string{"3:30: native.port: 8472 is the port of encap too: give the native stream another, such as 7471"}},
 	{"our port on native's", needed + "encap: {port: 7471}\nnative: {carrier: auto}\n", []string{"4:9: native.port: 7471 is the port of encap too (line 3): give the native stream another, such as 7472"}},
 
