@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -66,12 +67,14 @@ func (t *tool) waitReady(ctx context.Context, wait time.Duration) error {
 	last := error(nil)
 	for {
 		s, err := client.Status(ctx)
+		// The end of the wait may cut an attempt short, before or after ctx has it: what came before says more.
+		late := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
 		switch {
 		case err == nil && s.Ready:
 			return nil
 		case err == nil:
 			last = &verdict{exitNo, fmt.Sprintf("penstockd is not ready after %s: %s", wait, s.Reason)}
-		case errors.Is(err, control.ErrUnreachable) || last == nil && ctx.Err() == nil:
+		case errors.Is(err, control.ErrUnreachable) && (last == nil || !late) || last == nil && !late:
 			last = err
 		}
 		select {
