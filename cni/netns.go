@@ -100,14 +100,14 @@ func (n *netns) do(fn func() error) error {
 // device that is not there (dev_load in net/core/dev_ioctl.c). Who must know what a device is asks by netlink.
 func (n *netns) lacks(device string) (yes bool) {
 	n.do(func() error {
-		_, err := os.Stat(filepath.Join("/proc/sys/net/ipv4/conf", device))
-		yes = errors.Is(err, fs.ErrNotExist)
+		missing := func(name string) bool {
+			_, err := os.Stat(filepath.Join("/proc/sys/net/ipv4/conf", name))
+			return errors.Is(err, fs.ErrNotExist)
+		}
+		yes = missing(device) && !missing("lo") // where lo has none either, nothing follows
 		return nil
 	})
-	if yes { // a host without IPv4's sysctls, or a device with an MTU too small for IPv4, says nothing
-		return n.do(func() error { _, err := os.Stat("/proc/sys/net/ipv4/conf/lo"); return err }) == nil
-	}
-	return false
+	return yes
 }
 
 // sysctl sets a key below /proc/sys/net if it has another value.

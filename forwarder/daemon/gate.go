@@ -11,12 +11,11 @@ import (
 
 // gate lets few ADDs be at work at once: between the reservation of addresses and the attachment a plugin makes devices, and all
 // of that goes through one lock of the kernel (RTNL), which is handed to the waiter that comes next, also when that has
-// to wait for a core. Fifty plugins that queue for it so get less done than four: 50 ADDs took 1.2 s instead of 1.5 s
-// (docs/cni.md). Those that wait here wait for an answer, and cost nothing.
+// to wait for a core. Fifty plugins that queue for it so get less done than four (docs/decisions/0012-gate.md has the
+// figures). Those that wait here wait for an answer, and cost nothing.
 //
 // The gate delays and never refuses: who has waited for long goes in, and who was let in and never came back (a plugin that
-// was killed) keeps no place. The plugin of a `tun` moves the device after
-// the attachment, and so outside.
+// was killed) keeps no place. The plugin of a `tun` moves the device after the attachment, and so outside.
 type gate struct {
 	places chan struct{} // as many as may be inside
 
@@ -38,8 +37,7 @@ func newGate(places int) *gate {
 
 // gatePlaces are three a core: one works while the others wait for the disk, or for a grace period of RCU (medians of three runs
 // with 3, 4, 6 and 10 places on two cores: 1.05, 1.09, 0.97 and 1.00 s for the last of 50), up to a bound, as the lock is one for all
-// cores. Tests that reserve without
-// attaching have more.
+// cores. Tests that reserve without attaching have more.
 var gatePlaces = min(3*runtime.NumCPU(), 12)
 
 // enter waits for a place, unless k has one.
