@@ -330,12 +330,9 @@ func TestNativeHoldOutlivesItsPeer(t *testing.T) {
 	x.a.check(map[Reason]uint64{DropNoRoute: 2})
 }
 
-// TestNativeNoAllocations: neither side allocates for what passes.
-func TestNativeNoAllocations(t *testing.T) {
-	x := newNativePair(t, encap.KindVXLAN)
-	x.way(false)
-	var frames []ring.Frame
-	var fresh [][]byte
+// mixedFrames are 64 frames of a pod, small ones of many sizes and superframes among them, and their heads as they were: what
+// forwards them writes into them.
+func mixedFrames() (frames []ring.Frame, fresh [][]byte) {
 	for i := range 64 {
 		p := ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 30+i*20)}
 		if i%16 == 0 {
@@ -344,6 +341,14 @@ func TestNativeNoAllocations(t *testing.T) {
 		frames = append(frames, ring.Frame{Mem: append(make([]byte, ring.Headroom), p.Data...), Start: ring.Headroom, Virtio: p.Virtio})
 		fresh = append(fresh, append([]byte{}, p.Data[:headBytes/2]...))
 	}
+	return frames, fresh
+}
+
+// TestNativeNoAllocations: neither side allocates for what passes.
+func TestNativeNoAllocations(t *testing.T) {
+	x := newNativePair(t, encap.KindVXLAN)
+	x.way(false)
+	frames, fresh := mixedFrames()
 	w := x.a.f.workers[0]
 	port := x.a.f.ports[0]
 	port.io = &stillPort{FakeQueue: port.io.(*ring.FakeQueue), frames: frames, fresh: fresh}

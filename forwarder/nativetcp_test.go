@@ -352,16 +352,7 @@ func TestTCPFollowsTheUplink(t *testing.T) {
 func TestTCPNoAllocations(t *testing.T) {
 	x := newNativePairBy(t, encap.KindVXLAN, native.TCP)
 	x.wayBy(native.TCP, false, 0)
-	var frames []ring.Frame
-	var fresh [][]byte
-	for i := range 64 {
-		p := ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 30+i*20)}
-		if i%16 == 0 {
-			p = superTCP(podA1, podB, 5, 30000)
-		}
-		frames = append(frames, ring.Frame{Mem: append(make([]byte, ring.Headroom), p.Data...), Start: ring.Headroom, Virtio: p.Virtio})
-		fresh = append(fresh, append([]byte{}, p.Data[:headBytes/2]...))
-	}
+	frames, fresh := mixedFrames()
 	w := x.a.f.workers[0]
 	port := x.a.f.ports[0]
 	port.io = &stillPort{FakeQueue: port.io.(*ring.FakeQueue), frames: frames, fresh: fresh}
