@@ -15,7 +15,7 @@ const (
 	FaultBadOptions              // an IPv4 option leaves the header
 	FaultSourceRoute             // an IPv4 source route or an IPv6 type 0 routing header
 	FaultBadExtension            // an IPv6 extension header leaves the packet, is out of place or one of too many
-	FaultBadFragment             // a fragment that is empty, not a multiple of 8 or ends beyond 65535
+	FaultBadFragment             // a fragment that is empty, has no L4, is not a multiple of 8 or ends beyond 65535
 	FaultBadL4Length             // a TCP, UDP or SCTP header does not fit, or says more than is there
 	FaultBadVirtio               // the virtio header contradicts the packet
 	FaultNotIP                   // what is encapsulated is not an IP packet

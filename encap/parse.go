@@ -129,6 +129,9 @@ func parseIPv6(b []byte, p *Packet) Fault {
 			if f := checkFragment(x.fragOff, total-x.fragStart, x.moreFrag); f != OK {
 				return f
 			}
+			if x.off == total {
+				return FaultBadFragment // a first fragment of headers alone: RFC 7112 section 5 wants L4 in it
+			}
 		}
 	}
 	if p.Frag == NotFrag {

@@ -154,6 +154,7 @@ func TestParseFaults(t *testing.T) {
 		{"two fragment headers", ext(44, 44, 0, 0, 1, 0, 0, 0, 0, 17, 0, 0, 1, 0, 0, 0, 0), FaultBadExtension},
 		{"long chain", ext(60, long...), FaultBadExtension},
 		{"first fragment without all headers", ext(44, 60, 0, 0, 1, 0, 0, 0, 0, 17, 90, 1, 4, 0, 0, 0, 0), FaultBadExtension},
+		{"first fragment without L4", edit(ext(44, 60, 0, 0, 1, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0), func(b []byte) { IPv6(b).setPayloadLen(16) }), FaultBadFragment},
 		{"routing type 0", ext(43, 17, 2, 0, 1, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8), FaultSourceRoute},
 		{"fragment not of eights 4", edit(udp4, func(b []byte) { b[6] = 0x20 }), FaultBadFragment},
 		{"fragment beyond 65535", edit(udp4, func(b []byte) { b[6], b[7] = 0x1f, 0xff }), FaultBadFragment},
