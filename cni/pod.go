@@ -64,6 +64,10 @@ func (a *adding) configure(context.Context) error {
 		return fail(types.ErrInternal, "%s in the pod cannot be brought up: %v", a.IfName, err)
 	}
 	index := link.Attrs().Index
+	defaults, err := a.pod.defaults()
+	if err != nil {
+		return fail(types.ErrInternal, "the pod's routes cannot be read: %v", err)
+	}
 	var routes []*types.Route
 	for _, x := range a.ours {
 		if err := a.pod.address(link, x); err != nil {
@@ -75,11 +79,9 @@ func (a *adding) configure(context.Context) error {
 				return fail(types.ErrInternal, "the entry for the gateway %s cannot be set in the pod: %v", gatewayOf(x), err)
 			}
 		}
-		first, err := a.pod.lacksDefault(family(x))
-		if err != nil {
-			return fail(types.ErrInternal, "the pod's routes cannot be read: %v", err)
-		}
-		if first {
+		var err error
+		if !defaults[family(x)] { // the interface is the pod's first of that family
+			defaults[family(x)] = true
 			err = a.pod.addRoute(index, 0, allOf(x), nil)
 			routes = append(routes, &types.Route{Dst: *netOf(allOf(x)), GW: gatewayOf(x).AsSlice()})
 		} else {
@@ -139,13 +141,19 @@ func (n *netns) address(link netlink.Link, x netip.Addr) error {
 	return nil
 }
 
-// lacksDefault is whether the interface will be the pod's first of that family: only that gets the default route.
-func (n *netns) lacksDefault(family int) (bool, error) {
-	routes, err := n.route.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+// defaults are the families that have a default route.
+func (n *netns) defaults() (map[int]bool, error) {
+	routes, err := n.route.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return false, err
+		return nil, err
 	}
-	return !slices.ContainsFunc(routes, func(r netlink.Route) bool { return isDefault(r.Dst) && r.Type == unix.RTN_UNICAST }), nil
+	have := map[int]bool{}
+	for _, r := range routes {
+		if isDefault(r.Dst) && r.Type == unix.RTN_UNICAST {
+			have[r.Family] = true
+		}
+	}
+	return have, nil
 }
 
 func isDefault(dst *net.IPNet) bool {

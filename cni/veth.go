@@ -54,33 +54,32 @@ func (a *adding) makeVeth(context.Context) error {
 	if err := a.host.sysctl("ipv6/conf/"+a.lease.Device+"/disable_ipv6", "1"); err != nil {
 		return fail(types.ErrIOFailure, "%v", err)
 	}
-	host, err := limitOffloads(a.host, a.lease.Device)
+	err = limitOffloads(a.host, a.lease.Device) // its superframes were bounded when it was made
 	if err == nil {
-		a.link, err = limitOffloads(a.pod, a.IfName)
+		err = limitOffloads(a.pod, a.IfName)
+	}
+	if err == nil {
+		a.link, err = a.pod.route.LinkByName(a.IfName)
+	}
+	if err == nil {
+		err = limitSuperframes(a.pod, a.link)
 	}
 	if err != nil {
 		return fail(types.ErrInternal, "%v", err)
 	}
-	if err := a.host.route.LinkSetUp(host); err != nil {
+	if err := a.host.route.LinkSetUp(pair); err != nil {
 		return fail(types.ErrInternal, "%s cannot be brought up: %v", a.lease.Device, err)
 	}
 	return nil
 }
 
-// limitOffloads turns off what a virtio-net header cannot express and bounds superframes.
-func limitOffloads(in *netns, device string) (netlink.Link, error) {
+// limitOffloads turns off what a virtio-net header cannot express.
+func limitOffloads(in *netns, device string) error {
 	off := ethtool.PodFeatures
 	if !expressesUSO() {
 		off = append([]string{ethtool.USO}, off...)
 	}
-	if err := ethtool.TurnOff(in.fd(), device, off...); err != nil {
-		return nil, err
-	}
-	link, err := in.route.LinkByName(device)
-	if err != nil {
-		return nil, err
-	}
-	return link, limitSuperframes(in, link)
+	return ethtool.TurnOff(in.fd(), device, off...)
 }
 
 // limitSuperframes: the limit for IPv4 came with kernel 6.3; before, one limit is for both.
@@ -159,18 +158,18 @@ func isNotFound(err error) bool {
 // waitUp waits until both ends are up for everybody: linkwatch works behind our back, and until it has, routes and packet sockets
 // treat the device as down.
 func (a *adding) waitUp(ctx context.Context) error {
+	down := map[*netns]string{a.host: a.lease.Device, a.pod: a.IfName}
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
-		ups := 0
-		for in, name := range map[*netns]string{a.host: a.lease.Device, a.pod: a.IfName} {
+		for in, name := range down {
 			link, err := in.route.LinkByName(name)
 			if err != nil {
 				return fail(types.ErrInternal, "device %s went away while the pod was being attached: %v", name, err)
 			}
 			if link.Attrs().OperState == netlink.OperUp {
-				ups++
+				delete(down, in)
 			}
 		}
-		if ups == 2 {
+		if len(down) == 0 {
 			return nil
 		}
 		select {
