@@ -258,16 +258,20 @@ func TestDropsFromHost(t *testing.T) {
 	}
 }
 
-// TestHiddenTunnelPort: extension headers that fill a first fragment hide where
-// it goes until a later one comes, which is not looked at.
+// TestHiddenTunnelPort: extension headers that fill a first fragment would hide
+// where it goes until a later one comes, which is not looked at. In one that has
+// four bytes behind them, as AH allows, the port is seen.
 func TestHiddenTunnelPort(t *testing.T) {
 	r := newRig(t, testSettings(encap.KindVXLAN))
 	r.f.address = netip.MustParseAddr("2001:db8::1") // as if the underlay were IPv6
 	pod := r.veth("a1", podA1v6)
 	options := func(next uint8) []byte { return []byte{next, 0, 1, 4, 0, 0, 0, 0} }
 	first := append([]byte{60, 0, 0, 1, 0, 0, 0, 7}, options(encap.ProtoUDP)...)
-	pod.Inject(fromPod(raw6(podA1v6, r.f.address, 44, first)), fromPod(raw6(podA1v6, netip.MustParseAddr("2001:db8:99::1"), 44, first)))
+	ah := append([]byte{51, 0, 0, 1, 0, 0, 0, 7}, encap.ProtoUDP, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x12, 0x34, 8472>>8, 8472&0xff)
+	elsewhere := netip.MustParseAddr("2001:db8:99::1")
+	pod.Inject(fromPod(raw6(podA1v6, r.f.address, 44, first)), fromPod(raw6(podA1v6, elsewhere, 44, first)),
+		fromPod(raw6(podA1v6, r.f.address, 44, ah)), fromPod(raw6(podA1v6, elsewhere, 44, ah)))
 	r.turn()
-	r.check(map[Reason]uint64{DropTunnelLoop: 1})
+	r.check(map[Reason]uint64{DropBadFragment: 2, DropTunnelLoop: 1})
 	r.expect(0, 0, 1)
 }

@@ -223,22 +223,20 @@ func (w *worker) rememberFlow(f *frame) bool {
 // tunnelLoop reports a packet that is, or would become, our encapsulation
 // inside itself: addressed to a tunnel port or protocol of any node.
 // A first fragment counts as the packet that it begins, and without it the
-// others never become one. One that IPv6 extension headers fill, so that its
-// ports come later, is taken for the worst: no honest sender makes it (RFC 7112).
+// others never become one. It has its ports: extension headers alone are no
+// first fragment (encap.FaultBadFragment).
 func (w *worker) tunnelLoop(f *frame) bool {
 	p := &f.p
 	switch p.Proto {
 	case encap.ProtoUDP:
-		port, hidden := p.DstPort, false
-		switch l4 := f.ip()[p.L4:]; {
-		case p.Frag == encap.LaterFrag:
+		port := p.DstPort
+		switch p.Frag {
+		case encap.LaterFrag:
 			return false
-		case p.Frag == encap.FirstFrag && len(l4) < 4:
-			hidden = true
-		case p.Frag == encap.FirstFrag:
-			port = binary.BigEndian.Uint16(l4[2:])
+		case encap.FirstFrag:
+			port = binary.BigEndian.Uint16(f.ip()[p.L4+2:])
 		}
-		if !hidden && !w.f.tunnelPorts.has(port) {
+		if !w.f.tunnelPorts.has(port) {
 			return false
 		}
 	case encap.ProtoIPIP, encap.ProtoIPv6:
