@@ -33,6 +33,7 @@ type adding struct {
 	lease  control.Allocation
 	ours   []netip.Addr // of the lease, what the pod gets
 	link   netlink.Link // the pod's interface, once it was looked at
+	queue  *os.File     // of the pod's TUN, once that was made
 	result *current.Result
 	undo   undoList
 }
@@ -53,6 +54,7 @@ func add(args *skel.CmdArgs) (err error) {
 		return err
 	}
 	defer a.pod.close()
+	defer a.closeQueue()
 
 	ctx, cancel := context.WithTimeout(context.Background(), waitForDaemon)
 	defer cancel()
@@ -64,7 +66,7 @@ func add(args *skel.CmdArgs) (err error) {
 	steps := []func(context.Context) error{a.checkFree, a.reserve, a.checkWay, a.prepareHost, a.makeVeth, a.configure, a.attachPort, a.waitUp}
 	switch a.attach {
 	case control.AttachTUN:
-		steps = []func(context.Context) error{a.checkFree, a.reserve, a.checkWay, a.prepareHost, a.attachPort, a.moveTUN, a.configure}
+		steps = []func(context.Context) error{a.checkFree, a.reserve, a.checkWay, a.prepareHost, a.makeTUN, a.configure, a.attachPort}
 	case control.AttachRouted:
 		steps = []func(context.Context) error{a.checkForeign, a.reserve, a.prepareHost, a.checkHostRoutes, a.checkNeighbours, a.setForeignMTU, a.attachPort}
 	}
@@ -259,11 +261,24 @@ func (a *adding) attachPort(ctx context.Context) error {
 	if a.attach == control.AttachVeth {
 		q.MAC = a.result.Interfaces[1].Mac
 	}
-	err := patiently(ctx, func(ctx context.Context) error {
-		_, err := a.daemon.Attach(ctx, q)
+	var port control.Attached
+	err := patiently(ctx, func(ctx context.Context) (err error) {
+		if a.queue != nil {
+			port, err = a.daemon.AttachQueue(ctx, q, a.queue)
+		} else {
+			port.Port, err = a.daemon.Attach(ctx, q)
+		}
 		return err
 	})
-	return fromDaemon(err)
+	if err != nil {
+		return fromDaemon(err)
+	}
+	if port.QueueLen > 0 {
+		if err := a.pod.route.LinkSetTxQLen(a.link, port.QueueLen); err != nil {
+			return fail(types.ErrInternal, "the queue of %s in the pod cannot be bounded to %d packets, as its bandwidth wants: %v", a.IfName, port.QueueLen, err)
+		}
+	}
+	return nil
 }
 
 // release undoes reserve and attachPort. A daemon that is away does it later.

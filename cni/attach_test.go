@@ -435,6 +435,45 @@ func TestAsked(t *testing.T) {
 	expect(t, r, "10.244.1.97/32", "ips", 0, "address")
 }
 
+// TestTUNMadeInThePod: the TUN is the pod's from the start and passes through no other namespace, may hold as many packets as the
+// daemon says, and lasts; one that is there already is left alone.
+func TestTUNMadeInThePod(t *testing.T) {
+	w := newWorld(t)
+	p := w.newPod()
+	conf := map[string]any{"attach": "tun", "mtu": 1400, "runtimeConfig": map[string]any{"bandwidth": map[string]any{"egressRate": 1000000, "egressBurst": 2000000}}}
+	w.mustAdd(p, "1.1.0", conf)
+	p.Do(func() {
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := l.Attrs()
+		tun, ok := l.(*netlink.Tuntap)
+		if !ok || tun.NonPersist || at.TxQLen != 37 || at.MTU != 1400 || at.Alias != tunAlias || at.GSOMaxSize != maxSuperframe || at.GSOIPv4MaxSize != maxSuperframe || at.NetNsID >= 0 {
+			t.Errorf("%+v, %+v", tun, at)
+		}
+	})
+	if a := w.run(call{verb: "DEL", id: p.id, netns: p.path, conf: conf}); a.code != 0 {
+		t.Errorf("DEL: %s", a.msg)
+	}
+	w.clean(p)
+
+	p = w.newPod()
+	p.Do(func() {
+		if err := netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, Mode: netlink.TUNTAP_MODE_TUN}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if a := w.add(p, "1.1.0", conf); a.code != types.ErrInvalidNetworkConfig || !strings.Contains(a.msg, "exists already") {
+		t.Errorf("%d %s", a.code, a.msg)
+	}
+	p.Do(func() {
+		if _, err := netlink.LinkByName("eth0"); err != nil {
+			t.Errorf("somebody's TUN: %v", err)
+		}
+	})
+}
+
 // TestWithoutIPv6: where the kernel has IPv6 off the pod gets IPv4 and nothing of IPv6 is touched or asked for; an IPv6 address that
 // somebody wants is refused.
 func TestWithoutIPv6(t *testing.T) {

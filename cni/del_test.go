@@ -176,7 +176,7 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestHalfMovedTUN: a kill between the move of a TUN and its new name, or before the move.
+// TestHalfMovedTUN: a TUN that the daemon has made, for who attaches by hand, before its move into the pod and before its new name.
 func TestHalfMovedTUN(t *testing.T) {
 	w := newWorld(t)
 	for _, where := range []string{"node", "pod"} {

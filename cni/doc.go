@@ -1,11 +1,11 @@
 // Package cni is the CNI plugin penstock: it wires pods to penstockd and takes them off again.
 //
-//	runtime ── exec ─→ penstock ──┬─ HTTP on a unix socket ─→ penstockd   addresses, ports, TUNs, state on disk
+//	runtime ── exec ─→ penstock ──┬─ HTTP on a unix socket ─→ penstockd   addresses, ports, state on disk
 //	          CNI 0.3.1 … 1.1.0   ├─ netlink, sysctls ─→ the host's and the pod's namespace
 //	                              └─ exec ─→ an ipam plugin, if the list names one
 //
 //	ADD      veth:    ipam? → allocate → make the veth → configure the pod → attach → wait until it is up
-//	         tun:     ipam? → allocate → attach (penstockd makes the TUN) → move it into the pod → configure
+//	         tun:     ipam? → allocate → make the TUN in the pod → configure → attach by its queue
 //	         routed:  allocate and attach what the plugin before it has made and addressed
 //	DEL      detach (or queue that in pending/) → remove the device → ipam
 //	CHECK    the daemon's view, the device, its addresses and routes, ipam

@@ -89,6 +89,7 @@ type fake struct {
 	families []int
 	server   *httptest.Server
 	quit     chan struct{}
+	queues   map[control.PodKey]int // of TUNs
 }
 
 func newWorld(t *testing.T) *world {
@@ -119,6 +120,7 @@ func (w *world) patience(d string) {
 
 func (f *fake) start() {
 	f.errs, f.hang, f.requests, f.quit = map[string]*control.Error{}, map[string]bool{}, map[string]json.RawMessage{}, make(chan struct{})
+	f.queues = map[control.PodKey]int{}
 	l, err := net.Listen("unix", f.socket)
 	if err != nil {
 		panic(err)
@@ -132,6 +134,9 @@ func (f *fake) stop() {
 		close(f.quit)
 		f.server.Close()
 		f.server = nil
+		for _, fd := range f.queues {
+			unix.Close(fd)
+		}
 	}
 }
 
@@ -150,6 +155,10 @@ func (f *fake) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
+	if r.URL.Path == control.AdoptPath {
+		f.serveQueue(rw)
+		return
+	}
 	var answer any = struct{}{}
 	err := error(nil)
 	if e != nil {
@@ -159,14 +168,18 @@ func (f *fake) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	rw.Header().Set("Content-Type", "application/json")
 	if err != nil {
-		var e *control.Error
-		if !errors.As(err, &e) {
-			e = control.Errorf(control.Internal, "%v", err)
-		}
 		rw.WriteHeader(http.StatusConflict)
-		answer = map[string]any{"error": e}
+		answer = refusal(err)
 	}
 	json.NewEncoder(rw).Encode(answer)
+}
+
+func refusal(err error) any {
+	var e *control.Error
+	if !errors.As(err, &e) {
+		e = control.Errorf(control.Internal, "%v", err)
+	}
+	return control.Envelope{Error: e}
 }
 
 var (
@@ -204,13 +217,18 @@ func (f *fake) answer(path string, body []byte) (any, error) {
 			return nil, err
 		}
 		p.Phase, p.MAC, p.Bandwidth = control.PhaseAttached, q.MAC, q.Bandwidth
-		return control.Port{Container: q.Container, Interface: q.Interface, Addresses: q.Addresses, MTU: q.MTU}, nil
+		port := control.Attached{Port: control.Port{Container: q.Container, Interface: q.Interface, Addresses: q.Addresses, MTU: q.MTU}}
+		if q.Attach == control.AttachTUN && q.Bandwidth != nil {
+			port.QueueLen = 37
+		}
+		return port, nil
 	case "/v1/detach":
 		var q control.DetachRequest
 		if err := strict(&q); err != nil {
 			return nil, err
 		}
 		delete(f.pods, control.PodKey{Container: q.Container, Interface: q.Interface})
+		f.dropQueue(control.PodKey{Container: q.Container, Interface: q.Interface})
 		return struct{}{}, nil
 	case "/v1/check":
 		var q control.CheckRequest
@@ -240,6 +258,7 @@ func (f *fake) answer(path string, body []byte) (any, error) {
 		for k, p := range f.pods {
 			if p.Network == q.Network && !slices.Contains(q.Valid, k) {
 				delete(f.pods, k)
+				f.dropQueue(k)
 				r.Removed = append(r.Removed, k)
 			}
 		}
@@ -289,18 +308,69 @@ func (f *fake) allocate(q control.AllocateRequest) (any, error) {
 	return a, nil
 }
 
-// device looks for the veth or makes the TUN, in the node's namespace.
+// device looks for the veth, in the node's namespace.
 func (f *fake) device(q control.AttachRequest) (err error) {
-	f.node.Do(func() {
-		switch q.Attach {
-		case control.AttachVeth:
-			_, err = netlink.LinkByName(q.Device)
-		case control.AttachTUN:
-			t := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: q.Device, MTU: q.MTU}, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR}
-			err = netlink.LinkAdd(t)
-		}
-	})
+	if q.Attach == control.AttachVeth {
+		f.node.Do(func() { _, err = netlink.LinkByName(q.Device) })
+	}
 	return err
+}
+
+// serveQueue is an attachment by a queue (forwarder/control/adopt.go). It counts as one by /v1/attach. The device lasts, as the real
+// daemon has it, until its pod is detached.
+func (f *fake) serveQueue(rw http.ResponseWriter) {
+	c, _, err := rw.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer c.Close()
+	c.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + control.AdoptProtocol + "\r\n\r\n"))
+	body, oob := make([]byte, 16<<10), make([]byte, unix.CmsgSpace(4))
+	n, k, _, _, err := c.(*net.UnixConn).ReadMsgUnix(body, oob)
+	if err != nil {
+		return
+	}
+	messages, _ := unix.ParseSocketControlMessage(oob[:k])
+	fds, err := unix.ParseUnixRights(&messages[0])
+	var m struct{ Attach json.RawMessage }
+	if err == nil {
+		err = json.Unmarshal(body[:n], &m)
+	}
+	const path = "/v1/attach"
+	f.mu.Lock()
+	f.calls = append(f.calls, path)
+	f.requests[path] = m.Attach
+	hang, e := f.hang[path], f.errs[path]
+	f.mu.Unlock()
+	if hang {
+		<-f.quit
+		e = control.Errorf(control.NotReady, "the daemon is stopping")
+	}
+	var answer any
+	if err == nil && e != nil {
+		err = e
+	} else if err == nil {
+		answer, err = f.answer(path, m.Attach)
+	}
+	if err != nil {
+		unix.Close(fds[0])
+		answer = refusal(err)
+	} else {
+		unix.IoctlSetInt(fds[0], unix.TUNSETPERSIST, 1)
+		var q control.AttachRequest
+		json.Unmarshal(m.Attach, &q)
+		f.set(func() { f.queues[control.PodKey{Container: q.Container, Interface: q.Interface}] = fds[0] })
+	}
+	json.NewEncoder(c).Encode(answer)
+}
+
+// dropQueue lets a detached pod's TUN go.
+func (f *fake) dropQueue(k control.PodKey) {
+	if fd, ok := f.queues[k]; ok {
+		unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0)
+		unix.Close(fd)
+		delete(f.queues, k)
+	}
 }
 
 func (f *fake) called(path string) (n int) {

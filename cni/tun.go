@@ -6,45 +6,52 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
+
+	"github.com/penstock-net/penstock/cni/adopt"
 )
 
-// tunAlias marks a TUN in a pod as ours, for a DEL that finds no daemon: the name is then the pod's, and says nothing. An alias
-// goes with the device from one namespace to the other.
+// tunAlias marks a TUN in a pod as ours, for a DEL that finds no daemon: the name is the pod's, and says nothing.
 const tunAlias = "penstock"
 
-// moveTUN takes the TUN that the daemon has made from the host's namespace into the pod and gives it its name there.
-func (a *adding) moveTUN(context.Context) error {
-	link, err := a.host.route.LinkByName(a.lease.Device)
+// makeTUN makes the TUN where it is needed, in the pod and under its name there. One that comes from the host's namespace costs an
+// RCU grace period or two, in which nobody on the node can change a device (dev_change_net_namespace in net/core/dev.c). It goes
+// with its queue until the daemon has that.
+func (a *adding) makeTUN(context.Context) error {
+	err := a.pod.do(func() (err error) {
+		a.queue, err = adopt.OpenQueue(a.IfName, true)
+		return err
+	})
 	if err != nil {
-		return fail(types.ErrInternal, "penstockd has made no TUN %s: %v", a.lease.Device, err)
+		return fail(types.ErrInternal, "the TUN %s cannot be made in the pod: %v", a.IfName, err)
 	}
-	a.undo.add(func() error { return removeTUN(a.pod, a.lease.Device, a.IfName) })
-	if err := a.host.route.LinkSetAlias(link, tunAlias); err != nil {
-		return fail(types.ErrInternal, "the TUN %s cannot be marked: %v", a.lease.Device, err)
+	a.undo.add(func() error {
+		a.closeQueue()
+		return removeTUN(a.pod, a.lease.Device, a.IfName) // where the daemon holds it
+	})
+	if a.link, err = a.pod.route.LinkByName(a.IfName); err == nil {
+		err = a.pod.route.LinkSetAlias(a.link, tunAlias)
 	}
-	if err := a.host.route.LinkSetNsFd(link, a.pod.fd()); err != nil {
-		return fail(types.ErrInternal, "the TUN %s cannot be moved into the pod: %v", a.lease.Device, err)
+	if err == nil && a.link.Attrs().MTU != a.lease.MTU {
+		err = a.pod.route.LinkSetMTU(a.link, a.lease.MTU)
 	}
-	if link, err = a.pod.route.LinkByName(a.lease.Device); err != nil {
-		return fail(types.ErrInternal, "the TUN %s is not in the pod after the move: %v", a.lease.Device, err)
+	if err == nil {
+		err = limitSuperframes(a.pod, a.link)
 	}
-	if err := a.pod.route.LinkSetName(link, a.IfName); err != nil {
-		return fail(types.ErrInternal, "the TUN cannot be named %s in the pod: %v", a.IfName, err)
+	if err != nil {
+		return fail(types.ErrInternal, "the TUN %s in the pod cannot be set up: %v", a.IfName, err)
 	}
-	if link.Attrs().MTU != a.lease.MTU {
-		if err := a.pod.route.LinkSetMTU(link, a.lease.MTU); err != nil {
-			return fail(types.ErrInternal, "the MTU %d of %s in the pod cannot be set: %v", a.lease.MTU, a.IfName, err)
-		}
-	}
-	link.Attrs().Name = a.IfName
-	if err := limitSuperframes(a.pod, link); err != nil {
-		return fail(types.ErrInternal, "%v", err)
-	}
-	a.link = link
 	return nil
 }
 
-// removeTUN removes a pod's TUN, under the name it came with (an ADD that was killed between move and rename) or its own.
+// closeQueue closes the plugin's own descriptor.
+func (a *adding) closeQueue() {
+	if a.queue != nil {
+		a.queue.Close()
+		a.queue = nil
+	}
+}
+
+// removeTUN removes a pod's TUN, under the name it has when the daemon makes it, or its own.
 func removeTUN(in *netns, device, name string) error {
 	for _, n := range []string{device, name} {
 		if in.lacks(n) {

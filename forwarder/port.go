@@ -18,7 +18,7 @@ import (
 // The ways to attach a pod.
 const (
 	AttachVeth   = "veth"   // AF_PACKET on the host end of the pod's veth
-	AttachTUN    = "tun"    // a TUN queue, whose device the caller moves into the pod
+	AttachTUN    = "tun"    // a TUN queue, whose device the caller makes in the pod or moves there
 	AttachRouted = "routed" // the host's stack has the pod behind a device of its own: only routes, see routed.go
 )
 
@@ -55,6 +55,10 @@ type PortInfo struct {
 	PortSpec
 	Worker int
 	Lost   bool // its device has gone under the daemon's hands
+
+	// QueueLen is how many packets its bandwidth lets wait in a TUN; 0: as many as do. Whoever made the TUN sets that, as there is no
+	// way by a queue of it.
+	QueueLen int
 	PortCounters
 }
 
@@ -90,6 +94,9 @@ func (p *port) info() PortInfo {
 		i.MAC = unpackMAC(m).String()
 	}
 	i.PortSpec.MTU = p.mtu
+	if p.spec.Attach == AttachTUN && p.throttle != nil {
+		i.QueueLen = p.throttle.tunQueue(p.mtu)
+	}
 	return i
 }
 
@@ -126,13 +133,26 @@ func (f *Forwarder) Attach(spec PortSpec) (PortInfo, error) {
 	return f.attach(spec, f.openPort, true)
 }
 
+// AttachQueue is Attach for a TUN that the caller has made, in whatever network namespace, by its only queue. The forwarder owns fd
+// from then on, also when this fails. The TUN lasts from then on, until it is detached; when this fails it does not.
+func (f *Forwarder) AttachQueue(spec PortSpec, fd int) (PortInfo, error) {
+	f.control.Lock()
+	defer f.control.Unlock()
+	return f.byQueue(spec, fd, func(p *port) error { return f.takePort(p, fd) }, true)
+}
+
 // Adopt is Attach for a TUN that exists already, in whatever network namespace, by a queue of it. The forwarder owns fd from
 // then on, also when this fails; the TUN then stays as it is, because it is a living pod's.
 func (f *Forwarder) Adopt(spec PortSpec, fd int) (PortInfo, error) {
 	f.control.Lock()
 	defer f.control.Unlock()
+	return f.byQueue(spec, fd, func(p *port) error { return f.adoptPort(p, fd) }, false)
+}
+
+// byQueue is attach with an open that owns fd; where it is not even called, fd is closed.
+func (f *Forwarder) byQueue(spec PortSpec, fd int, open func(*port) error, makes bool) (PortInfo, error) {
 	taken := false
-	i, err := f.attach(spec, func(p *port) error { taken = true; return f.adoptPort(p, fd) }, false)
+	i, err := f.attach(spec, func(p *port) error { taken = true; return open(p) }, makes)
 	if !taken {
 		unix.Close(fd)
 	}

@@ -71,14 +71,8 @@ func (f *Forwarder) openPort(p *port) error {
 		if p.throttle != nil {
 			cfg.QueueLen = p.throttle.tunQueue(p.mtu)
 		}
-		var offload ring.Offload
 		create, wanted := f.env.createTUN, f.use.tunOffload
-		if err := f.unlocked(p, func() (io ring.Port, err error) { io, offload, err = create(cfg, wanted); return io, err }); err != nil {
-			return err
-		}
-		p.gso, p.uso = offload&ring.OffloadTSO4 != 0, offload&ring.OffloadUSO4 != 0
-		if err := p.throttle.refuseSuperframes(p.io, offload); err != nil {
-			f.closePort(p, true)
+		if err := f.openTUN(p, func() (ring.Port, ring.Offload, error) { return create(cfg, wanted) }); err != nil {
 			return err
 		}
 	} else {
@@ -108,6 +102,54 @@ func (f *Forwarder) openPort(p *port) error {
 		p.stats, p.link, p.gso, p.uso = stats, encap.EthernetLen, true, f.use.uso
 	}
 	f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
+	return nil
+}
+
+// openTUN opens a TUN that goes with its port.
+func (f *Forwarder) openTUN(p *port, open func() (ring.Port, ring.Offload, error)) error {
+	var offload ring.Offload
+	if err := f.unlocked(p, func() (io ring.Port, err error) { io, offload, err = open(); return io, err }); err != nil {
+		return err
+	}
+	p.gso, p.uso = offload&ring.OffloadTSO4 != 0, offload&ring.OffloadUSO4 != 0
+	if err := p.throttle.refuseSuperframes(p.io, offload); err != nil {
+		f.closePort(p, true)
+		return err
+	}
+	return nil
+}
+
+// takePort opens the port of a TUN that the caller of AttachQueue has made.
+func (f *Forwarder) takePort(p *port, fd int) error {
+	if err := f.reserveTUN(p, fd); err != nil {
+		return err
+	}
+	adopt, wanted := f.env.adoptTUN, f.use.tunOffload
+	err := f.openTUN(p, func() (ring.Port, ring.Offload, error) {
+		io, offload, err := adopt(fd, wanted)
+		if q, ok := io.(interface{ SetPersist(bool) error }); ok && err == nil {
+			if err = q.SetPersist(true); err != nil {
+				io.Close()
+			}
+		}
+		return io, offload, err
+	})
+	if err == nil {
+		f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
+	}
+	return err
+}
+
+// reserveTUN is reserve for a port that comes with its queue, which it closes when there is no room.
+func (f *Forwarder) reserveTUN(p *port, fd int) error {
+	if p.spec.Attach != AttachTUN {
+		unix.Close(fd)
+		return fmt.Errorf("%s/%s is a %s: only a %s has a queue to hand over", p.spec.Container, p.spec.Interface, p.spec.Attach, AttachTUN)
+	}
+	if _, err := f.reserve(p); err != nil {
+		unix.Close(fd)
+		return err
+	}
 	return nil
 }
 
@@ -154,12 +196,7 @@ func (f *Forwarder) share() int64 {
 
 // adoptPort takes over a queue of the port's TUN.
 func (f *Forwarder) adoptPort(p *port, fd int) error {
-	if p.spec.Attach != AttachTUN {
-		unix.Close(fd)
-		return fmt.Errorf("%s/%s is a %s: only a %s is adopted by a queue", p.spec.Container, p.spec.Interface, p.spec.Attach, AttachTUN)
-	}
-	if _, err := f.reserve(p); err != nil {
-		unix.Close(fd)
+	if err := f.reserveTUN(p, fd); err != nil {
 		return err
 	}
 	io, offload, err := f.env.adoptTUN(fd, f.use.tunOffload)

@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -61,6 +62,11 @@ func TestRoutedPod(t *testing.T) {
 
 // TestAdoptOwnsTheDescriptor: whatever comes of it, the descriptor is the forwarder's.
 func TestAdoptOwnsTheDescriptor(t *testing.T) {
+	t.Run("Adopt", func(t *testing.T) { ownsTheDescriptor(t, (*Forwarder).Adopt) })
+	t.Run("AttachQueue", func(t *testing.T) { ownsTheDescriptor(t, (*Forwarder).AttachQueue) })
+}
+
+func ownsTheDescriptor(t *testing.T, adopt func(*Forwarder, PortSpec, int) (PortInfo, error)) {
 	r := newRig(t, testSettings(encap.KindUDP))
 	r.f.env.adoptTUN = func(fd int, _ bool) (ring.Port, ring.Offload, error) {
 		unix.Close(fd)
@@ -76,24 +82,24 @@ func TestAdoptOwnsTheDescriptor(t *testing.T) {
 	closed := func(fd int) bool { _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); return err == unix.EBADF }
 	spec := PortSpec{Container: "c", Interface: "eth0", Attach: AttachTUN, Device: "t", Addresses: []netip.Addr{podA1}}
 	fd := open()
-	if _, err := r.f.Adopt(spec, fd); err != nil || len(r.f.Ports()) != 1 {
+	if _, err := adopt(r.f, spec, fd); err != nil || len(r.f.Ports()) != 1 {
 		t.Fatal(err)
 	}
 	if fd = open(); true {
-		if _, err := r.f.Adopt(spec, fd); err != nil || !closed(fd) {
+		if _, err := adopt(r.f, spec, fd); err != nil || !closed(fd) {
 			t.Errorf("adopted twice: %v, closed %v", err, closed(fd))
 		}
 	}
 	bad := spec
 	bad.Container, bad.Addresses = "d", []netip.Addr{outsideAddr}
 	fd = open()
-	if _, err := r.f.Adopt(bad, fd); err == nil || !closed(fd) {
+	if _, err := adopt(r.f, bad, fd); err == nil || !closed(fd) {
 		t.Errorf("a bad spec: %v, closed %v", err, closed(fd))
 	}
 	bad = spec
 	bad.Container, bad.Attach, bad.Device, bad.Addresses = "e", AttachVeth, "v", []netip.Addr{netip.MustParseAddr("10.244.1.99")}
 	fd = open()
-	if _, err := r.f.Adopt(bad, fd); err == nil || !closed(fd) {
+	if _, err := adopt(r.f, bad, fd); err == nil || !closed(fd) {
 		t.Errorf("a veth: %v, closed %v", err, closed(fd))
 	}
 }
@@ -132,5 +138,41 @@ func TestFailedAdoptionKeepsTheTUN(t *testing.T) {
 		if q.lasts {
 			t.Errorf("polled %v: the TUN is left", polled)
 		}
+	}
+}
+
+// TestAttachQueue: a TUN that somebody else has made lasts once it is attached, is gone when that fails or the pod goes, and its
+// bandwidth bounds what it hands over and how much may wait in it.
+func TestAttachQueue(t *testing.T) {
+	spec := PortSpec{Container: "c", Interface: "eth0", Attach: AttachTUN, Device: "t", Addresses: []netip.Addr{podA1}}
+	r := newRig(t, testSettings(encap.KindUDP))
+	q := &lastingQueue{FakeQueue: ring.NewFakeQueue()}
+	r.f.env.adoptTUN = func(int, bool) (ring.Port, ring.Offload, error) {
+		return q, ring.OffloadCSUM | ring.OffloadTSO4 | ring.OffloadUSO4, nil
+	}
+	i, err := r.f.AttachQueue(spec, -1)
+	if err != nil || !q.lasts || i.QueueLen != 0 || len(r.f.Ports()) != 1 {
+		t.Fatalf("%+v, %v, lasts %v", i, err, q.lasts)
+	}
+	if p := r.f.findPort("c", "eth0"); !p.gso || !p.uso {
+		t.Errorf("superframes: TCP %v, UDP %v", p.gso, p.uso)
+	}
+	if r.f.Detach("c", "eth0"); q.lasts {
+		t.Error("the TUN of a detached pod is left")
+	}
+	q.FakeQueue = ring.NewFakeQueue()
+	spec.Bandwidth = Bandwidth{EgressRate: 10e6, EgressBurst: 10e6}
+	if i, err = r.f.AttachQueue(spec, -1); err != nil || i.QueueLen != r.f.findPort("c", "eth0").throttle.tunQueue(i.MTU) || i.QueueLen < 1 {
+		t.Errorf("%d packets may wait: %v", i.QueueLen, err)
+	}
+	r.f.Detach("c", "eth0")
+	q.FakeQueue = ring.NewFakeQueue()
+	q.Close() // epoll takes no closed descriptor
+	if _, err = r.f.AttachQueue(spec, -1); err == nil || q.lasts || len(r.f.Ports()) != 0 {
+		t.Errorf("a closed queue: %v, lasts %v", err, q.lasts)
+	}
+	r.f.env.adoptTUN = func(int, bool) (ring.Port, ring.Offload, error) { return nil, 0, unix.EBADFD }
+	if _, err = r.f.AttachQueue(spec, -1); !errors.Is(err, unix.EBADFD) || len(r.f.Ports()) != 0 || len(r.f.opening) != 0 {
+		t.Errorf("no queue at all: %v", err)
 	}
 }

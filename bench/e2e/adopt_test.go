@@ -138,7 +138,7 @@ func TestCollectAtStart(t *testing.T) {
 	nothingLeft(t, n)
 }
 
-// TestAdoptHalf: an ADD that was killed while it moved the TUN leaves it in the pod under the name it came with, and one whose pod
+// TestAdoptHalf: who attaches by hand moves the TUN into the pod, where it may still have the name it came with, and one whose pod
 // has lost it leaves nothing; the next daemon is ready at once all the same.
 func TestAdoptHalf(t *testing.T) {
 	t.Parallel()

@@ -76,6 +76,9 @@ func (f *fake) IPAM(context.Context) (control.IPAM, error) {
 	return control.IPAM{CIDRs: []control.IPAMCIDR{{Prefix: netip.MustParsePrefix("fd00::/64"), Source: "ipam", Size: 1<<64 - 1, Allocated: 2, Free: 1<<64 - 3}},
 		Addresses: []control.IPAMAddress{{Address: netip.MustParseAddr("fd00::1"), State: control.AddressLeaked, Reason: "the file is damaged"}}}, f.err
 }
+func (f *fake) AttachQueue(_ context.Context, _ control.AttachRequest, fd int) (control.Attached, error) {
+	return control.Attached{}, syscall.Close(fd)
+}
 func (f *fake) Adopt(_ context.Context, _ control.PodKey, fd int) error { return syscall.Close(fd) }
 func (f *fake) LogLevel() string                                        { return f.level }
 func (f *fake) SetLogLevel(l string) error {

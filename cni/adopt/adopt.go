@@ -130,7 +130,7 @@ func open(p control.Pod) (*os.File, error) {
 	return r.queue, r.err
 }
 
-// attach runs on a thread of its own. The TUN may still have the name it came with, when an ADD was cut short or goes on just now.
+// attach runs on a thread of its own. The TUN may have the name that the daemon gave it, when somebody attached the pod by hand and has moved it.
 func attach(ns *os.File, name, cameAs string) (*os.File, error) {
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return nil, fmt.Errorf("its network namespace cannot be entered: %w", err)
@@ -141,7 +141,7 @@ func attach(ns *os.File, name, cameAs string) (*os.File, error) {
 		device = cameAs
 		has, err = hasDevice(device)
 	}
-	if err == nil && !has { // the plugin may have renamed it between the two looks
+	if err == nil && !has { // it may have been renamed between the two looks
 		device = name
 		has, err = hasDevice(device)
 	}
@@ -151,20 +151,31 @@ func attach(ns *os.File, name, cameAs string) (*os.File, error) {
 	case !has:
 		return nil, fmt.Errorf("%w: the pod has no %s any more", errLost, name)
 	}
+	queue, err := OpenQueue(device, false)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("the queue of %s is held by another process: is the daemon before this one still running?", device)
+	}
+	return queue, err
+}
+
+// OpenQueue attaches the one queue of a pod's TUN, as the daemon wants it, in the network namespace of the calling thread. With
+// makes the device must not be there yet, and goes with its queue unless the daemon lets it last; else the caller has seen it.
+func OpenQueue(device string, makes bool) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("/dev/net/tun cannot be opened: %w", err)
 	}
 	req, err := unix.NewIfreq(device)
 	if err == nil {
-		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+		flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+		if makes {
+			flags |= unix.IFF_TUN_EXCL
+		}
+		req.SetUint16(flags)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 	}
 	if err != nil {
 		unix.Close(fd)
-		if errors.Is(err, unix.EBUSY) {
-			return nil, fmt.Errorf("the queue of %s is held by another process: is the daemon before this one still running?", device)
-		}
 		return nil, fmt.Errorf("no queue of %s can be attached: %w", device, err)
 	}
 	return os.NewFile(uintptr(fd), device), nil

@@ -3,9 +3,9 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,15 +18,40 @@ import (
 //	                                        ◀── 101 Switching Protocols
 //	{"container":…,"interface":…} ──▶               one message, the queue beside it (SCM_RIGHTS)
 //	                                        ◀── {} or {"error":{…}}, end
+//
+// With "attach", the body of POST /v1/attach, in the message the pod is attached by the queue, and the answer is Attached.
 const (
 	AdoptPath     = "/v1/adopt"
 	AdoptProtocol = "penstock-adopt"
 	AdoptTimeout  = 10 * time.Second
 )
 
+// AdoptMessage goes beside the queue: whose it is.
+type AdoptMessage struct {
+	PodKey
+	Attach *AttachRequest `json:"attach,omitempty"` // about the same pod; nil: the pod is attached, and waits for its queue
+}
+
+// Attached is a port that was attached by its queue.
+type Attached struct {
+	Port
+	QueueLen int `json:"queueLen,omitempty"` // how many packets its bandwidth lets wait in the TUN, for the caller to set; 0: as many as do
+}
+
 // Adopt hands the daemon a queue of a tun pod's device, opened in the pod's network namespace. The caller keeps its own
 // descriptor and may close it.
 func (c *Client) Adopt(ctx context.Context, key PodKey, queue *os.File) error {
+	return c.pass(ctx, AdoptMessage{PodKey: key}, queue, &struct{}{})
+}
+
+// AttachQueue is Attach of a tun pod whose device the caller has made in the pod's network namespace: it hands over the device's
+// only queue. From then on the device lasts, and it goes when the pod is detached. The caller keeps its own descriptor and may close it.
+func (c *Client) AttachQueue(ctx context.Context, r AttachRequest, queue *os.File) (p Attached, err error) {
+	return p, c.pass(ctx, AdoptMessage{PodKey{r.Container, r.Interface}, &r}, queue, &p)
+}
+
+// pass sends a message with a queue beside it and reads the answer.
+func (c *Client) pass(ctx context.Context, m AdoptMessage, queue *os.File, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, AdoptTimeout)
 	defer cancel()
 	a, err := c.ask(ctx, methodPost, AdoptPath, "Connection: Upgrade\r\nUpgrade: "+AdoptProtocol+"\r\n", nil)
@@ -38,7 +63,7 @@ func (c *Client) Adopt(ctx context.Context, key PodKey, queue *os.File) error {
 		b, _ := io.ReadAll(io.LimitReader(a.body, MaxBody))
 		return c.refusal(b, a.line)
 	}
-	b, err := json.Marshal(key)
+	b, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
@@ -57,8 +82,12 @@ func (c *Client) Adopt(ctx context.Context, key PodKey, queue *os.File) error {
 	if err != nil {
 		return c.explain(ctx, err)
 	}
-	if strings.TrimSpace(string(b)) == "{}" {
-		return nil
+	var e Envelope
+	if err := json.Unmarshal(b, &e); err != nil || e.Error != nil {
+		return c.refusal(b, "something else")
 	}
-	return c.refusal(b, "something else")
+	if err := json.Unmarshal(b, answer); err != nil {
+		return fmt.Errorf("the answer of %s is not understood: %w", AdoptPath, err)
+	}
+	return nil
 }

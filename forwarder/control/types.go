@@ -13,7 +13,7 @@ const DefaultSocket = "/run/penstock/penstock.sock"
 // Ways to attach a pod that the daemon reads; see AttachRouted.
 const (
 	AttachVeth = "veth" // an ordinary veth pair; the daemon reads and writes its host end
-	AttachTUN  = "tun"  // a TUN made by the daemon and moved into the pod by the caller
+	AttachTUN  = "tun"  // a TUN in the pod: made there by the plugin, or made by the daemon and moved there by the caller
 )
 
 // Status answers GET /v1/status. Scripts rely on node, address, vtepMAC, encap, mtu, ready and capabilities.

@@ -23,12 +23,8 @@ const adoptPatience = 30 * time.Second
 
 // Adopt takes over a queue of a pod that waits. It owns fd.
 func (d *Daemon) Adopt(ctx context.Context, k control.PodKey, fd int) error {
-	used := false
-	defer func() {
-		if !used {
-			closeFD(fd)
-		}
-	}()
+	q := &queue{fd}
+	defer q.close()
 	done, err := d.begin(ctx, k)
 	if err != nil {
 		return err
@@ -41,13 +37,27 @@ func (d *Daemon) Adopt(ctx context.Context, k control.PodKey, fd int) error {
 	case p.phase() != control.PhaseWaiting:
 		return control.Errorf(control.Conflict, "%s does not wait for a queue: it is %s as %s", k, p.phase(), p.rec.Attach)
 	}
-	used = true
-	err = d.openPort(p, func() error { _, err := d.plane.Adopt(specOf(p.rec), fd); return err })
+	err = d.openPort(p, func() error { _, err := d.plane.Adopt(specOf(p.rec), q.take()); return err })
 	if err != nil {
 		return control.Errorf(control.BadRequest, "the queue of %s cannot be taken over: %v", k, err)
 	}
 	d.log.Info("adopted", "pod", k.Container, "interface", k.Interface, "device", p.rec.Device)
 	return nil
+}
+
+// queue is a descriptor of a TUN's queue that came to us, until the forwarder takes it.
+type queue struct{ fd int }
+
+func (q *queue) take() int {
+	fd := q.fd
+	q.fd = -1
+	return fd
+}
+
+func (q *queue) close() {
+	if q.fd >= 0 {
+		closeFD(q.fd)
+	}
 }
 
 // countWaiting keeps the daemon's readiness up with the pods that wait, as long as its patience lasts.

@@ -53,69 +53,86 @@ func badAttach(attach string) error {
 //
 // A pod without a reservation is attached by hand: its addresses are whatever was asked for and nobody else has.
 func (d *Daemon) Attach(ctx context.Context, r control.AttachRequest) (control.Port, error) {
+	p, err := d.attachPod(ctx, r, nil)
+	return p.Port, err
+}
+
+// AttachQueue is Attach of a pod whose TUN the caller has made in the pod's network namespace, by its queue. It owns fd.
+func (d *Daemon) AttachQueue(ctx context.Context, r control.AttachRequest, fd int) (control.Attached, error) {
+	q := &queue{fd}
+	defer q.close()
+	return d.attachPod(ctx, r, q)
+}
+
+func (d *Daemon) attachPod(ctx context.Context, r control.AttachRequest, q *queue) (control.Attached, error) {
 	if err := checkKey(r.Container, r.Interface); err != nil {
-		return control.Port{}, err
+		return control.Attached{}, err
 	}
 	k := control.PodKey{Container: r.Container, Interface: r.Interface}
 	defer d.gate.leave(k)
 	done, err := d.begin(ctx, k)
 	if err != nil {
-		return control.Port{}, err
+		return control.Attached{}, err
 	}
 	defer done()
 	s := d.state.Load()
 	old := d.pods.get(k)
 	if old != nil && old.rec.Phase == control.PhaseDetaching {
-		return control.Port{}, control.Errorf(control.Conflict, "a delete of %s has begun and was not finished: delete it again first", k)
+		return control.Attached{}, control.Errorf(control.Conflict, "a delete of %s has begun and was not finished: delete it again first", k)
 	}
 	if old == nil && r.Network != "" {
 		// By hand there is no network. A plugin has a reservation, or a DEL has come between.
-		return control.Port{}, control.Errorf(control.Conflict, "%s of network %s has no addresses reserved, or they were given back meanwhile: allocate them first", k, r.Network)
+		return control.Attached{}, control.Errorf(control.Conflict, "%s of network %s has no addresses reserved, or they were given back meanwhile: allocate them first", k, r.Network)
 	}
 	if old != nil {
 		if err := fromReservation(&r, old.rec); err != nil {
-			return control.Port{}, err
+			return control.Attached{}, err
 		}
 	}
 	spec, err := s.portSpec(r)
 	if err != nil {
-		return control.Port{}, err
+		return control.Attached{}, err
+	}
+	if q != nil && spec.Attach != control.AttachTUN {
+		return control.Attached{}, control.Errorf(control.BadRequest, "a queue came with the request, but attach %s has none", spec.Attach)
 	}
 	if other, taken := d.pods.deviceOwner(spec.Device, k); taken {
-		return control.Port{}, control.Errorf(control.Conflict, "device %s is in use by %s", spec.Device, other)
+		return control.Attached{}, control.Errorf(control.Conflict, "device %s is in use by %s", spec.Device, other)
 	}
 	attached := old != nil && old.rec.Phase == control.PhaseAttached
 	if attached && !sameSpec(specOf(old.rec), spec) {
 		if old.open || old.rec.Source != control.SourceManual {
-			return control.Port{}, control.Errorf(control.Conflict, "%s is attached already with another device, address, MAC, MTU or bandwidth: detach it first", k)
+			return control.Attached{}, control.Errorf(control.Conflict, "%s is attached already with another device, address, MAC, MTU or bandwidth: detach it first", k)
 		}
 		// By hand, and a restart has lost the port: the new wish counts.
 		if err := d.remove(old, false); err != nil {
-			return control.Port{}, err
+			return control.Attached{}, err
 		}
 		old, attached = nil, false
 	}
-	index, err := d.deviceFor(spec, attached && old.open)
-	if err != nil {
-		return control.Port{}, err
+	index := 0
+	if q == nil { // else the device is in the pod
+		if index, err = d.deviceFor(spec, attached && old.open); err != nil {
+			return control.Attached{}, err
+		}
 	}
 	if attached && old.open {
 		if spec.Attach != control.AttachVeth || old.index == index {
-			return d.port(k)
+			return d.attached(k)
 		}
 		// The same pod with a new device of the old name: what we had open belongs to a device that has gone.
 		if err := d.closePort(old); err != nil {
-			return control.Port{}, err
+			return control.Attached{}, err
 		}
 	}
 	if err := d.routesFit(spec); err != nil {
-		return control.Port{}, err
+		return control.Attached{}, err
 	}
-	return d.attach(s, k, old, r, spec, index)
+	return d.attach(s, k, old, r, spec, index, q)
 }
 
 // attach does what Attach has found to be right, or nothing: file, drop, port.
-func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRequest, spec forwarder.PortSpec, index int) (_ control.Port, err error) {
+func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRequest, spec forwarder.PortSpec, index int, q *queue) (_ control.Attached, err error) {
 	var undo undoList
 	defer func() {
 		if err != nil {
@@ -132,10 +149,10 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 		rec = &c
 	} else {
 		if dm, ok := d.pods.damagedFile(rec.Name()); ok {
-			return control.Port{}, control.Errorf(control.Conflict, "its state file is damaged and lies in %s: detach it first", dm.Path)
+			return control.Attached{}, control.Errorf(control.Conflict, "its state file is damaged and lies in %s: detach it first", dm.Path)
 		}
 		if err := d.pods.alloc.Take(k.String(), spec.Addresses); err != nil {
-			return control.Port{}, control.Errorf(control.Conflict, "%v", err)
+			return control.Attached{}, control.Errorf(control.Conflict, "%v", err)
 		}
 		undo.add(func() error { d.pods.alloc.Cancel(k.String()); return nil })
 	}
@@ -146,7 +163,7 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 		rec.Bandwidth = r.Bandwidth
 	}
 	if err := d.pods.store.Save(rec); err != nil {
-		return control.Port{}, err
+		return control.Attached{}, err
 	}
 	undo.add(func() error {
 		if old != nil {
@@ -154,7 +171,7 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 		}
 		return d.pods.store.Remove(rec.Name())
 	})
-	p := &pod{rec: rec, index: index}
+	p := &pod{rec: rec, index: index, opening: true}
 	d.pods.put(p)
 	undo.add(func() error {
 		if old != nil {
@@ -167,11 +184,15 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 		return nil
 	})
 	var port forwarder.PortInfo
-	if err := d.openPort(p, func() (err error) { port, err = d.plane.Attach(spec); return err }); err != nil {
-		return control.Port{}, err
+	open := func() (err error) { port, err = d.plane.Attach(spec); return err }
+	if q != nil {
+		open = func() (err error) { port, err = d.plane.AttachQueue(spec, q.take()); return err }
+	}
+	if err := d.openPort(p, open); err != nil {
+		return control.Attached{}, err
 	}
 	d.log.Info("attached", "pod", k.Container, "interface", k.Interface, "attach", spec.Attach, "device", spec.Device, "addresses", spec.Addresses, "owner", rec.Owner)
-	return d.describePort(port), nil
+	return control.Attached{Port: d.describePort(port), QueueLen: port.QueueLen}, nil
 }
 
 // openPort puts the drop on a veth and lets open make the port.
@@ -188,7 +209,7 @@ func (d *Daemon) openPort(p *pod, open func() error) error {
 		}
 		return err
 	}
-	p.open, p.problem = true, ""
+	p.open, p.opening, p.problem = true, false, ""
 	d.pods.put(p)
 	if p.rec.Attach == control.AttachTUN {
 		d.storeQueue(p.rec)
@@ -393,12 +414,12 @@ func (d *Daemon) deviceFor(spec forwarder.PortSpec, ours bool) (index int, err e
 	return l.Index, nil
 }
 
-// port describes one attached pod.
-func (d *Daemon) port(k control.PodKey) (control.Port, error) {
+// attached describes one attached pod.
+func (d *Daemon) attached(k control.PodKey) (control.Attached, error) {
 	for _, p := range d.plane.Ports() {
 		if p.PortSpec.Container == k.Container && p.PortSpec.Interface == k.Interface {
-			return d.describePort(p), nil
+			return control.Attached{Port: d.describePort(p), QueueLen: p.QueueLen}, nil
 		}
 	}
-	return control.Port{}, fmt.Errorf("%s is attached, but the forwarder does not know it: this is a bug", k)
+	return control.Attached{}, fmt.Errorf("%s is attached, but the forwarder does not know it: this is a bug", k)
 }

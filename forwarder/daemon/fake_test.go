@@ -232,10 +232,17 @@ func (f fakePlane) Attach(s forwarder.PortSpec) (forwarder.PortInfo, error) {
 		return forwarder.PortInfo{}, err
 	}
 	p := forwarder.PortInfo{PortSpec: s}
+	if s.Attach == forwarder.AttachTUN && s.Bandwidth != (forwarder.Bandwidth{}) {
+		p.QueueLen = 37
+	}
 	f.mu.Lock()
 	f.ports = append(f.ports, p)
 	f.mu.Unlock()
 	return p, nil
+}
+func (f fakePlane) AttachQueue(s forwarder.PortSpec, fd int) (forwarder.PortInfo, error) {
+	unix.Close(fd)
+	return f.Attach(s)
 }
 func (f fakePlane) Adopt(s forwarder.PortSpec, fd int) (forwarder.PortInfo, error) {
 	unix.Close(fd)

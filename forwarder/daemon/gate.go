@@ -15,7 +15,7 @@ import (
 // figures). Those that wait here wait for an answer, and cost nothing.
 //
 // The gate delays and never refuses: who has waited for long goes in, and who was let in and never came back (a plugin that
-// was killed) keeps no place. The plugin of a `tun` moves the device after the attachment, and so outside.
+// was killed) keeps no place.
 type gate struct {
 	places chan struct{} // as many as may be inside
 

@@ -135,7 +135,8 @@ func (d *Daemon) Check(ctx context.Context, r control.CheckRequest) (control.Por
 	if len(wrong) > 0 {
 		return control.Port{}, control.Errorf(control.Conflict, "%s is not as it should be: %s", k, strings.Join(wrong, "; "))
 	}
-	return d.port(k)
+	a, err := d.attached(k)
+	return a.Port, err
 }
 
 // describePort adds to what the forwarder knows of a port what only its record says.

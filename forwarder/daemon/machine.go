@@ -26,7 +26,8 @@ type plane interface {
 	SetPeers([]feed.Peer) error
 	Reconfigure(forwarder.Settings) error
 	Attach(forwarder.PortSpec) (forwarder.PortInfo, error)
-	Adopt(forwarder.PortSpec, int) (forwarder.PortInfo, error) // owns the descriptor
+	AttachQueue(forwarder.PortSpec, int) (forwarder.PortInfo, error) // owns the descriptor
+	Adopt(forwarder.PortSpec, int) (forwarder.PortInfo, error)       // likewise
 	Descriptors() []forwarder.Descriptor
 	Detach(container, iface string) error
 	Ports() []forwarder.PortInfo

@@ -48,6 +48,11 @@ func (t timed) Attach(ctx context.Context, r control.AttachRequest) (_ control.P
 	return t.Daemon.Attach(ctx, r)
 }
 
+func (t timed) AttachQueue(ctx context.Context, r control.AttachRequest, fd int) (_ control.Attached, err error) {
+	defer func(began time.Time) { t.took("attach", began, err) }(time.Now())
+	return t.Daemon.AttachQueue(ctx, r, fd)
+}
+
 func (t timed) Check(ctx context.Context, r control.CheckRequest) (_ control.Port, err error) {
 	defer func(began time.Time) { t.took("check", began, err) }(time.Now())
 	return t.Daemon.Check(ctx, r)

@@ -28,13 +28,14 @@ import (
 type pod struct {
 	rec     *podstate.Record
 	open    bool   // the forwarder has a port for it
+	opening bool   // it is about to: an attachment is under way
 	index   int    // of the veth's host end: it tells a device made anew under the same name
 	problem string // why an attached pod has no port
 }
 
 // phase is the record's, but for a tun whose queue has not come back yet.
 func (p *pod) phase() string {
-	if p.rec.Phase == control.PhaseAttached && !p.open && p.rec.Attach == control.AttachTUN {
+	if p.rec.Phase == control.PhaseAttached && !p.open && !p.opening && p.rec.Attach == control.AttachTUN {
 		return control.PhaseWaiting
 	}
 	return p.rec.Phase

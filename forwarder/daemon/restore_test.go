@@ -71,6 +71,53 @@ func TestTUNComesBack(t *testing.T) {
 	}
 }
 
+// TestAttachQueue: a pod whose TUN was made in the pod is attached by the queue, also when a daemon that has died between had
+// written it down; a queue is a tun's.
+func TestAttachQueue(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	q := allocation("a")
+	q.Attach = control.AttachTUN
+	if _, err := r.client.Allocate(t.Context(), q); err != nil {
+		t.Fatal(err)
+	}
+	f.netns["/ns/a"] = "4:a"
+	queue, _ := os.Open("/dev/null")
+	defer queue.Close()
+	attach := control.AttachRequest{Container: "a", Interface: "eth0", Bandwidth: &control.Bandwidth{EgressRate: 1e6, EgressBurst: 1e6}}
+	f.failing("attach", errors.New("no TUN"))
+	if _, err := r.client.AttachQueue(t.Context(), attach, queue); err == nil || r.phases(t) != "a reserved" {
+		t.Errorf("%v, %s", err, r.phases(t))
+	}
+	f.failing("attach", nil)
+	for range 2 { // the second is who has not heard the answer to the first
+		if p, err := r.client.AttachQueue(t.Context(), attach, queue); err != nil || p.Attach != control.AttachTUN || p.Phase != control.PhaseAttached || p.QueueLen != 37 {
+			t.Errorf("%+v, %v", p, err)
+		}
+	}
+	if did := f.deeds(); !slices.Contains(did, "store "+control.DeviceName("a", "eth0")) {
+		t.Errorf("the queue was not stored: %q", did)
+	}
+	r.stop()
+	f.ports = nil
+	r = restartUntil(t, f, r.path, func(s control.Status) bool { return s.Waiting == 1 })
+	if _, err := r.client.AttachQueue(t.Context(), attach, queue); err != nil || r.phases(t) != "a attached" {
+		t.Errorf("%v, %s", err, r.phases(t))
+	}
+	if s, err := r.client.Status(t.Context()); err != nil || !s.Ready || s.Waiting != 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if _, err := r.client.Allocate(t.Context(), allocation("v")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.AttachQueue(t.Context(), control.AttachRequest{Container: "v", Interface: "eth0"}, queue); control.CodeOf(err) != control.BadRequest {
+		t.Errorf("a veth: %v", err)
+	}
+	if _, err := r.client.AttachQueue(t.Context(), control.AttachRequest{Container: "x", Interface: "eth0", Network: "n"}, queue); control.CodeOf(err) != control.Conflict {
+		t.Errorf("nothing was reserved: %v", err)
+	}
+}
+
 func TestDamagedState(t *testing.T) {
 	f := newFake()
 	r := run(t, f, dual)

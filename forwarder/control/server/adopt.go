@@ -53,8 +53,8 @@ func serveAdopt(w http.ResponseWriter, r *http.Request, b Backend, log *slog.Log
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), control.AdoptTimeout)
 	defer cancel()
-	answer := any(struct{}{})
-	if err := receiveQueue(ctx, u, b); err != nil {
+	answer, err := receiveQueue(ctx, u, b)
+	if err != nil {
 		e := control.Errorf(control.CodeOf(err), "%v", err)
 		answer = control.Envelope{Error: e}
 	}
@@ -64,11 +64,11 @@ func serveAdopt(w http.ResponseWriter, r *http.Request, b Backend, log *slog.Log
 }
 
 // receiveQueue reads the one message and passes the descriptor on. Descriptors beyond the one are closed.
-func receiveQueue(ctx context.Context, u *net.UnixConn, b Backend) error {
-	body, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(8*4))
-	n, noob, _, _, err := u.ReadMsgUnix(body, oob) // Go's net sets MSG_CMSG_CLOEXEC
+func receiveQueue(ctx context.Context, u *net.UnixConn, b Backend) (answer any, err error) {
+	body, oob := make([]byte, 16<<10), make([]byte, unix.CmsgSpace(8*4)) // a path has 4 KiB at most
+	n, noob, _, _, err := u.ReadMsgUnix(body, oob)                       // Go's net sets MSG_CMSG_CLOEXEC
 	if err != nil {
-		return control.Errorf(control.BadRequest, "the message with the descriptor cannot be read: %v", err)
+		return nil, control.Errorf(control.BadRequest, "the message with the descriptor cannot be read: %v", err)
 	}
 	var fds []int
 	messages, err := unix.ParseSocketControlMessage(oob[:noob])
@@ -81,16 +81,22 @@ func receiveQueue(ctx context.Context, u *net.UnixConn, b Backend) error {
 			unix.Close(fd)
 		}
 	}
-	var key control.PodKey
+	var m control.AdoptMessage
 	if err == nil {
-		err = decode(body[:n], &key)
+		err = decode(body[:n], &m)
+	}
+	if err == nil && m.Attach != nil && (control.PodKey{Container: m.Attach.Container, Interface: m.Attach.Interface}) != m.PodKey {
+		err = control.Errorf(control.BadRequest, "attach is about another pod than %s", m.PodKey)
 	}
 	if err == nil && len(fds) != 1 {
 		err = control.Errorf(control.BadRequest, "one descriptor is expected beside the message, not %d", len(fds))
 	}
 	if err != nil {
 		shut()
-		return err
+		return nil, err
 	}
-	return b.Adopt(ctx, key, fds[0])
+	if m.Attach != nil {
+		return b.AttachQueue(ctx, *m.Attach, fds[0])
+	}
+	return struct{}{}, b.Adopt(ctx, m.PodKey, fds[0])
 }

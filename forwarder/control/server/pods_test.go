@@ -58,7 +58,17 @@ func TestAdopt(t *testing.T) {
 	if strings.Join(f.adopted, "|") != "c1/eth0 queue <nil>|c1/eth0 queue <nil>|c1/eth0 queue <nil>" {
 		t.Errorf("%q", f.adopted)
 	}
+	attach := control.AttachRequest{Container: "c2", Interface: "eth0", Attach: control.AttachTUN, Netns: "/" + strings.Repeat("n", 4095)}
+	if p, err := c.AttachQueue(t.Context(), attach, q); err != nil || p.Container != "c2" || p.QueueLen != 37 {
+		t.Errorf("attached as %+v, %v", p, err)
+	}
+	if f.adopted[3] != "c2/eth0 queue <nil>" {
+		t.Errorf("%q", f.adopted)
+	}
 	f.err = control.Errorf(control.Conflict, "it does not wait")
+	if _, err := c.AttachQueue(t.Context(), attach, q); control.CodeOf(err) != control.Conflict || err.Error() != "it does not wait" {
+		t.Errorf("refused: %v (%s)", err, control.CodeOf(err))
+	}
 	if err := c.Adopt(t.Context(), control.PodKey{Container: "c1", Interface: "eth0"}, q); control.CodeOf(err) != control.Conflict || err.Error() != "it does not wait" {
 		t.Errorf("refused: %v (%s)", err, control.CodeOf(err))
 	}
@@ -89,6 +99,7 @@ func TestAdoptRefuses(t *testing.T) {
 		"unknown key":  {`{"container":"c","interface":"e","x":1}`, 1, "not understood"},
 		"not JSON":     {`hello`, 1, "not a JSON object"},
 		"many":         {`{"container":"c","interface":"e"}`, 30, "descriptor"},
+		"another pod":  {`{"container":"c","interface":"e","attach":{"container":"d","interface":"e"}}`, 1, "another pod than c/e"},
 		"hang up":      {"", 0, ""},
 		"without text": {"", 1, ""},
 	} {

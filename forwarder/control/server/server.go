@@ -33,7 +33,8 @@ type Backend interface {
 	GC(context.Context, control.GCRequest) (control.GCResult, error)
 	Pods(context.Context) ([]control.Pod, error)
 	IPAM(context.Context) (control.IPAM, error)
-	Adopt(context.Context, control.PodKey, int) error // owns the descriptor, also when it fails
+	Adopt(context.Context, control.PodKey, int) error                                  // owns the descriptor, also when it fails
+	AttachQueue(context.Context, control.AttachRequest, int) (control.Attached, error) // likewise
 	Ports(context.Context) ([]control.Port, error)
 	Peers(context.Context) ([]control.Peer, error)
 	Routes(context.Context) ([]control.Route, error)

@@ -155,6 +155,11 @@ func (f *fake) Adopt(_ context.Context, k control.PodKey, fd int) error {
 	return nil
 }
 
+func (f *fake) AttachQueue(ctx context.Context, r control.AttachRequest, fd int) (control.Attached, error) {
+	err := f.Adopt(ctx, control.PodKey{Container: r.Container, Interface: r.Interface}, fd)
+	return control.Attached{Port: control.Port{Container: r.Container, Interface: r.Interface}, QueueLen: 37}, err
+}
+
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // start serves a fake on a real socket and returns a client for it.
