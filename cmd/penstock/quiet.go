@@ -14,16 +14,29 @@ import (
 // (docs/decisions/0011-lean-plugin.md has the figures).
 func init() {
 	runtime.GOMAXPROCS(1)
-	threads, err := os.ReadDir("/proc/self/task")
+	slack(monitor())
+}
+
+// monitor is the thread of the runtime's monitor, the first that it starts (runtime.main).
+func monitor() (thread string) {
+	dir, err := unix.Open("/proc/self/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return
+		return ""
 	}
+	defer unix.Close(dir)
+	var b [512]byte
+	n, err := unix.ReadDirent(dir, b[:])
+	if err != nil {
+		return ""
+	}
+	_, _, names := unix.ParseDirent(b[:n], -1, make([]string, 0, 16))
 	self := strconv.Itoa(os.Getpid())
-	for _, t := range threads {
-		if t.Name() != self { // the main thread waits for what is asked of it
-			slack(t.Name())
+	for _, n := range names {
+		if n != self {
+			return n
 		}
 	}
+	return ""
 }
 
 // slack lets the kernel wake a thread up to a millisecond late (PR_SET_TIMERSLACK, proc(5)). Where that is forbidden nothing is lost.
