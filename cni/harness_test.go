@@ -342,9 +342,10 @@ func (f *fake) serveQueue(rw http.ResponseWriter) {
 	f.requests[path] = m.Attach
 	hang, e := f.hang[path], f.errs[path]
 	f.mu.Unlock()
-	if hang {
+	if hang { // a daemon that dies over it
 		<-f.quit
-		e = control.Errorf(control.NotReady, "the daemon is stopping")
+		unix.Close(fds[0])
+		return
 	}
 	var answer any
 	if err == nil && e != nil {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -70,8 +71,8 @@ func (n *netns) same(o *netns) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-// do runs fn inside the namespace, on the caller's own thread: another one costs more than most of what is done there. A thread that
-// cannot go back stays with the caller's goroutine and ends with it; every step that cares names its namespace.
+// do runs fn inside the namespace, on the caller's own thread: another one costs more than most of what is done there. Where there is
+// no way back the process ends, as all that follows would be done in the pod: DEL takes away what it leaves.
 func (n *netns) do(fn func() error) (err error) {
 	runtime.LockOSThread()
 	back, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -85,9 +86,9 @@ func (n *netns) do(fn func() error) (err error) {
 		return fmt.Errorf("the namespace %s cannot be entered: %w", n.path, err)
 	}
 	defer func() {
-		if e := unix.Setns(back, unix.CLONE_NEWNET); e != nil {
-			err = errors.Join(err, fmt.Errorf("the namespace %s cannot be left: %w", n.path, e))
-			return
+		if e := unix.Setns(back, unix.CLONE_NEWNET); e != nil { // ENOMEM
+			types.NewError(types.ErrInternal, fmt.Sprintf("the namespace %s cannot be left: %v", n.path, e), "").Print()
+			os.Exit(1)
 		}
 		runtime.UnlockOSThread()
 	}()

@@ -39,7 +39,8 @@ func monitor() (thread string) {
 	return ""
 }
 
-// slack lets the kernel wake a thread up to a millisecond late (PR_SET_TIMERSLACK, proc(5)). Where that is forbidden nothing is lost.
+// slack lets the kernel wake a thread up to a millisecond late (PR_SET_TIMERSLACK, proc(5)), and those that it starts. Where that is
+// forbidden nothing is lost.
 func slack(thread string) {
 	fd, err := unix.Open("/proc/"+thread+"/timerslack_ns", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -67,6 +68,9 @@ func (c *Client) pass(ctx context.Context, m AdoptMessage, queue *os.File, answe
 	if err != nil {
 		return err
 	}
+	if len(b) > MaxBody {
+		return Errorf(TooLarge, "the request about %s has %d bytes, more than %d", m.PodKey, len(b), MaxBody)
+	}
 	raw, err := queue.SyscallConn()
 	if err != nil {
 		return err
@@ -83,7 +87,9 @@ func (c *Client) pass(ctx context.Context, m AdoptMessage, queue *os.File, answe
 		return c.explain(ctx, err)
 	}
 	var e Envelope
-	if err := json.Unmarshal(b, &e); err != nil || e.Error != nil {
+	if err := json.Unmarshal(b, &e); err != nil && !bytes.HasSuffix(b, []byte("\n")) { // a daemon that died over it
+		return c.explain(ctx, io.ErrUnexpectedEOF)
+	} else if err != nil || e.Error != nil {
 		return c.refusal(b, "something else")
 	}
 	if err := json.Unmarshal(b, answer); err != nil {

@@ -178,6 +178,7 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 			c := *old
 			c.open = false
 			d.pods.put(&c)
+			d.countWaiting()
 		} else {
 			d.pods.drop(k)
 		}
@@ -210,6 +211,7 @@ func (d *Daemon) openPort(p *pod, open func() error) error {
 		return err
 	}
 	p.open, p.opening, p.problem = true, false, ""
+	p.seen = p.rec.Attach == control.AttachTUN && d.netnsThere(p.rec)
 	d.pods.put(p)
 	if p.rec.Attach == control.AttachTUN {
 		d.storeQueue(p.rec)

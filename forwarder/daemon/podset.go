@@ -29,6 +29,7 @@ type pod struct {
 	rec     *podstate.Record
 	open    bool   // the forwarder has a port for it
 	opening bool   // it is about to: an attachment is under way
+	seen    bool   // a tun's: its network namespace could be seen when the port was opened
 	index   int    // of the veth's host end: it tells a device made anew under the same name
 	problem string // why an attached pod has no port
 }

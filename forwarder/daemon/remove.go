@@ -234,13 +234,16 @@ func (d *Daemon) watchPending(ctx context.Context) error {
 		if fi, err := os.Stat(dir); err == nil {
 			now = fi.ModTime()
 		}
-		if !now.Equal(changed) || time.Since(looked) >= pendingInterval {
+		again := time.Since(looked) >= pendingInterval
+		if !now.Equal(changed) || again {
 			changed, looked = now, time.Now()
 			if err := d.finishAllPending(ctx); err != nil && ctx.Err() == nil {
 				d.log.Warn("queued deletes are not finished; trying again", "error", err)
 			}
 		}
-		d.collectWaiting(ctx)
+		if again || d.pods.waiting() > 0 {
+			d.collectGone(ctx)
+		}
 		if time.Since(collected) >= reservedGrace/4 {
 			collected = time.Now()
 			d.collectReservations(ctx)
@@ -248,13 +251,13 @@ func (d *Daemon) watchPending(ctx context.Context) error {
 	}
 }
 
-// collectWaiting takes away pods that wait for their queue and whose namespace has gone meanwhile, as restore does with those
-// whose namespace had gone before: nobody can bring their queue, and the daemon would not be ready for their sake.
-func (d *Daemon) collectWaiting(ctx context.Context) {
-	if d.pods.waiting() == 0 {
-		return
+// collectGone takes away tun pods whose namespace has gone, as restore does with those whose namespace had gone before: nobody can
+// bring the queue of one that waits, and the daemon would not be ready for its sake; and the queue that we hold of any other keeps
+// the namespace alive with all that is in it (tun_chr_open in drivers/net/tun.c takes a reference), without a name and for nobody.
+func (d *Daemon) collectGone(ctx context.Context) {
+	gone := func(p *pod) bool {
+		return (p.phase() == control.PhaseWaiting || p.open && p.seen && p.rec.Attach == control.AttachTUN) && d.netnsGone(p.rec)
 	}
-	gone := func(p *pod) bool { return p.phase() == control.PhaseWaiting && d.netnsGone(p.rec) }
 	for _, p := range d.pods.list() {
 		if !gone(&p) {
 			continue

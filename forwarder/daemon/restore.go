@@ -225,6 +225,15 @@ func (d *Daemon) restore(p *pod, fd int, blocked map[string]bool) string {
 	return what
 }
 
+// netnsThere is whether we can see a pod's namespace.
+func (d *Daemon) netnsThere(rec *podstate.Record) bool {
+	if rec.Netns == "" || rec.NetnsID == "" {
+		return false
+	}
+	id, err := d.machine.NetnsID(rec.Netns)
+	return err == nil && id == rec.NetnsID
+}
+
 // netnsGone is whether a pod's namespace certainly is no more. Without the right to look it may be there.
 func (d *Daemon) netnsGone(rec *podstate.Record) bool {
 	if rec.Netns == "" || rec.NetnsID == "" {

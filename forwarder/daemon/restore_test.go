@@ -118,6 +118,40 @@ func TestAttachQueue(t *testing.T) {
 	}
 }
 
+// TestCollectGone: the queue that we hold would keep the network namespace of a tun pod alive, so a pod whose namespace has lost its
+// name is taken away; one whose namespace we never saw is not, as its name may be one in another mount namespace.
+func TestCollectGone(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	queue, _ := os.Open("/dev/null")
+	defer queue.Close()
+	for _, c := range []string{"lives", "gone", "unseen"} {
+		q := allocation(c)
+		q.Attach = control.AttachTUN
+		if _, err := r.client.Allocate(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+		if c != "unseen" {
+			f.mu.Lock()
+			f.netns["/ns/"+c] = "4:" + c
+			f.mu.Unlock()
+		}
+		if _, err := r.client.AttachQueue(t.Context(), control.AttachRequest{Container: c, Interface: "eth0"}, queue); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.mu.Lock()
+	delete(f.netns, "/ns/gone")
+	f.mu.Unlock()
+	r.collectGone(t.Context())
+	if p := r.phases(t); p != "lives attached, unseen attached" {
+		t.Error(p)
+	}
+	if did := f.deeds(); !slices.Contains(did, "unstore "+control.DeviceName("gone", "eth0")) {
+		t.Errorf("systemd keeps the queue: %q", did)
+	}
+}
+
 func TestDamagedState(t *testing.T) {
 	f := newFake()
 	r := run(t, f, dual)

@@ -16,8 +16,8 @@ import (
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
-// serveAdopt is the server's side.
-func serveAdopt(w http.ResponseWriter, r *http.Request, b Backend, log *slog.Logger) {
+// serveAdopt is the server's side. A server that stops waits no longer for a message, but for what one has begun.
+func serveAdopt(w http.ResponseWriter, r *http.Request, b Backend, log *slog.Logger, stopping context.Context) {
 	switch {
 	case r.Method != http.MethodPost:
 		w.Header().Set("Allow", http.MethodPost)
@@ -51,6 +51,7 @@ func serveAdopt(w http.ResponseWriter, r *http.Request, b Backend, log *slog.Log
 	if _, err := io.WriteString(u, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+control.AdoptProtocol+"\r\n\r\n"); err != nil {
 		return
 	}
+	defer context.AfterFunc(stopping, func() { u.SetReadDeadline(time.Now()) })()
 	ctx, cancel := context.WithTimeout(context.Background(), control.AdoptTimeout)
 	defer cancel()
 	answer, err := receiveQueue(ctx, u, b)
@@ -65,8 +66,8 @@ func serveAdopt(w http.ResponseWriter, r *http.Request, b Backend, log *slog.Log
 
 // receiveQueue reads the one message and passes the descriptor on. Descriptors beyond the one are closed.
 func receiveQueue(ctx context.Context, u *net.UnixConn, b Backend) (answer any, err error) {
-	body, oob := make([]byte, 16<<10), make([]byte, unix.CmsgSpace(8*4)) // a path has 4 KiB at most
-	n, noob, _, _, err := u.ReadMsgUnix(body, oob)                       // Go's net sets MSG_CMSG_CLOEXEC
+	body, oob := make([]byte, control.MaxBody), make([]byte, unix.CmsgSpace(8*4))
+	n, noob, _, _, err := u.ReadMsgUnix(body, oob) // Go's net sets MSG_CMSG_CLOEXEC
 	if err != nil {
 		return nil, control.Errorf(control.BadRequest, "the message with the descriptor cannot be read: %v", err)
 	}

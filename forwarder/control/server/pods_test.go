@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -138,5 +139,84 @@ func TestAdoptRefuses(t *testing.T) {
 	}
 	if n := count(); n > before {
 		t.Errorf("%d descriptors before, %d after", before, n)
+	}
+}
+
+// TestAdoptStops: a server that stops waits for a pod that is being attached by a queue, and not for a message that has not come.
+func TestAdoptStops(t *testing.T) {
+	f := newFake()
+	f.attaching, f.attach = make(chan struct{}), make(chan struct{})
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(f, quiet())
+	go s.Serve(l)
+	q, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	silent, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	silent.Write([]byte("POST /v1/adopt HTTP/1.1\r\nHost: p\r\nConnection: Upgrade\r\nUpgrade: penstock-adopt\r\nContent-Length: 0\r\n\r\n"))
+	silent.Read(make([]byte, 1024))
+	attached := make(chan error)
+	go func() {
+		_, err := control.New(l.Addr().String()).AttachQueue(t.Context(), control.AttachRequest{Container: "c", Interface: "e"}, q)
+		attached <- err
+	}()
+	<-f.attaching
+	stopped := make(chan error)
+	go func() { stopped <- s.Shutdown(t.Context()) }()
+	select {
+	case err := <-stopped:
+		t.Fatalf("it has not waited: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(f.attach)
+	if err := <-attached; err != nil {
+		t.Errorf("attached: %v", err)
+	}
+	if err := <-stopped; err != nil {
+		t.Errorf("stopped: %v", err)
+	}
+}
+
+// TestAdoptCutShort: a daemon that dies over a message has not refused it.
+func TestAdoptCutShort(t *testing.T) {
+	for _, answer := range []string{"", "{", `{"container":"c"`} {
+		l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			c.Read(make([]byte, 4096))
+			c.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: penstock-adopt\r\n\r\n"))
+			c.Read(make([]byte, 4096))
+			c.Write([]byte(answer))
+		}()
+		q, _ := os.Open("/dev/null")
+		_, err = control.New(l.Addr().String()).AttachQueue(t.Context(), control.AttachRequest{Container: "c", Interface: "e"}, q)
+		if !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%q: %v", answer, err)
+		}
+		q.Close()
+		l.Close()
+	}
+	attach := control.AttachRequest{Container: "c", Interface: "e", Netns: strings.Repeat("n", control.MaxBody)}
+	_, socket := start(t, newFake())
+	q, _ := os.Open("/dev/null")
+	defer q.Close()
+	if _, err := control.New(socket).AttachQueue(t.Context(), attach, q); control.CodeOf(err) != control.TooLarge {
+		t.Errorf("a message of more than %d bytes: %v", control.MaxBody, err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/penstock-net/penstock/forwarder/control"
@@ -52,14 +53,16 @@ type Backend interface {
 
 // Server answers the control API.
 type Server struct {
-	http *http.Server
+	http    *http.Server
+	handing *sync.WaitGroup // connections that a descriptor is handed over by: net/http forgets them
 }
 
 // New makes a server for a backend. Log takes what the HTTP server itself has to say, and panics.
 func New(b Backend, log *slog.Logger) *Server {
 	streams, stop := context.WithCancel(context.Background())
-	s := &Server{http: &http.Server{
-		Handler:           handler(b, log, streams),
+	handing := new(sync.WaitGroup)
+	s := &Server{handing: handing, http: &http.Server{
+		Handler:           handler(b, log, streams, handing),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      requestTimeout + 10*time.Second,
@@ -84,6 +87,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if err != nil {
 		s.http.Close()
+	}
+	handed := make(chan struct{})
+	go func() { s.handing.Wait(); close(handed) }()
+	select {
+	case <-handed:
+	case <-ctx.Done():
+		err = errors.Join(err, ctx.Err())
 	}
 	return err
 }
@@ -127,13 +137,17 @@ func endpoints(b Backend) map[string]map[string]call {
 }
 
 // Handler is the whole API as an http.Handler.
-func Handler(b Backend, log *slog.Logger) http.Handler { return handler(b, log, context.Background()) }
+func Handler(b Backend, log *slog.Logger) http.Handler {
+	return handler(b, log, context.Background(), new(sync.WaitGroup))
+}
 
-func handler(b Backend, log *slog.Logger, stopping context.Context) http.Handler {
+func handler(b Backend, log *slog.Logger, stopping context.Context, handing *sync.WaitGroup) http.Handler {
 	routes := endpoints(b)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == control.AdoptPath {
-			serveAdopt(w, r, b, log)
+			handing.Add(1) // while net/http still knows the connection
+			defer handing.Done()
+			serveAdopt(w, r, b, log, stopping)
 			return
 		}
 		if r.URL.Path == capture.Path {

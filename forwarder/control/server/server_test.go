@@ -38,7 +38,10 @@ type fake struct {
 	block chan struct{}
 
 	adopted []string
-	source  *fakeSource
+
+	attaching, attach chan struct{} // of AttachQueue: closed when it has begun; it goes on when that is closed
+
+	source *fakeSource
 }
 
 func newFake() *fake { return &fake{ports: map[string]control.Port{}, level: "info"} }
@@ -156,6 +159,10 @@ func (f *fake) Adopt(_ context.Context, k control.PodKey, fd int) error {
 }
 
 func (f *fake) AttachQueue(ctx context.Context, r control.AttachRequest, fd int) (control.Attached, error) {
+	if f.attaching != nil {
+		close(f.attaching)
+		<-f.attach
+	}
 	err := f.Adopt(ctx, control.PodKey{Container: r.Container, Interface: r.Interface}, fd)
 	return control.Attached{Port: control.Port{Container: r.Container, Interface: r.Interface}, QueueLen: 37}, err
 }
