@@ -99,7 +99,7 @@ sidebyside = @$(GO) build -o bin/ ./bench/sidebyside
 SIDEBYSIDE = PENSTOCKD='$(CURDIR)/bin/penstockd' bin/sidebyside $(if $(FULL),-full) $(if $(ONLY),-only '$(ONLY)') $(if $(N),-n $(N)) \
   $(if $(SECONDS),-seconds $(SECONDS)) $(if $(BURST),-burst $(BURST)) $(if $(YAML),-yaml '$(YAML)') $(if $(FRESH),-fresh) $(if $(LIST),-list)
 
-bench: need-root build ## against kernel VXLAN, the rows with bars (30 min); FULL=1 all; ONLY='veth whole udp-64*' N=5 SECONDS=1 (root)
+bench: need-root build ## against kernel VXLAN, the rows with bars (45 min); FULL=1 all; ONLY='veth whole udp-64*' N=5 SECONDS=1 (root)
 	$(sidebyside)
 	@$(SIDEBYSIDE)
 

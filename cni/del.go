@@ -58,12 +58,12 @@ func detach(daemon *control.Client, conf *netConf, args *skel.CmdArgs, patience 
 	if e := control.WritePending(conf.Socket, q); e != nil {
 		return fmt.Errorf("%w; and it could not be queued: %w", err, e)
 	}
-	fmt.Fprintln(os.Stderr, "penstock: DEL is queued for penstockd:", err)
+	fmt.Fprintln(os.Stderr, "penstock: what is to be undone is queued for penstockd, in "+control.PendingDir(conf.Socket)+":", err)
 	return nil
 }
 
-// removeDevices removes what ADD may have made, as far as it is there: the veth's host end (its peer goes with it), a TUN that has
-// not been moved yet, a TUN in the pod, the pod's rules. A routed pod has none of them.
+// removeDevices removes what ADD may have made, as far as it is there: the veth's host end (its peer goes with it), a TUN
+// in the pod, or on the node where the daemon has made it for who attaches by hand, the pod's rules. A routed pod has none of them.
 func removeDevices(args *skel.CmdArgs) error {
 	device := control.DeviceName(args.ContainerID, args.IfName)
 	host, err := hostNetns()

@@ -189,7 +189,7 @@ func TestHalfMovedTUN(t *testing.T) {
 			if err := netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: control.DeviceName(p.id, "eth0")}, Mode: netlink.TUNTAP_MODE_TUN}); err != nil {
 				t.Fatal(err)
 			}
-			if where == "node" { // the plugin marks it before the move
+			if where == "node" { // whatever mark it has
 				l, _ := netlink.LinkByName(control.DeviceName(p.id, "eth0"))
 				netlink.LinkSetAlias(l, tunAlias)
 			}

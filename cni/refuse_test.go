@@ -51,6 +51,7 @@ func TestRefused(t *testing.T) {
 		only string // way to attach
 	}{
 		{name: "unknown attach", conf: map[string]any{"attach": "macvlan"}, code: config, says: `attach "macvlan" is not one of veth, tun and routed`, only: "veth"},
+		{name: "a list", conf: map[string]any{"plugins": []any{map[string]any{"type": "penstock"}}}, code: config, says: "a list of plugins", only: "veth"},
 		{name: "routed alone", conf: map[string]any{"attach": "routed"}, code: config, says: "no prevResult", only: "veth"},
 		{name: "MTU of 20", conf: map[string]any{"mtu": 20}, code: config, says: "mtu 20 is not between 68 and 65535"},
 		{name: "negative MTU", conf: map[string]any{"mtu": -1}, code: config, says: "mtu -1"},

@@ -88,7 +88,7 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropBadTotalLength:  {"bad_total_length", "the IP total length exceeds the frame", "find the sender of malformed packets, or a link that cuts frames"},
 	DropBadIPChecksum:   {"bad_ip_checksum", "the IPv4 header checksum is wrong", "look for a broken NIC or memory on the sending node"},
 	DropBadOptions:      {"bad_options", "malformed IP options or extension headers, or source routing", "find the sender of malformed packets"},
-	DropBadFragment:     {"bad_fragment", "a fragment whose place or length is impossible", "find the sender of malformed packets"},
+	DropBadFragment:     {"bad_fragment", "a fragment whose place or length is impossible, or a first one of extension headers alone", "find the sender of malformed packets"},
 	DropBadL4:           {"bad_l4", "a TCP, UDP or ICMP header is cut or its length impossible", "find the sender of malformed packets"},
 	DropBadVirtio:       {"bad_virtio", "offload metadata does not fit the packet", "report it: the kernel or a peer wrote impossible metadata"},
 

@@ -36,7 +36,7 @@ var (
 type PortSpec struct {
 	Container, Interface string
 	Attach               string       // AttachVeth, AttachTUN or AttachRouted
-	Device               string       // veth: the host end, which exists; tun: the TUN to make; routed: empty
+	Device               string       // veth: the host end, which exists; tun: the TUN to make, or a name for the one that comes; routed: empty
 	MAC                  string       // veth: the pod's; empty: learned from its first frame
 	Addresses            []netip.Addr // the pod's own
 	MTU                  int          // 0: Settings.PodMTU
@@ -238,7 +238,7 @@ func (f *Forwarder) routePort(p *port) error {
 }
 
 // Detach disconnects a pod; it is nil if there is none. A TUN that Attach made
-// vanishes with it, a veth stays.
+// or AttachQueue took vanishes with it, a veth stays.
 func (f *Forwarder) Detach(container, iface string) error {
 	f.control.Lock()
 	defer f.control.Unlock()

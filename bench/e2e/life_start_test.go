@@ -41,7 +41,7 @@ func TestCleanup(t *testing.T) {
 	bv := b.AddPod(t, lab.Veth)
 	pingBoth(t, &av.Host, &bv.Host)
 	pingBoth(t, &at.Host, &bv.Host)
-	// A TUN that the plugin has not moved yet.
+	// A TUN that nobody has moved yet: it was attached by hand.
 	if _, err := a.Daemon.Control().Attach(t.Context(), control.AttachRequest{Container: "halfway", Interface: "eth0", Attach: "tun",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.200")}}); err != nil {
 		t.Fatal(err)

@@ -347,7 +347,7 @@ func (f *cniFiles) warnings() (all []string) {
 		if err != nil {
 			continue
 		}
-		for _, s := range bandwidthTrouble(l) {
+		for _, s := range append(bandwidthTrouble(l), bridgeTrouble(l)...) {
 			all = append(all, fmt.Sprintf("%s: %s", filepath.Join(f.confDir, name), s))
 		}
 	}
@@ -370,6 +370,22 @@ func bandwidthTrouble(l cniList) (trouble []string) {
 				trouble = append(trouble, "the plugin bandwidth limits nothing behind attach "+attach+": remove it and give penstock the capability bandwidth, the daemon limits by itself")
 			}
 		}
+	}
+	return trouble
+}
+
+// bridgeTrouble: penstock behind a bridge hands the host what comes for its pods, and the host must know the way to them.
+func bridgeTrouble(l cniList) (trouble []string) {
+	all := l.plugins()
+	if len(all) < 2 || all[0]["type"] != "bridge" || !slices.ContainsFunc(all[1:], func(p cniPlugin) bool { return p["type"] == pluginName }) {
+		return nil
+	}
+	is := func(key string) bool { on, _ := all[0][key].(bool); return on }
+	if !is("isGateway") && !is("isDefaultGateway") {
+		trouble = append(trouble, `the bridge lacks "isGateway": true, so the host has no route to its pods and penstock refuses every one`)
+	}
+	if all[0]["mtu"] == nil && !slices.ContainsFunc(all[1:], func(p cniPlugin) bool { return p["type"] == pluginName && p["mtu"] != nil }) {
+		trouble = append(trouble, `neither the bridge nor penstock has an "mtu", so the pods have the bridge's: give penstock the mtu that penstockctl status shows`)
 	}
 	return trouble
 }

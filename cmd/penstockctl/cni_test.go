@@ -208,7 +208,7 @@ func TestCNIChained(t *testing.T) {
 	if code, out := p.run("install", "--chained", "--plugin", p.plugin); code == 0 || !strings.Contains(out, "no CNI list") {
 		t.Errorf("%d %s", code, out)
 	}
-	p.write(filepath.Join(p.conf, "10-net.conflist"), `{"cniVersion":"1.0.0","name":"net","x":1,"plugins":[{"type":"bridge","isGateway":true},{"type":"portmap"},{"type":"bandwidth"}]}`)
+	p.write(filepath.Join(p.conf, "10-net.conflist"), `{"cniVersion":"1.0.0","name":"net","x":1,"plugins":[{"type":"bridge","isGateway":true,"mtu":1450},{"type":"portmap"},{"type":"bandwidth"}]}`)
 	if code, out := p.run("install", "--chained", "--plugin", p.plugin); code != 0 || strings.Contains(out, "warning") {
 		t.Fatalf("%d %s", code, out)
 	}
@@ -246,8 +246,10 @@ func TestCNIWarnings(t *testing.T) {
 	p.write(filepath.Join(p.conf, "01-a.conflist"), `{"name":"a","plugins":[{"type":"penstock","attach":"tun"},{"type":"bandwidth"}]}`)
 	p.write(filepath.Join(p.conf, "02-b.conflist"), `{"name":"b","plugins":[{"type":"penstock"},{"type":"bandwidth"}]}`)
 	p.write(filepath.Join(p.conf, "03-c.conflist"), `{"name":"c","plugins":[{"type":"bridge"},{"type":"penstock"},{"type":"bandwidth"}]}`)
+	p.write(filepath.Join(p.conf, "04-d.conflist"), `{"name":"d","plugins":[{"type":"bridge","isDefaultGateway":true},{"type":"penstock","mtu":1400}]}`)
+	p.write(filepath.Join(p.conf, "05-e.conflist"), `{"name":"e","plugins":[{"type":"bridge"},{"type":"portmap"}]}`)
 	code, out := p.run("install", "--plugin", p.plugin)
-	if code != 0 || strings.Count(out, "warning") != 3 || !strings.Contains(out, "01-a.conflist comes before") ||
+	if code != 0 || strings.Count(out, "warning") != 5 || !strings.Contains(out, `03-c.conflist: the bridge lacks "isGateway"`) || !strings.Contains(out, `03-c.conflist: neither the bridge nor penstock has an "mtu"`) || !strings.Contains(out, "01-a.conflist comes before") ||
 		!strings.Contains(out, "behind attach tun") || !strings.Contains(out, "02-b.conflist: the plugin bandwidth limits nothing behind attach veth") {
 		t.Errorf("%d %s", code, out)
 	}

@@ -135,7 +135,7 @@ func examineCNI(dir string) []doctor.Check {
 			continue
 		}
 		ours = cmp.Or(ours, name)
-		for _, s := range append(bandwidthTrouble(l), orderTrouble(l)...) {
+		for _, s := range slices.Concat(bandwidthTrouble(l), bridgeTrouble(l), orderTrouble(l)) {
 			checks = append(checks, one(doctor.Warning, "penstockctl cni install --print shows a list that works", "%s: %s", path, s)...)
 		}
 	}

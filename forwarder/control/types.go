@@ -76,7 +76,7 @@ type AttachRequest struct {
 	Container string       `json:"container"`
 	Interface string       `json:"interface"`
 	Attach    string       `json:"attach"`           // AttachVeth if empty
-	Device    string       `json:"device,omitempty"` // veth: the host end, which exists; tun: the TUN to make; empty: DeviceName
+	Device    string       `json:"device,omitempty"` // veth: the host end, which exists; tun: the TUN to make, if it comes without its queue; empty: DeviceName
 	MAC       string       `json:"mac,omitempty"`    // veth: the pod end's; empty: learned
 	Addresses []netip.Addr `json:"addresses"`        // of the pod, all within the node's pod CIDRs
 	MTU       int          `json:"mtu,omitempty"`    // of the pod; 0: the node's
@@ -93,7 +93,7 @@ type DetachRequest struct {
 	Interface string `json:"interface"`
 	Network   string `json:"network,omitempty"` // for people: container and interface are the key
 	// Lost is what penstock adopt says: not the pod is gone but its TUN, which is nowhere. A pod that waits for it goes back to
-	// being reserved, so that an ADD that is under way makes a new one; any other is left alone.
+	// being reserved, so that an ADD that is under way attaches it by the one it has made; any other is left alone.
 	Lost bool `json:"lost,omitempty"`
 }
 

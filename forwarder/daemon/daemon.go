@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -72,7 +73,11 @@ type Daemon struct {
 }
 
 func newDaemon(m machine, o Options) (*Daemon, error) {
-	d := &Daemon{machine: m, path: o.Config, started: time.Now(), pods: newPods(), gate: newGate(gatePlaces), up: make(chan struct{})}
+	path, err := filepath.Abs(o.Config) // others are told it, and stand elsewhere
+	if err != nil {
+		return nil, fmt.Errorf("the configuration's path %s cannot be made absolute: %w", o.Config, err)
+	}
+	d := &Daemon{machine: m, path: path, started: time.Now(), pods: newPods(), gate: newGate(gatePlaces), up: make(chan struct{})}
 	if o.Log == nil {
 		o.Log = os.Stderr
 	}
