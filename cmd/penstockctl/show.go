@@ -42,7 +42,7 @@ func (t *tool) json(v any) error {
 
 func (t *tool) ports() *cobra.Command {
 	return show(t, "ports", "List the attached pods", "ports", (*control.Client).Ports, func(ports []control.Port) {
-		p := &table{out: t.out, head: []string{"CONTAINER", "IF", "DEVICE", "ATTACH", "ADDRESSES", "MTU", "SENT", "BYTES", "GOT", "BYTES", "DROPPED", "SEEN"}, flexible: 0}
+		p := &table{out: t.out, head: []string{"CONTAINER", "IF", "DEVICE", "ATTACH", "ADDRESSES", "MTU", "FROM", "BYTES", "TO", "BYTES", "DROPPED", "SEEN"}, flexible: 0}
 		for _, o := range ports {
 			p.row(o.Container, o.Interface, o.Device, o.Attach, addresses(o.Addresses), strconv.Itoa(o.MTU),
 				count(o.Received.Packets), count(o.Received.Bytes), count(o.Sent.Packets), count(o.Sent.Bytes), count(o.Dropped+o.RingDrops), ago(o.LastSeen))
@@ -53,7 +53,7 @@ func (t *tool) ports() *cobra.Command {
 
 func (t *tool) peers() *cobra.Command {
 	return show(t, "peers", "List the other nodes", "peers", (*control.Client).Peers, func(peers []control.Peer) {
-		p := &table{out: t.out, head: []string{"NAME", "ADDRESS", "PODS", "ENCAP", "MTU", "SENT", "BYTES", "GOT", "BYTES", "DROPPED", "SEEN"}, flexible: 2}
+		p := &table{out: t.out, head: []string{"NAME", "ADDRESS", "PODS", "ENCAP", "MTU", "FROM", "BYTES", "TO", "BYTES", "DROPPED", "SEEN"}, flexible: 2}
 		for _, o := range peers {
 			encap := o.Encap
 			if o.Port != 0 {
@@ -62,8 +62,8 @@ func (t *tool) peers() *cobra.Command {
 			if o.Native != nil && o.Native.Carrier != "none" {
 				encap += ", native " + o.Native.Carrier
 			}
-			p.row(o.Name, o.Address.String(), prefixes(o.PodCIDRs), encap, strconv.Itoa(o.MTU), count(o.Sent.Packets), count(o.Sent.Bytes),
-				count(o.Received.Packets), count(o.Received.Bytes), count(o.Dropped), ago(o.LastSeen))
+			p.row(o.Name, o.Address.String(), prefixes(o.PodCIDRs), encap, strconv.Itoa(o.MTU), count(o.Received.Packets), count(o.Received.Bytes),
+				count(o.Sent.Packets), count(o.Sent.Bytes), count(o.Dropped), ago(o.LastSeen))
 		}
 		p.print()
 	})

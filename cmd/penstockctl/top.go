@@ -146,7 +146,7 @@ func (t *tool) runTop(ctx context.Context, every time.Duration, n int) error {
 				fmt.Fprintln(out)
 			}
 			p := &table{out: out, width: windowWidth(t.out), flexible: 0,
-				head: []string{[]string{"POD", "PEER"}[i], "OUT pkt/s", "OUT bit/s", "IN pkt/s", "IN bit/s", "DROPS/s"}}
+				head: []string{[]string{"POD", "PEER"}[i], "FROM pkt/s", "FROM bit/s", "TO pkt/s", "TO bit/s", "DROPS/s"}}
 			for _, r := range list {
 				p.row(r.Name, rate(r.OutPackets), rate(r.OutBits), rate(r.InPackets), rate(r.InBits), rate(r.Dropped))
 			}
