@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,9 @@ type adding struct {
 	ours   []netip.Addr // of the lease, what the pod gets
 	link   netlink.Link // the pod's interface, once it was looked at
 	queue  *os.File     // of the pod's TUN, once that was made
+
+	foreignMTU int // of a routed pod's interface, as the plugin before has made it
+
 	result *current.Result
 	undo   undoList
 }
@@ -130,7 +134,7 @@ func (a *adding) reserve(ctx context.Context) error {
 	}
 	q := control.AllocateRequest{
 		Container: a.ContainerID, Interface: a.IfName, Network: a.conf.Name, Netns: a.Netns, Attach: a.attach,
-		Requested: a.requested, Addresses: foreign, Owner: a.owner, MTU: a.mtu,
+		Requested: a.requested, Addresses: foreign, Owner: a.owner, MTU: cmp.Or(a.mtu, a.foreignMTU),
 	}
 	if q.NetnsID, err = control.NetnsID(a.Netns); err != nil {
 		return fail(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %s: %v", a.Netns, err)

@@ -289,7 +289,7 @@ func TestRouted(t *testing.T) {
 			expect(t, r, "example.org", "dns", "domain")
 			var q control.AttachRequest
 			w.last("/v1/attach", &q)
-			if q.Attach != "routed" || len(q.Addresses) != 2 || q.Addresses[0].String()+"/32" != addresses[0] {
+			if q.Attach != "routed" || q.MTU != 1500 || len(q.Addresses) != 2 || q.Addresses[0].String()+"/32" != addresses[0] {
 				t.Errorf("attach asked for %+v", q)
 			}
 			if v != "0.3.1" {

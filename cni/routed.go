@@ -13,9 +13,11 @@ import (
 
 // checkForeign: a routed pod's interface was made by the plugin before.
 func (a *adding) checkForeign(context.Context) error {
-	if _, err := a.pod.route.LinkByName(a.IfName); err != nil {
+	link, err := a.pod.route.LinkByName(a.IfName)
+	if err != nil {
 		return invalid("attach routed: there is no %s in %s, though prevResult speaks of one", a.IfName, a.Netns)
 	}
+	a.foreignMTU = link.Attrs().MTU
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -55,6 +56,35 @@ func TestClocks(t *testing.T) {
 	for i, want := range []Result{Skipped, OK, Warning, Warning} {
 		if x.report.Checks[i].Result != want {
 			t.Errorf("%d: %+v", i, x.report.Checks[i])
+		}
+	}
+}
+
+// TestMTUs: each pod whose MTU is too large is named with what helps it.
+func TestMTUs(t *testing.T) {
+	pod := func(name, attach string, mtu int) control.Port {
+		return control.Port{Container: name, Interface: "eth0", Attach: attach, MTU: mtu}
+	}
+	for _, c := range []struct {
+		peer  int
+		ports []control.Port
+		want  []string
+	}{
+		{1450, []control.Port{pod("a", "veth", 1450), pod("b", "routed", 1400)}, []string{"ok: no pod's is larger"}},
+		{1450, []control.Port{pod("a", "routed", 1500)}, []string{`warning: the plugin before penstock has made these pods' interfaces with a larger MTU than the overlay's 1450`}},
+		{1400, []control.Port{pod("a", "veth", 1450), pod("b", "routed", 1450)}, []string{"warning: node-b takes packets of 1400 bytes, and these pods send larger ones"}},
+		{1600, []control.Port{pod("a", "tun", 1500)}, []string{"warning: pods get an MTU of 1450 now"}},
+	} {
+		var x examination
+		x.peers, x.ports = []control.Peer{{Name: "node-b", MTU: c.peer}}, c.ports
+		x.status.MTU = 1450
+		x.checkMTU()
+		var got []string
+		for _, r := range x.report.Checks {
+			got = append(got, fmt.Sprint(r.Result, ": ", r.Finding))
+		}
+		if len(got) != len(c.want) || !strings.HasPrefix(got[0], c.want[0]) {
+			t.Errorf("%+v: %q", c.ports, got)
 		}
 	}
 }

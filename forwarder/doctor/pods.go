@@ -115,9 +115,11 @@ func (x *examination) checkMTU() {
 		x.skip("mtu", "there is no peer, or no pod, to compare")
 		return
 	}
-	var larger, old []string
+	var larger, old, foreign []string
 	for _, p := range x.ports {
 		switch name := fmt.Sprintf("%s (%d)", portName(p), p.MTU); {
+		case p.MTU > x.status.MTU && p.Attach == control.AttachRouted:
+			foreign = append(foreign, name)
 		case p.MTU > peer.MTU:
 			larger = append(larger, name)
 		case p.MTU > x.status.MTU:
@@ -127,12 +129,16 @@ func (x *examination) checkMTU() {
 	if len(old) > 0 {
 		x.add("mtu", Warning, "make these pods anew: delete them, their runtime makes them again", "pods get an MTU of %d now, and these have a larger one from before: %s", x.status.MTU, listed(old))
 	}
+	if len(foreign) > 0 {
+		x.add("mtu", Warning, fmt.Sprintf(`give penstock "mtu": %d in the CNI list, or the plugin before it, and make the pods anew`, x.status.MTU),
+			"the plugin before penstock has made these pods' interfaces with a larger MTU than the overlay's %d, so they learn it by path MTU discovery alone: %s", x.status.MTU, listed(foreign))
+	}
 	if len(larger) > 0 {
 		x.add("mtu", Warning, "nothing if it is only now: path MTU discovery tells the pods; else make the pods anew, which gives them the right MTU",
 			"%s takes packets of %d bytes, and these pods send larger ones: %s", peer.Name, peer.MTU, listed(larger))
 		return
 	}
-	if len(old) == 0 {
+	if len(old)+len(foreign) == 0 {
 		x.ok("mtu", "no pod's is larger than what reaches every peer, %d", peer.MTU)
 	}
 }
