@@ -22,7 +22,6 @@ type netConf struct {
 	types.PluginConf
 	Attach        string         `json:"attach"`
 	Socket        string         `json:"socket"`
-	Plugins       any            `json:"plugins"` // of a list, which is the runtime's to take apart
 	MTU           *int           `json:"mtu"`
 	Routes        []*types.Route `json:"routes"` // of the pod, besides the default route
 	RuntimeConfig struct {
@@ -81,7 +80,8 @@ func read(args *skel.CmdArgs) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.Plugins != nil {
+	var list struct{ Plugins any } // of a list, which is the runtime's to take apart
+	if json.Unmarshal(args.StdinData, &list); list.Plugins != nil {
 		return nil, invalid("this is a list of plugins, of which a runtime hands each plugin its own object: call a runtime or cnitool, or give penstock's object with the list's name and cniVersion in it")
 	}
 	r := &request{CmdArgs: args, conf: c, attach: c.Attach, ipam: c.delegated()}
