@@ -7,10 +7,10 @@
 //	│ penstockd  or     │      │  bridge, or    │      │ penstockd, kernel │      │ knows no   │
 //	│ a kernel peer     │ eth0 │  router        │ eth0 │ vxlan, flannel udp│      │ pod routes │
 //	│        ┌──────────┼──────┤  n0         n1 ├──────┼──────────┐ …      │      └─────┬──────┘
-//	│ ps…  psXXX  TUN   │ veth └───────────┬────┘ veth │                   │            │ eth0
+//	│ ps…         TUN   │ veth └───────────┬────┘ veth │                   │            │ eth0
 //	└──┬───────────┬────┘                  └───────────────────────────────────────────┘
 //	┌──┴───┐    ┌──┴───┐
-//	│ eth0 │    │ eth0 │   pods (NS): a veth pair, or a TUN that the daemon made and the lab moved
+//	│ eth0 │    │ eth0 │   pods (NS): a veth pair, or a TUN that the plugin made there, or the daemon, and the lab moved it
 //	└──────┘    └──────┘
 //
 // Topology functions take a [TB] and fail it; they belong on the test's own goroutine. Traffic functions

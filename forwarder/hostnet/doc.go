@@ -11,7 +11,7 @@
 //	 └─┬────────────────────────────────────────────────────┬───────────────┘
 //	   │ penstock0: MTU, up, 10.244.1.0/32                  ╳ netdev penstock: one ingress
 //	   │ (made by ring, read by the workers)                │ chain a device, policy drop
-//	workers                                               psXXXX (pod's veth, tapped by AF_PACKET);
+//	workers                                               ps… (pod's veth, tapped by AF_PACKET);
 //	                                                      the uplink's: policy accept, drop of the native stream's TCP
 //
 // What holds:
