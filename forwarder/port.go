@@ -181,6 +181,7 @@ func (f *Forwarder) attach(spec PortSpec, open func(*port) error, makes bool) (P
 	if err := open(p); err != nil {
 		return PortInfo{}, err
 	}
+	f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
 	if p.queue != nil && p.queue.cuts() {
 		p.gso, p.uso = false, false
 	}

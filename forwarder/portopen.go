@@ -101,7 +101,6 @@ func (f *Forwarder) openPort(p *port) error {
 		}
 		p.stats, p.link, p.gso, p.uso = stats, encap.EthernetLen, true, f.use.uso
 	}
-	f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
 	return nil
 }
 
@@ -125,7 +124,7 @@ func (f *Forwarder) takePort(p *port, fd int) error {
 		return err
 	}
 	adopt, wanted := f.env.adoptTUN, f.use.tunOffload
-	err := f.openTUN(p, func() (ring.Port, ring.Offload, error) {
+	return f.openTUN(p, func() (ring.Port, ring.Offload, error) {
 		io, offload, err := adopt(fd, wanted)
 		if q, ok := io.(interface{ SetPersist(bool) error }); ok && err == nil {
 			if err = q.SetPersist(true); err != nil {
@@ -134,10 +133,6 @@ func (f *Forwarder) takePort(p *port, fd int) error {
 		}
 		return io, offload, err
 	})
-	if err == nil {
-		f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
-	}
-	return err
 }
 
 // reserveTUN is reserve for a port that comes with its queue, which it closes when there is no room.
@@ -208,7 +203,6 @@ func (f *Forwarder) adoptPort(p *port, fd int) error {
 		io.Close()
 		return err
 	}
-	f.fds.add(fmt.Sprintf("pod/%s/%s", p.spec.Container, p.spec.Interface), p.io.FD())
 	return nil
 }
 
