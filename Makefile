@@ -87,12 +87,13 @@ lint: need-go ## gofmt, go vet, staticcheck
 # spends nearly all of its time (FuzzMerge: 9,000 executions in two minutes, against a million).
 fuzz: need-go ## every fuzz target for FUZZTIME (10s) each; ONLY chooses by a pattern
 	@failed=; for p in $$($(GO) list ./...); do \
-	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	  list=$$($(GO) test -list '^Fuzz' $$p 2>&1) || { echo "$$list"; failed="$$failed $$p"; continue; }; \
+	  for f in $$(echo "$$list" | grep '^Fuzz'); do \
 	    echo "$$p $$f" | grep -q -- '$(or $(ONLY),.)' || continue; \
 	    echo "==> $$p $$f"; \
 	    if out=$$($(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$p 2>&1); then echo "$$out" | tail -n 3; else echo "$$out"; failed="$$failed $$f"; fi; \
 	  done; \
-	done; [ -z "$$failed" ] || { echo "found something:$$failed" >&2; exit 1; }
+	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 # The side-by-side laboratory. docs/performance.md says what the variables mean and how to read what comes out.
 sidebyside = @$(GO) build -o bin/ ./bench/sidebyside
