@@ -111,12 +111,12 @@ func (n *netns) lacks(device string) (yes bool) {
 	return yes
 }
 
-// sysctl sets a key below /proc/sys/net if it has another value.
-func (n *netns) sysctl(key, value string) error {
+// setSysctl is writeSysctl inside the namespace.
+func (n *netns) setSysctl(key, value string) error {
 	return n.do(func() error { return writeSysctl(key, value) })
 }
 
-// writeSysctl works in the namespace of the calling thread. What the kernel does not have is no error: it is then off.
+// writeSysctl sets a key below /proc/sys/net, in the namespace of the calling thread, if it has another value. What the kernel does not have is no error: it is then off.
 func writeSysctl(key, value string) error {
 	old, err := sysctl(key)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && old == value {

@@ -51,7 +51,7 @@ func (a *adding) makeVeth(context.Context) error {
 		return fail(types.ErrInternal, "the veth %s with %s in the pod cannot be made: %v", a.lease.Device, a.IfName, err)
 	}
 	// Before it comes up, or the host speaks neighbour discovery to its pod.
-	if err := a.host.sysctl("ipv6/conf/"+a.lease.Device+"/disable_ipv6", "1"); err != nil {
+	if err := a.host.setSysctl("ipv6/conf/"+a.lease.Device+"/disable_ipv6", "1"); err != nil {
 		return fail(types.ErrIOFailure, "%v", err)
 	}
 	err = limitOffloads(a.host, a.lease.Device) // its superframes were bounded when it was made

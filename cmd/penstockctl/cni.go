@@ -377,14 +377,15 @@ func bandwidthTrouble(l cniList) (trouble []string) {
 // bridgeTrouble: penstock behind a bridge hands the host what comes for its pods, and the host must know the way to them.
 func bridgeTrouble(l cniList) (trouble []string) {
 	all := l.plugins()
-	if len(all) < 2 || all[0]["type"] != "bridge" || !slices.ContainsFunc(all[1:], func(p cniPlugin) bool { return p["type"] == pluginName }) {
+	us := slices.IndexFunc(all, func(p cniPlugin) bool { return p["type"] == pluginName })
+	if us < 1 || all[0]["type"] != "bridge" {
 		return nil
 	}
 	is := func(key string) bool { on, _ := all[0][key].(bool); return on }
 	if !is("isGateway") && !is("isDefaultGateway") {
 		trouble = append(trouble, `the bridge lacks "isGateway": true, so the host has no route to its pods and penstock refuses every one`)
 	}
-	if all[0]["mtu"] == nil && !slices.ContainsFunc(all[1:], func(p cniPlugin) bool { return p["type"] == pluginName && p["mtu"] != nil }) {
+	if all[0]["mtu"] == nil && all[us]["mtu"] == nil {
 		trouble = append(trouble, `neither the bridge nor penstock has an "mtu", so the pods have the bridge's: give penstock the mtu that penstockctl status shows`)
 	}
 	return trouble

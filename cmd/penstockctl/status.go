@@ -69,12 +69,13 @@ func (t *tool) waitReady(ctx context.Context, wait time.Duration) error {
 		s, err := client.Status(ctx)
 		// The end of the wait may cut an attempt short, before or after ctx has it: what came before says more.
 		late := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
+		unreachable := errors.Is(err, control.ErrUnreachable)
 		switch {
 		case err == nil && s.Ready:
 			return nil
 		case err == nil:
 			last = &verdict{exitNo, fmt.Sprintf("penstockd is not ready after %s: %s", wait, s.Reason)}
-		case errors.Is(err, control.ErrUnreachable) && (last == nil || !late) || last == nil && !late:
+		case last == nil && (unreachable || !late), unreachable && !late:
 			last = err
 		}
 		select {
