@@ -218,7 +218,8 @@ const (
 	pendingAge      = 10 * time.Second // half a delete is then a dead plugin's: writing one takes milliseconds
 )
 
-// watchPending finishes deletes that were queued while we ran, and collects reservations that nobody will ever use.
+// watchPending finishes deletes that were queued while we ran, and collects tun pods whose namespace has gone and reservations that
+// nobody will ever use.
 func (d *Daemon) watchPending(ctx context.Context) error {
 	tick := time.NewTicker(pendingLook)
 	defer tick.Stop()
