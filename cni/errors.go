@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -48,19 +49,29 @@ func fromDaemon(err error) error {
 }
 
 // patiently repeats a request while the daemon is not there or not ready, as long as ctx lasts. The request must be one that may
-// be repeated: who broke off a conversation may have done what was asked for.
+// be repeated: who broke off a conversation may have done what was asked for. An attempt for which there was no time left says less
+// than the one before it.
 func patiently(ctx context.Context, request func(context.Context) error) error {
+	var why error
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		err := request(ctx)
 		if err == nil || !worthRepeating(err) {
 			return err
 		}
+		if why == nil || !outOfTime(ctx, err) {
+			why = err
+		}
 		select {
 		case <-ctx.Done():
-			return err
+			return why
 		case <-time.After(pause):
 		}
 	}
+}
+
+// outOfTime: package net tells that a deadline has passed a moment before the context does.
+func outOfTime(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // worthRepeating tells a daemon that is away from one that has answered.
