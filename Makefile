@@ -86,7 +86,7 @@ lint: need-go ## gofmt, go vet, staticcheck
 # An input that reaches something new is made smaller for a second at most: by itself Go takes a minute for each, and a target so
 # spends nearly all of its time (FuzzMerge: 9,000 executions in two minutes, against a million).
 fuzz: need-go ## every fuzz target for FUZZTIME (10s) each; ONLY chooses by a pattern
-	@failed=; for p in $$($(GO) list ./...); do \
+	@failed=; packages=$$($(GO) list ./...) || exit 1; for p in $$packages; do \
 	  list=$$($(GO) test -list '^Fuzz' $$p 2>&1) || { echo "$$list"; failed="$$failed $$p"; continue; }; \
 	  for f in $$(echo "$$list" | grep '^Fuzz'); do \
 	    echo "$$p $$f" | grep -q -- '$(or $(ONLY),.)' || continue; \
