@@ -21,8 +21,8 @@ var ingressPriority = nftables.ChainPriorityRef(-500)
 
 var netdevTable = &nftables.Table{Name: TableName, Family: nftables.TableFamilyNetdev}
 
-// BlockIngress keeps what arrives from device out of the host's stack; taps go on seeing it. Called for a device that
-// has its chain already it binds it anew, without a gap.
+// BlockIngress keeps what arrives from device out of the host's stack; taps go on seeing it. A chain that is there already
+// is made to drop (nf_tables_updchain in net/netfilter/nf_tables_api.c). It is not asked for before, as a list grows with the pods.
 func (h *Host) BlockIngress(device string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -33,16 +33,16 @@ func (h *Host) BlockIngress(device string) error {
 	if err != nil {
 		return err
 	}
-	have, err := ingressChains(conn)
-	if err != nil {
-		return err
-	}
 	conn.AddTable(netdevTable)
-	if slices.Contains(have, device) {
-		conn.DelChain(&nftables.Chain{Name: device, Table: netdevTable})
-	}
 	addIngress(conn, device)
-	if err := conn.Flush(); err != nil {
+	err = conn.Flush()
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EOPNOTSUPP) { // one that kernels up to 6.3 do not lead to another device
+		conn.AddTable(netdevTable)
+		conn.DelChain(&nftables.Chain{Name: device, Table: netdevTable})
+		addIngress(conn, device)
+		err = conn.Flush()
+	}
+	if err != nil {
 		return fmt.Errorf("hostnet: cannot block the ingress of %s: %w; the kernel needs nf_tables for the family netdev (CONFIG_NF_TABLES_NETDEV)", device, err)
 	}
 	return nil

@@ -282,12 +282,37 @@ func TestBlockIngress(t *testing.T) {
 		host.Do(func() { check(t, h.BlockIngress("eth0")) })
 		expect("blocked", false, [2]bool{true, false})
 	}
+	host.Do(func() { // somebody lets it accept
+		conn, err := nftConn()
+		check(t, err)
+		accept := nftables.ChainPolicyAccept
+		conn.AddChain(&nftables.Chain{Name: "eth0", Table: netdevTable, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress, Priority: ingressPriority, Policy: &accept, Device: "eth0"})
+		check(t, conn.Flush())
+	})
+	expect("accepting", true, [2]bool{true, true})
 	host.Do(func() {
+		check(t, h.BlockIngress("eth0"))
 		got, err := h.Blocked()
 		check(t, err)
 		if !slices.Equal(got, []string{"eth0"}) {
 			t.Errorf("Blocked: %q", got)
 		}
+	})
+	expect("blocked again", false, [2]bool{true, false})
+	host.Do(func() { // one of that name is another device's
+		check(t, h.UnblockIngress("eth0"))
+		host.Device("ps1")
+		conn, err := nftConn()
+		check(t, err)
+		drop := nftables.ChainPolicyDrop
+		conn.AddTable(netdevTable)
+		conn.AddChain(&nftables.Chain{Name: "eth0", Table: netdevTable, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress, Priority: ingressPriority, Policy: &drop, Device: "ps1"})
+		check(t, conn.Flush())
+	})
+	expect("another device's", true, [2]bool{true, true})
+	host.Do(func() { check(t, h.BlockIngress("eth0")) })
+	expect("taken over", false, [2]bool{true, false})
+	host.Do(func() {
 		check(t, h.UnblockIngress("eth0"))
 		check(t, h.UnblockIngress("eth0"))
 		if err := h.BlockIngress("nobody"); err == nil {
