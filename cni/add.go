@@ -67,10 +67,10 @@ func add(args *skel.CmdArgs) (err error) {
 			a.undo.run()
 		}
 	}()
-	steps := []func(context.Context) error{a.checkFree, a.reserve, a.checkWay, a.prepareHost, a.makeVeth, a.configure, a.attachPort, a.waitUp}
+	steps := []func(context.Context) error{a.checkFree, a.reserve, a.prepareHost, a.makeVeth, a.configure, a.attachPort, a.waitUp}
 	switch a.attach {
 	case control.AttachTUN:
-		steps = []func(context.Context) error{a.checkFree, a.reserve, a.checkWay, a.prepareHost, a.makeTUN, a.configure, a.attachPort}
+		steps = []func(context.Context) error{a.checkFree, a.reserve, a.prepareHost, a.makeTUN, a.configure, a.attachPort}
 	case control.AttachRouted:
 		steps = []func(context.Context) error{a.checkForeign, a.reserve, a.prepareHost, a.checkHostRoutes, a.checkNeighbours, a.setForeignMTU, a.attachPort}
 	}

@@ -206,7 +206,6 @@ func (w *world) inside(p *pod, attach string) {
 		if a, _ := netlink.AddrList(l, netlink.FAMILY_ALL); len(a) != 0 {
 			t.Errorf("the host end has addresses: %v", a)
 		}
-		features(t, device)
 		if readSysctl("ipv4/ip_forward") != "1" || readSysctl("ipv6/conf/all/forwarding") != "1" {
 			t.Error("the node does not forward")
 		}

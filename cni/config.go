@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -81,7 +82,10 @@ func read(args *skel.CmdArgs) (*request, error) {
 		return nil, err
 	}
 	var list struct{ Plugins any } // of a list, which is the runtime's to take apart
-	if json.Unmarshal(args.StdinData, &list); list.Plugins != nil {
+	if bytes.Contains(args.StdinData, []byte(`"plugins"`)) {
+		json.Unmarshal(args.StdinData, &list)
+	}
+	if list.Plugins != nil {
 		return nil, invalid("this is a list of plugins, of which a runtime hands each plugin its own object: call a runtime or cnitool, or give penstock's object with the list's name and cniVersion in it")
 	}
 	r := &request{CmdArgs: args, conf: c, attach: c.Attach, ipam: c.delegated()}

@@ -11,14 +11,17 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
 // netns is a network namespace that is held open: the pod's or the host's.
 type netns struct {
 	path  string
+	own   bool // it is that of the process
 	file  *os.File
-	route *netlink.Handle // bound to the namespace, usable on every thread
+	route *netlink.Handle          // bound to the namespace, usable on every thread
+	raw   map[int]*nl.SocketHandle // of ask, once it was called
 }
 
 // errNotNetns is about a path that leads to something else.
@@ -53,12 +56,21 @@ func openNetns(path string) (*netns, error) {
 }
 
 // hostNetns is the namespace of the plugin itself, in which the daemon lives.
-func hostNetns() (*netns, error) { return openNetns("/proc/self/ns/net") }
+func hostNetns() (*netns, error) {
+	n, err := openNetns("/proc/self/ns/net")
+	if err == nil {
+		n.own = true
+	}
+	return n, err
+}
 
 func (n *netns) fd() int { return int(n.file.Fd()) }
 
 func (n *netns) close() {
 	n.route.Close()
+	for _, s := range n.raw {
+		s.Close()
+	}
 	n.file.Close()
 }
 
@@ -74,6 +86,9 @@ func (n *netns) same(o *netns) bool {
 // do runs fn inside the namespace, on the caller's own thread: another one costs more than most of what is done there. Where there is
 // no way back the process ends, as all that follows would be done in the pod: DEL takes away what it leaves.
 func (n *netns) do(fn func() error) (err error) {
+	if n.own {
+		return fn()
+	}
 	runtime.LockOSThread()
 	back, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -73,28 +73,6 @@ func (a *adding) checkNeighbours(ctx context.Context) error {
 	return nil
 }
 
-// checkWay is the other way round: the host's way to a pod that hangs on the daemon is the node's TUN. Where it is a bridge, its
-// pods and the host itself would look for the address there.
-func (a *adding) checkWay(context.Context) error {
-	good := 0 // index of a TUN that a route was found to lead to: mostly both families have the same
-	for _, x := range a.ours {
-		routes, err := a.host.route.RouteGet(x.AsSlice())
-		if err != nil || len(routes) == 0 || routes[0].LinkIndex == good {
-			continue // no way at all: the daemon sees to that
-		}
-		link, err := a.host.route.LinkByIndex(routes[0].LinkIndex)
-		if err != nil {
-			continue
-		}
-		if _, tun := link.(*netlink.Tuntap); tun {
-			good = routes[0].LinkIndex
-		} else if !a.isUplink(link, x) {
-			return invalid("attach %s: the host's route to %s leads to %s, whose network it lies in: give %s a CIDR of its own, or use attach routed behind it", a.attach, x, link.Attrs().Name, link.Attrs().Name)
-		}
-	}
-	return nil
-}
-
 // isUplink is whether a device is the one with the default route: nothing more specific was found then.
 func (a *adding) isUplink(link netlink.Link, x netip.Addr) bool {
 	routes, err := a.host.route.RouteListFiltered(family(x), &netlink.Route{LinkIndex: link.Attrs().Index}, netlink.RT_FILTER_OIF)

@@ -26,38 +26,29 @@ var hostMAC = net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}
 // makeVeth makes the pair: one end in the host's namespace under the name that follows from the key, the other in the pod under
 // its final name. One message does it, so there is never a half.
 func (a *adding) makeVeth(context.Context) error {
-	removed, err := removeVeth(a.host, a.lease.Device) // left by an ADD that was killed
-	if err != nil {
-		return fail(types.ErrInternal, "%v", err)
-	}
-	if !removed && !a.host.lacks(a.lease.Device) {
-		if l, err := a.host.route.LinkByName(a.lease.Device); err == nil {
-			return fail(types.ErrInternal, "the name %s for the host end of the pod's veth is taken by a %s", a.lease.Device, l.Type())
+	if !a.host.lacks(a.lease.Device) { // left by an ADD that was killed
+		removed, err := removeVeth(a.host, a.lease.Device)
+		if err != nil {
+			return fail(types.ErrInternal, "%v", err)
+		}
+		if !removed {
+			if l, err := a.host.route.LinkByName(a.lease.Device); err == nil {
+				return fail(types.ErrInternal, "the name %s for the host end of the pod's veth is taken by a %s", a.lease.Device, l.Type())
+			}
 		}
 	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = a.lease.Device, a.lease.MTU, hostMAC
-	attrs.Group = control.DeviceGroup // by which the daemon knows it when no state file claims it
-	attrs.GSOMaxSize, attrs.GSOIPv4MaxSize = maxSuperframe, maxSuperframe
-	// One queue is what the kernel uses in any case; unless told so it makes one a core and turns the others off, at the price of an
-	// RCU grace period for each end, in which nobody else can change a device (veth_init_queues in drivers/net/veth.c).
-	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: a.IfName, PeerNamespace: netlink.NsFd(a.pod.fd()), PeerMTU: uint32(a.lease.MTU), PeerHardwareAddr: a.mac, PeerTxQLen: -1} // the kernel's own
 	a.undo.add(func() error {
 		_, err := removeVeth(a.host, a.lease.Device)
 		return err
 	})
-	if err := a.host.route.LinkAdd(pair); err != nil {
+	if err := a.host.addPair(a.pair()); err != nil {
 		return fail(types.ErrInternal, "the veth %s with %s in the pod cannot be made: %v", a.lease.Device, a.IfName, err)
 	}
 	// Before it comes up, or the host speaks neighbour discovery to its pod.
 	if err := a.host.setSysctl("ipv6/conf/"+a.lease.Device+"/disable_ipv6", "1"); err != nil {
 		return fail(types.ErrIOFailure, "%v", err)
 	}
-	err = limitOffloads(a.host, a.lease.Device) // its superframes were bounded when it was made
-	if err == nil {
-		err = limitOffloads(a.pod, a.IfName)
-	}
+	err := limitOffloads(a.pod, a.IfName)
 	if err == nil {
 		a.link, err = a.pod.route.LinkByName(a.IfName)
 	}
@@ -67,19 +58,19 @@ func (a *adding) makeVeth(context.Context) error {
 	if err != nil {
 		return fail(types.ErrInternal, "%v", err)
 	}
-	if err := a.host.route.LinkSetUp(pair); err != nil {
+	if err := a.host.bringUp(a.lease.Device); err != nil {
 		return fail(types.ErrInternal, "%s cannot be brought up: %v", a.lease.Device, err)
 	}
 	return nil
 }
 
-// limitOffloads turns off what a virtio-net header cannot express.
+// limitOffloads turns off what a virtio-net header cannot express, at the pod's end: the host's stack sends nothing by the other.
 func limitOffloads(in *netns, device string) error {
 	off := ethtool.PodFeatures
 	if !expressesUSO() {
 		off = append([]string{ethtool.USO}, off...)
 	}
-	return ethtool.TurnOff(in.fd(), device, off...)
+	return in.do(func() error { return ethtool.TurnOff(0, device, off...) })
 }
 
 // limitSuperframes: the limit for IPv4 came with kernel 6.3; before, one limit is for both.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,8 +97,8 @@ func TestCNIMixedRefused(t *testing.T) {
 		p := a.BarePod(t)
 		if _, err := p.Plug(lists[kind]); err == nil {
 			t.Errorf("%s went through beside a bridge", kind)
-		} else {
-			t.Logf("%s: %v", kind, err)
+		} else if strings.HasSuffix(kind, "/host-local") && !strings.Contains(err.Error(), "takes the pod CIDR for itself") {
+			t.Errorf("%s: %v", kind, err) // the daemon's own IPAM is refused before the route is looked at
 		}
 		if names := p.LinkNames(); len(names) != 1 {
 			t.Errorf("%s: the pod has %v", kind, names)

@@ -143,7 +143,7 @@ func (p *Pod) makePair() (host, pod netlink.Link, err error) {
 	return host, pod, nil
 }
 
-// makeVeth makes the pair as the plugin will (design section 3).
+// makeVeth makes the pair as the plugin does (package cni).
 func (p *Pod) makeVeth() error {
 	node := p.Node.NS
 	host, pod, err := p.makePair()
@@ -154,14 +154,14 @@ func (p *Pod) makeVeth() error {
 	if err := node.sysctl("net/ipv6/conf/"+p.HostDevice+"/disable_ipv6", "1"); err != nil {
 		return err
 	}
+	if err := ethtool.TurnOff(p.NS.fd, "eth0", ethtool.PodFeatures...); err != nil {
+		return fmt.Errorf("lab: in %s: %w", p.NS.Name, err)
+	}
 	for _, end := range []struct {
 		ns   *NS
 		link netlink.Link
 	}{{node, host}, {p.NS, pod}} {
 		name := end.link.Attrs().Name
-		if err := ethtool.TurnOff(end.ns.fd, name, ethtool.PodFeatures...); err != nil {
-			return fmt.Errorf("lab: in %s: %w", end.ns.Name, err)
-		}
 		err := end.ns.route.LinkSetGSOMaxSize(end.link, maxSuperframe)
 		if err == nil {
 			err = end.ns.route.LinkSetGSOIPv4MaxSize(end.link, maxSuperframe)

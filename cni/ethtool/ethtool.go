@@ -1,5 +1,5 @@
 // Package ethtool turns offloads of a network device on and off, over generic netlink and in any network namespace. The
-// plugin uses it on both ends of a pod's veth (design section 3), the laboratory on its underlay.
+// plugin uses it on the pod's end of a veth, the laboratory on its underlay.
 //
 //	ethtool(8)  -k ─→ Features      -K ─→ SetFeatures
 package ethtool
@@ -9,10 +9,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
+	"syscall"
 
-	"github.com/mdlayher/netlink"
-	vnetlink "github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,21 +38,17 @@ const (
 // Features lists the features that can be changed on a device, true if they are on. netns is a descriptor of the device's
 // namespace, 0 for that of the calling thread.
 func Features(netns int, device string) (map[string]bool, error) {
-	replies, err := request(netns, ethtoolMsgFeaturesGet, device, nil)
+	reply, err := request(netns, ethtoolMsgFeaturesGet, device, nil)
 	if err != nil {
 		return nil, err
 	}
-	changeable, on := map[string]bool{}, map[string]bool{}
-	err = each(replies, device, func(d *netlink.AttributeDecoder) {
-		switch d.Type() {
-		case ethtoolHW:
-			d.Nested(func(d *netlink.AttributeDecoder) error { return decodeBits(d, changeable) })
-		case ethtoolActive:
-			d.Nested(func(d *netlink.AttributeDecoder) error { return decodeBits(d, on) })
-		}
-	})
+	changeable, err := bits(reply[ethtoolHW])
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("ethtool on %s: %w", device, err)
+	}
+	on, err := bits(reply[ethtoolActive])
+	if err != nil {
+		return nil, fmt.Errorf("ethtool on %s: %w", device, err)
 	}
 	features := map[string]bool{}
 	for name, ok := range changeable {
@@ -63,37 +59,50 @@ func Features(netns int, device string) (map[string]bool, error) {
 	return features, nil
 }
 
-// decodeBits reads a verbose bitset (Documentation/networking/ethtool-netlink.rst, "Bit sets"). With a mask
-// each bit listed says its value; without one a bit that is listed is on.
-func decodeBits(d *netlink.AttributeDecoder, on map[string]bool) error {
-	noMask := false
-	for d.Next() {
-		if d.Type() == ethtoolBitsetNoMask {
-			noMask = true // comes before the bits
-		}
-		if d.Type() != ethtoolBitsetBits {
-			continue
-		}
-		d.Nested(func(d *netlink.AttributeDecoder) error {
-			for d.Next() {
-				d.Nested(func(d *netlink.AttributeDecoder) error {
-					name, value := "", noMask
-					for d.Next() {
-						switch d.Type() {
-						case ethtoolBitName:
-							name = d.String()
-						case ethtoolBitValue:
-							value = true
-						}
-					}
-					on[name] = value
-					return nil
-				})
-			}
-			return nil
-		})
+// bits reads a verbose bitset (Documentation/networking/ethtool-netlink.rst, "Bit sets"). With a mask each bit listed says its
+// value; without one a bit that is listed is on.
+func bits(set []byte) (map[string]bool, error) {
+	fields, err := attributes(set)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	_, noMask := fields[ethtoolBitsetNoMask]
+	bits, there := fields[ethtoolBitsetBits]
+	if !there {
+		return nil, syscall.EBADMSG
+	}
+	list, err := parse(bits)
+	if err != nil {
+		return nil, err
+	}
+	on := map[string]bool{}
+	for _, entry := range list {
+		bit, err := attributes(entry.Value)
+		if err != nil {
+			return nil, err
+		}
+		_, value := bit[ethtoolBitValue]
+		on[unix.ByteSliceToString(bit[ethtoolBitName])] = value || noMask
+	}
+	return on, nil
+}
+
+// attributes are those of one level, of which none is there twice, by type.
+func attributes(b []byte) (map[uint16][]byte, error) {
+	list, err := parse(b)
+	m := make(map[uint16][]byte, len(list))
+	for _, a := range list {
+		m[a.Attr.Type&^unix.NLA_F_NESTED] = a.Value
+	}
+	return m, err
+}
+
+// parse: the library trusts that the last attribute is padded, as the kernel's are.
+func parse(b []byte) ([]syscall.NetlinkRouteAttr, error) {
+	if len(b)%unix.RTA_ALIGNTO != 0 {
+		return nil, syscall.EBADMSG
+	}
+	return nl.ParseRouteAttr(b)
 }
 
 // SetFeatures turns features on and off and checks that the device took them, as the kernel refuses silently.
@@ -111,92 +120,93 @@ func SetFeatures(netns int, device string, want map[string]bool) error {
 // set returns what the device did not take: the kernel's answer names, as wanted, the bits that are not as they were wanted
 // (features_send_reply in net/ethtool/features.c).
 func set(netns int, device string, want map[string]bool) (refused map[string]bool, err error) {
-	replies, err := request(netns, ethtoolMsgFeaturesSet, device, func(e *netlink.AttributeEncoder) {
-		e.Nested(ethtoolWanted, func(e *netlink.AttributeEncoder) error {
-			e.Nested(ethtoolBitsetBits, func(e *netlink.AttributeEncoder) error {
-				for name, value := range want {
-					e.Nested(ethtoolBit, func(e *netlink.AttributeEncoder) error {
-						e.String(ethtoolBitName, name)
-						e.Flag(ethtoolBitValue, value)
-						return nil
-					})
-				}
-				return nil
-			})
-			return nil
-		})
-	})
+	wanted := nl.NewRtAttr(ethtoolWanted|unix.NLA_F_NESTED, nil)
+	list := wanted.AddRtAttr(ethtoolBitsetBits|unix.NLA_F_NESTED, nil)
+	for name, value := range want {
+		bit := list.AddRtAttr(ethtoolBit|unix.NLA_F_NESTED, nil)
+		bit.AddRtAttr(ethtoolBitName, nl.ZeroTerminated(name))
+		if value {
+			bit.AddRtAttr(ethtoolBitValue, nil)
+		}
+	}
+	reply, err := request(netns, ethtoolMsgFeaturesSet, device, wanted)
 	if err != nil {
 		return nil, err
 	}
-	refused = map[string]bool{}
-	err = each(replies, device, func(d *netlink.AttributeDecoder) {
-		if d.Type() == ethtoolWanted {
-			d.Nested(func(d *netlink.AttributeDecoder) error { return decodeBits(d, refused) })
-		}
-	})
-	return refused, err
-}
-
-// each calls fn with each attribute of the replies.
-func each(replies []netlink.Message, device string, fn func(*netlink.AttributeDecoder)) error {
-	for _, m := range replies {
-		d, err := netlink.NewAttributeDecoder(m.Data[4:]) // behind the generic netlink header
-		if err != nil {
-			return fmt.Errorf("features of %s: %w", device, err)
-		}
-		for d.Next() {
-			fn(d)
-		}
-		if err := d.Err(); err != nil {
-			return fmt.Errorf("features of %s: %w", device, err)
-		}
+	if refused, err = bits(reply[ethtoolWanted]); err != nil {
+		return nil, fmt.Errorf("ethtool on %s: %w", device, err)
 	}
-	return nil
+	return refused, nil
 }
 
-// family is ethtool's number in generic netlink, the same in every namespace.
-var family = sync.OnceValues(func() (uint16, error) {
-	f, err := vnetlink.GenlFamilyGet("ethtool")
+// request asks ethtool about a device and returns the attributes of its answer.
+func request(namespace int, command uint8, device string, body *nl.RtAttr) (map[uint16][]byte, error) {
+	fail := func(err error) (map[uint16][]byte, error) {
+		return nil, fmt.Errorf("ethtool on %s: %w", device, err)
+	}
+	in := netns.None()
+	if namespace > 0 {
+		in = netns.NsHandle(namespace)
+	}
+	socket, err := nl.GetNetlinkSocketAt(in, netns.None(), unix.NETLINK_GENERIC)
+	if err != nil {
+		return fail(err)
+	}
+	defer socket.Close()
+	on := map[int]*nl.SocketHandle{unix.NETLINK_GENERIC: {Socket: socket}}
+	family, err := familyOf(on)
+	if err != nil {
+		return fail(err)
+	}
+	header := nl.NewRtAttr(ethtoolHeader|unix.NLA_F_NESTED, nil)
+	header.AddRtAttr(ethtoolHeaderName, nl.ZeroTerminated(device))
+	message := []nl.NetlinkRequestData{header}
+	if body != nil {
+		message = append(message, body)
+	}
+	reply, err := ask(on, family, command, 1, message...)
+	if err != nil {
+		return fail(err)
+	}
+	return reply, nil
+}
+
+// familyOf asks for ethtool's number in generic netlink (Documentation/userspace-api/netlink/intro.rst, "Resolving the Family ID").
+func familyOf(on map[int]*nl.SocketHandle) (uint16, error) {
+	reply, err := ask(on, nl.GENL_ID_CTRL, nl.GENL_CTRL_CMD_GETFAMILY, nl.GENL_CTRL_VERSION,
+		nl.NewRtAttr(nl.GENL_CTRL_ATTR_FAMILY_NAME, nl.ZeroTerminated("ethtool")))
 	if err != nil {
 		return 0, err
 	}
-	return f.ID, nil
-})
+	id := reply[nl.GENL_CTRL_ATTR_FAMILY_ID]
+	if len(id) < 2 {
+		return 0, syscall.EOPNOTSUPP
+	}
+	return nl.NativeEndian().Uint16(id), nil
+}
 
-func request(netns int, command uint8, device string, body func(*netlink.AttributeEncoder)) ([]netlink.Message, error) {
-	fail := func(err error) ([]netlink.Message, error) {
-		return nil, fmt.Errorf("ethtool on %s: %w", device, err)
+// genl is the header of a generic netlink message: command and version.
+type genl [nl.SizeofGenlmsg]byte
+
+func (g genl) Len() int          { return len(g) }
+func (g genl) Serialize() []byte { return g[:] }
+
+// ask sends one message and returns the attributes of the answer; of what follows that the socket's next use takes no notice.
+func ask(on map[int]*nl.SocketHandle, family uint16, command, version byte, body ...nl.NetlinkRequestData) (map[uint16][]byte, error) {
+	q := nl.NewNetlinkRequest(int(family), unix.NLM_F_ACK)
+	q.Sockets = on
+	q.AddData(genl{command, version})
+	for _, b := range body {
+		q.AddData(b)
 	}
-	id, err := family()
+	replies, err := q.Execute(unix.NETLINK_GENERIC, 0)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	c, err := netlink.Dial(unix.NETLINK_GENERIC, &netlink.Config{NetNS: netns})
-	if err != nil {
-		return fail(err)
+	if len(replies) == 0 || len(replies[0]) < nl.SizeofGenlmsg {
+		return nil, syscall.ENODATA
 	}
-	defer c.Close()
-	e := netlink.NewAttributeEncoder()
-	e.Nested(ethtoolHeader, func(e *netlink.AttributeEncoder) error {
-		e.String(ethtoolHeaderName, device)
-		return nil
-	})
-	if body != nil {
-		body(e)
-	}
-	attributes, err := e.Encode()
-	if err != nil {
-		return fail(err)
-	}
-	replies, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(id), Flags: netlink.Request | netlink.Acknowledge},
-		Data:   append([]byte{command, 1, 0, 0}, attributes...),
-	})
-	if err != nil {
-		return fail(err)
-	}
-	return replies, nil
+	return attributes(replies[0][nl.SizeofGenlmsg:])
 }
 
 // PodFeatures are what a virtio-net header cannot express (include/uapi/linux/virtio_net.h) and what a pod's veth therefore may

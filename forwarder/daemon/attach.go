@@ -376,7 +376,7 @@ func (d *Daemon) routesFit(spec forwarder.PortSpec) error {
 		case bad && routed:
 			return control.Errorf(control.Unsupported, "the host's route to %s leads to %s: a routed pod needs a route to its own device, as bridge and ptp make it", a, device)
 		case bad:
-			return control.Errorf(control.Unsupported, "the host's route to %s leads to %s, which takes the pod CIDR for itself: attach all pods of this CIDR as routed, or none", a, device)
+			return control.Errorf(control.Unsupported, "the host's route to %s leads to %s, which takes the pod CIDR for itself: attach all pods of this CIDR as routed, or give %s a CIDR of its own", a, device, device)
 		}
 	}
 	if !routed {

@@ -78,13 +78,24 @@ func TestAttachQueue(t *testing.T) {
 	r := run(t, f, "")
 	q := allocation("a")
 	q.Attach = control.AttachTUN
-	if _, err := r.client.Allocate(t.Context(), q); err != nil {
+	lease, err := r.client.Allocate(t.Context(), q)
+	if err != nil {
 		t.Fatal(err)
 	}
 	f.netns["/ns/a"] = "4:a"
 	queue, _ := os.Open("/dev/null")
 	defer queue.Close()
 	attach := control.AttachRequest{Container: "a", Interface: "eth0", Bandwidth: &control.Bandwidth{EgressRate: 1e6, EgressBurst: 1e6}}
+	bridge := func(device string) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.routes4[lease.Addresses[0]] = device
+	}
+	bridge("cni0")
+	if _, err := r.client.AttachQueue(t.Context(), attach, queue); control.CodeOf(err) != control.Unsupported || !strings.Contains(err.Error(), "give cni0 a CIDR") || r.phases(t) != "a reserved" {
+		t.Errorf("beside a bridge: %v, %s", err, r.phases(t))
+	}
+	bridge("penstock0")
 	f.failing("attach", errors.New("no TUN"))
 	if _, err := r.client.AttachQueue(t.Context(), attach, queue); err == nil || r.phases(t) != "a reserved" {
 		t.Errorf("%v, %s", err, r.phases(t))
