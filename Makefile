@@ -113,9 +113,17 @@ microbench: need-go ## every Go benchmark for BENCHTIME (1s) each, with allocati
 	@$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(UNIT)
 
 # The matrix goes slice by slice. What has passed stands in bin/matrix with the packet path's trees, so that a run that was broken
-# off goes on where it was; ONLY chooses slices by a pattern, FRESH=1 forgets what has passed.
-MATRIX      := $(foreach o,vxlan vxlan_over_IPv6 udp udp_over_IPv6 ipip,$(foreach k,whole tso cut,$o/$k)) others
-PATHTREES    = $$(git rev-parse HEAD:forwarder HEAD:ring HEAD:encap HEAD:table | sha1sum | cut -c1-12)
+# off goes on where it was; ONLY chooses slices by a pattern, FRESH=1 forgets what has passed. bin/matrix.json tells meanwhile how far it is.
+# All other tests, which take an hour together: others/rest has those that are in none of the rooms before it.
+OTHERS         := cni interop input load native
+others.cni     := ^Test(CNI|Adopt|Collect|Descriptors)
+others.interop := ^Test(Interop|Crossing|Service|NodePort|Outside|Probes)
+others.input   := ^Test(BadInput|Truncated|Floods)
+others.load    := ^Test(ParallelTCP|Routes|PrefixMoves|Reload|Shape|Fairness|Unreachable|Soak)
+others.native  := ^Test(Native|Whole)
+others.all     := $(subst $(eval) ,|,^TestMatrix$$ $(foreach o,$(OTHERS),$(others.$o)))
+MATRIX         := $(foreach o,vxlan vxlan_over_IPv6 udp udp_over_IPv6 ipip,$(foreach k,whole tso cut,$o/$k)) $(OTHERS:%=others/%) others/rest
+PATHTREES       = $$(git rev-parse HEAD:forwarder HEAD:ring HEAD:encap HEAD:table | sha1sum | cut -c1-12)
 
 matrix: export CGO_ENABLED = 1
 matrix: need-root need-cc ## end-to-end tests in all combinations of encapsulation, underlay, switches and workers, with -race (root, long); ONLY, FRESH=1
@@ -124,9 +132,13 @@ matrix: need-root need-cc ## end-to-end tests in all combinations of encapsulati
 	for s in $(MATRIX); do \
 	  echo "$$s" | grep -q -- '$(or $(ONLY),.)' || continue; \
 	  ! grep -qx "$$trees $$s" bin/matrix || { echo "==> $$s has passed before"; continue; }; \
-	  pk=./bench/e2e; case $$s in others) tests='-skip ^TestMatrix$$' pk="$$pk ./cni";; *) tests="-run ^TestMatrix$$/^$${s%/*}$$/^$${s#*/}$$";; esac; \
+	  pk=./bench/e2e; case $$s in \
+	    others/rest) tests='-skip $(others.all)';; \
+	    others/*) $(foreach o,$(OTHERS),$o='$(others.$o)';) eval "tests=\"-run \$$$${s#*/}\"";; \
+	    *) tests="-run ^TestMatrix$$/^$${s%/*}$$/^$${s#*/}$$";; esac; \
+	  [ $$s != others/cni ] || pk="$$pk ./cni"; \
 	  printf '==> %s %s\n' "$$(date +%T)" "$$s"; \
-	  if LAB_REQUIRED=1 LAB_RACE=1 PENSTOCKD= E2E_MATRIX=1 $(GOTESTSUM) -race -count=1 -p 1 -timeout 60m $$tests $$pk; then echo "$$trees $$s" >>bin/matrix; else failed="$$failed $$s"; fi; \
+	  if LAB_REQUIRED=1 LAB_RACE=1 PENSTOCKD= E2E_MATRIX=1 $(TESTSUM) --jsonfile bin/matrix.json -- -race -count=1 -p 1 -timeout 60m $$tests $$pk; then echo "$$trees $$s" >>bin/matrix; else failed="$$failed $$s"; fi; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 soak: need-root build ## traffic, attachments and reloads for SOAKTIME (10m) (root)
