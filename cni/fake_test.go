@@ -37,8 +37,10 @@ type fake struct {
 }
 
 func (f *fake) start() {
+	f.mu.Lock() // a hand-over may outlive the server that it came to
 	f.errs, f.hang, f.requests, f.quit = map[string]*control.Error{}, map[string]bool{}, map[string]json.RawMessage{}, make(chan struct{})
 	f.queues = map[control.PodKey]int{}
+	f.mu.Unlock()
 	l, err := net.Listen("unix", f.socket)
 	if err != nil {
 		panic(err)
@@ -258,10 +260,10 @@ func (f *fake) serveQueue(rw http.ResponseWriter) {
 	f.mu.Lock()
 	f.calls = append(f.calls, path)
 	f.requests[path] = m.Attach
-	hang, e := f.hang[path], f.errs[path]
+	hang, e, quit := f.hang[path], f.errs[path], f.quit
 	f.mu.Unlock()
 	if hang { // a daemon that dies over it
-		<-f.quit
+		<-quit
 		unix.Close(fds[0])
 		return
 	}

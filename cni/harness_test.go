@@ -80,7 +80,7 @@ func newWorld(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
-	w.env = []string{"PATH=" + os.Getenv("PATH"), "TEST_PATIENCE=20s", "FAKE_IPAM_LOG=" + filepath.Join(w.bin, "ipam.log")}
+	w.env = []string{"PATH=" + os.Getenv("PATH"), "GORACE=" + os.Getenv("GORACE"), "TEST_PATIENCE=20s", "FAKE_IPAM_LOG=" + filepath.Join(w.bin, "ipam.log")}
 	w.fake = &fake{socket: filepath.Join(t.TempDir(), "p.sock"), node: w.node, mtu: 1450, families: []int{4, 6}}
 	w.fake.pods = map[control.PodKey]*control.Pod{}
 	w.start()

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -122,7 +121,7 @@ func TestCNIParallel(t *testing.T) {
 	a := l.Nodes[0]
 	count := 200
 	switch {
-	case testing.Short() || !matrix() && os.Getenv("LAB_RACE") != "":
+	case testing.Short() || !matrix() && raced():
 		count = 50
 	case !matrix():
 		count = 100

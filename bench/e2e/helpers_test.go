@@ -11,6 +11,9 @@ import (
 // matrix reports whether all combinations are wanted, and not only the usual ones: E2E_MATRIX=1.
 func matrix() bool { return os.Getenv("E2E_MATRIX") == "1" }
 
+// raced reports whether the daemons run under the race detector, which multiplies what they take of processor and memory: LAB_RACE.
+func raced() bool { return os.Getenv("LAB_RACE") != "" }
+
 // twoNodes is a network whose two nodes run, or the test is skipped where none can be made.
 func twoNodes(t *testing.T, c lab.Config) (l *lab.Lab, a, b *lab.Node) {
 	t.Helper()

@@ -143,7 +143,7 @@ const idleMemory = 64 << 10
 // hold nothing while nothing is on its way.
 func TestIdleMemory(t *testing.T) {
 	lab.Require(t)
-	if os.Getenv("LAB_RACE") != "" {
+	if raced() {
 		t.Skip("the race detector multiplies memory")
 	}
 	l := lab.New(t, lab.Config{Nodes: 1, YAML: []string{"workers: 2"}})

@@ -120,7 +120,12 @@ func (m *Manager) Wrap(cmd *exec.Cmd) *exec.Cmd {
 	wrapped := exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$0" "$@"`}, cmd.Args...)...)
 	wrapped.Env = append(env, fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	for _, name := range names {
-		wrapped.ExtraFiles = append(wrapped.ExtraFiles, m.stored[name])
+		// Copies, as the new process may store its own over them while package exec still has these in its hands.
+		fd, err := unix.FcntlInt(m.stored[name].Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			fd = -1 // the start fails over it
+		}
+		wrapped.ExtraFiles = append(wrapped.ExtraFiles, os.NewFile(uintptr(fd), name))
 	}
 	return wrapped
 }

@@ -34,7 +34,7 @@ type Process struct {
 }
 
 // Start starts cmd inside the namespace. It is killed when the lab's process ends, however that happens.
-// Standard output and error are captured together.
+// Standard output and error are captured together. cmd.ExtraFiles are closed: the process has them then.
 func (n *NS) Start(cmd *exec.Cmd) (*Process, error) {
 	p := &Process{cmd: cmd, output: &output{}, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p.output, p.output
@@ -45,7 +45,11 @@ func (n *NS) Start(cmd *exec.Cmd) (*Process, error) {
 	cmd.SysProcAttr.Setpgid = true // Ctrl-C on a terminal is for the lab, which stops its daemons in order
 	r := startRequest{cmd: cmd, result: make(chan error)}
 	n.starts <- r
-	if err := <-r.result; err != nil {
+	err := <-r.result
+	for _, f := range cmd.ExtraFiles {
+		f.Close()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("lab: start %s in %s: %w", cmd.Path, n.Name, err)
 	}
 	go func() {

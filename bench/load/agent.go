@@ -52,9 +52,7 @@ func StartAgent(pods []*lab.Pod) (*Agent, error) {
 			a.control.Close()
 			return nil, fmt.Errorf("load: descriptor of %s: %w", p.Name, err)
 		}
-		f := os.NewFile(uintptr(fd), p.Name)
-		defer f.Close()
-		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(fd), p.Name))
 	}
 	if a.process, err = pods[0].NS.Start(cmd); err != nil {
 		a.control.Close()
