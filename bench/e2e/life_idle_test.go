@@ -33,7 +33,7 @@ func procStatus(t *testing.T, pid int, key string) int {
 }
 
 // cpuTime is how long the process's threads have run, from the scheduler's nanoseconds.
-func cpuTime(t *testing.T, pid int) (sum time.Duration) {
+func cpuTime(t testing.TB, pid int) (sum time.Duration) {
 	t.Helper()
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {
