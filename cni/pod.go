@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"net"
 	"net/netip"
 	"slices"
@@ -183,7 +182,19 @@ func (n *netns) addRoute(index, table int, to netip.Prefix, details *types.Route
 // A further interface has a routing table of its own, in which answers find their way: by the default route they would leave
 // through the first interface, where the daemon drops what is not that interface's address. Its number follows from the name, so
 // that DEL finds the rules, which do not go with the interface.
-func tableOf(name string) int { return int(0x7073_0000 | crc32.ChecksumIEEE([]byte(name))&0xffff) }
+func tableOf(name string) int { return int(0x7073_0000 | crc32(name)&0xffff) }
+
+// crc32 is that of hash/crc32, which makes its tables whenever a program starts.
+func crc32(s string) uint32 {
+	crc := ^uint32(0)
+	for i := range len(s) {
+		crc ^= uint32(s[i])
+		for range 8 {
+			crc = crc>>1 ^ 0xedb88320&-(crc&1)
+		}
+	}
+	return ^crc
+}
 
 const rulePriority = 7073
 

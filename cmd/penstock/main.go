@@ -13,6 +13,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 
+	_ "github.com/penstock-net/penstock/cmd/penstock/quiet"
 	"github.com/penstock-net/penstock/cni"
 	"github.com/penstock-net/penstock/cni/adopt"
 	"github.com/penstock-net/penstock/forwarder/control"

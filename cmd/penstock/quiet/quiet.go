@@ -1,51 +1,76 @@
-package main
+// Package quiet readies Go's runtime for a program that is over in milliseconds. It does so by being linked: it imports so little that it
+// is initialised among the first, in front of all that has something to quiet (specification of Go, "Package initialization").
+//
+// A node that starts its pods starts dozens of plugins at once, and what each takes of the cores is what the last pod waits for. So a
+// plugin goes without what Go's runtime does for long and wide programs (docs/decisions/0011-lean-plugin.md has the figures):
+//
+//   - One processor is enough for what is done in sequence.
+//   - The runtime's monitor, which looks for blocked system calls every 20 µs, need look only every millisecond.
+//   - The main goroutine's stack gets its final size while it is empty. It would be copied four times on the way, each time from
+//     deeper calls, of whose frames the runtime must learn where they have pointers.
+package quiet
 
 import (
-	"os"
 	"runtime"
-	"strconv"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 )
 
-// A node that starts its pods starts dozens of plugins at once, and what each takes of the cores is what the last pod waits for. So a
-// plugin goes without what Go's runtime does for long and wide programs: one processor is enough for what is done in sequence, and
-// the runtime's monitor, which looks for blocked system calls every 20 µs, need look only every millisecond
-// (docs/decisions/0011-lean-plugin.md has the figures).
 func init() {
 	runtime.GOMAXPROCS(1)
 	slack(monitor())
+	roomy(false)
 }
 
 // monitor is the thread of the runtime's monitor, the first that it starts (runtime.main).
 func monitor() (thread string) {
-	dir, err := unix.Open("/proc/self/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	dir, err := syscall.Open("/proc/self/task", syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return ""
 	}
-	defer unix.Close(dir)
+	defer syscall.Close(dir)
 	var b [512]byte
-	n, err := unix.ReadDirent(dir, b[:])
+	n, err := syscall.ReadDirent(dir, b[:])
 	if err != nil {
 		return ""
 	}
-	_, _, names := unix.ParseDirent(b[:n], -1, make([]string, 0, 16))
-	self := strconv.Itoa(os.Getpid())
-	for _, n := range names {
-		if n != self {
+	_, _, names := syscall.ParseDirent(b[:n], -1, make([]string, 0, 16))
+	for _, n := range names { // in the order in which they were started
+		if number(n) != syscall.Getpid() {
 			return n
 		}
 	}
 	return ""
 }
 
+func number(digits string) (n int) {
+	for _, d := range digits {
+		n = 10*n + int(d-'0')
+	}
+	return n
+}
+
 // slack lets the kernel wake a thread up to a millisecond late (PR_SET_TIMERSLACK, proc(5)), and those that it starts. Where that is
 // forbidden nothing is lost.
 func slack(thread string) {
-	fd, err := unix.Open("/proc/"+thread+"/timerslack_ns", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	fd, err := syscall.Open("/proc/"+thread+"/timerslack_ns", syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}
-	unix.Write(fd, []byte("1000000"))
-	unix.Close(fd)
+	syscall.Write(fd, []byte("1000000"))
+	syscall.Close(fd)
 }
+
+// roomy makes room for a call that it does not make. The frame is never touched, so it costs no page.
+//
+//go:noinline
+func roomy(call bool) {
+	if call {
+		take([frame]byte{})
+	}
+}
+
+// frame makes a stack of 64 KiB.
+const frame = 40 << 10
+
+//go:noinline
+func take([frame]byte) {}
