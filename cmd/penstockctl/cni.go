@@ -49,7 +49,7 @@ func (l cniList) plugins() (all []cniPlugin) {
 
 func (t *tool) cni() *cobra.Command {
 	f := &cniFiles{}
-	c := &cobra.Command{Use: "cni", Short: "Install or remove the CNI plugin"}
+	c := group(&cobra.Command{Use: "cni", Short: "Install or remove the CNI plugin"})
 	c.PersistentFlags().StringVar(&f.binDir, "bin-dir", "/opt/cni/bin", "where the runtime looks for plugins")
 	c.PersistentFlags().StringVar(&f.confDir, "conf-dir", "/etc/cni/net.d", "where the runtime looks for CNI lists")
 	install := &cobra.Command{

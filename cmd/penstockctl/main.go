@@ -57,6 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	mendCobra(root) // after SetOut: its completion commands keep the writer that they find
 	t.watch(root)
 
 	err := root.ExecuteContext(ctx)
@@ -68,20 +69,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // root is penstockctl with all its commands.
 func (t *tool) root() *cobra.Command {
-	root := &cobra.Command{
+	root := group(&cobra.Command{
 		Use:           "penstockctl",
 		Short:         "Show and steer penstockd, the Penstock daemon of this node",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if t.output != "table" && t.output != "json" {
 				return fmt.Errorf("--output %q is neither table nor json", t.output)
 			}
 			return nil
 		},
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
-	}
+	})
 	root.PersistentFlags().StringVar(&t.socket, "socket", control.DefaultSocket, "control socket of the daemon")
 	root.PersistentFlags().DurationVar(&t.timeout, "timeout", 30*time.Second, "how long to wait for the daemon")
 	root.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table or json")

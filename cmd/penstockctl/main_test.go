@@ -190,6 +190,18 @@ func TestExitStatuses(t *testing.T) {
 		say    string
 	}{
 		{"nonsense", nil, exitUsage, "nonsense"},
+		{"staus", nil, exitUsage, `unknown command "staus" for "penstockctl": did you mean status?`},
+		{"config chek", nil, exitUsage, `unknown command "chek" for "penstockctl config": did you mean check?`},
+		{"config exampel", nil, exitUsage, "did you mean example?"},
+		{"cni instal", nil, exitUsage, "did you mean install?"},
+		{"completion foo", nil, exitUsage, `unknown command "foo" for "penstockctl completion": penstockctl completion --help lists`},
+		{"help nosuch", nil, exitUsage, `unknown command "nosuch" for "penstockctl"`},
+		{"help config chek", nil, exitUsage, "did you mean check?"},
+		{"help config check", nil, 0, ""},
+		{"help", nil, 0, ""},
+		{"config", nil, 0, ""},
+		{"cni", nil, 0, ""},
+		{"completion bash", nil, 0, ""},
 		{"status now", nil, exitUsage, "now"},
 		{"status --nonsense", nil, exitUsage, "nonsense"},
 		{"status -o yaml", nil, exitUsage, "yaml"},

@@ -133,7 +133,7 @@ func (t *tool) completePort(c *cobra.Command, args []string, _ string) ([]string
 }
 
 func (t *tool) config() *cobra.Command {
-	c := &cobra.Command{Use: "config", Short: "Check configuration files; needs no daemon"}
+	c := group(&cobra.Command{Use: "config", Short: "Check configuration files; needs no daemon"})
 	c.AddCommand(&cobra.Command{
 		Use:   "check [PATH]",
 		Short: "Say all that is wrong with a configuration file, by line (default " + config.DefaultPath + ")",

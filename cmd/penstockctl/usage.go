@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// group makes a command that only has others under it refuse what is none of them: by itself cobra prints the help of any group but
+// the root, and a misspelt command in a script ends with 0.
+func group(c *cobra.Command) *cobra.Command {
+	c.DisableFlagsInUseLine = true
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return unknownCommand(c, args[0])
+		}
+		return nil
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	return c
+}
+
+func unknownCommand(c *cobra.Command, name string) error {
+	c.SuggestionsMinimumDistance = 2
+	if meant := c.SuggestionsFor(name); len(meant) > 0 {
+		return fmt.Errorf("unknown command %q for %q: did you mean %s?", name, c.CommandPath(), strings.Join(meant, " or "))
+	}
+	return fmt.Errorf("unknown command %q for %q: %[2]s --help lists those that there are", name, c.CommandPath())
+}
+
+// mendCobra does the same for the commands that cobra adds by itself.
+func mendCobra(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "completion":
+			group(c)
+		case "help":
+			c.Run = nil
+			c.RunE = func(_ *cobra.Command, args []string) error {
+				about, _, err := root.Find(args)
+				if err != nil {
+					return err
+				}
+				about.InitDefaultHelpFlag()
+				return about.Help()
+			}
+			c.Args = func(_ *cobra.Command, args []string) error {
+				about, rest, err := root.Find(args)
+				switch {
+				case err != nil:
+					return err
+				case len(rest) > 0 && about.HasSubCommands():
+					return unknownCommand(about, rest[0])
+				}
+				return nil
+			}
+		}
+	}
+}
