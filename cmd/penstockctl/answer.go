@@ -85,11 +85,12 @@ func (t *tool) judge(err error) failure {
 	}
 	var v *verdict
 	var mistakes config.Errors
+	var wrong *misuse
 	switch {
 	case errors.As(err, &v):
 		f.Status = v.status
 		f.Code = map[int]control.Code{exitFailed: codeFailed, exitUnreachable: codeUnreachable, exitWarnings: codeWarnings, exitNo: codeNo}[v.status]
-	case !t.began:
+	case !t.began, errors.As(err, &wrong):
 		f.Status, f.Code = exitUsage, codeUsage
 	case errors.Is(err, control.ErrUnreachable):
 		f.Status, f.Code = exitUnreachable, codeUnreachable

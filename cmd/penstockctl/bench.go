@@ -23,6 +23,9 @@ as fast as they are taken, with a bounded number on the way, so that what is los
 cost both nodes CPU besides forwarding: pods with cores to spare get more. It competes with the pods' traffic meanwhile.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if most := control.MaxBench * time.Millisecond; took < 100*time.Millisecond || took > most {
+				return misused("--time %s is out of range: give 100ms to %s", took, most)
+			}
 			t.timeout += took
 			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
 				b, err := client.Bench(ctx, control.BenchRequest{Peer: args[0], Milliseconds: took.Milliseconds()})

@@ -91,8 +91,11 @@ type sink interface {
 }
 
 func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
-	if f.count < 0 || f.Snap < 0 {
-		return fmt.Errorf("--count and --snaplen cannot be negative")
+	switch {
+	case f.count < 0:
+		return misused("--count %d is negative: give how many frames, or 0 for no end", f.count)
+	case f.Snap < 0:
+		return misused("--snaplen %d is negative: give how many bytes, or 0 for all", f.Snap)
 	}
 	client := control.New(t.socket)
 	reasons := map[string]control.Drop{}

@@ -63,6 +63,16 @@ ptp); the old list stays where it is and is in force again after uninstall. What
 beside the list, so that uninstall takes away that and nothing else.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			switch routed := f.attach == control.AttachRouted; {
+			case f.chained && c.Flags().Changed("attach") && !routed:
+				return misused("--attach %s does not go with --chained, which attaches pods routed: leave one of them out", f.attach)
+			case !f.chained && routed:
+				return misused("--attach routed is for pods behind another plugin: give --chained instead")
+			case !routed:
+				if err := oneOf("--attach", f.attach, control.AttachVeth, control.AttachTUN); err != nil {
+					return err
+				}
+			}
 			did := cniInstalled{[]string{}, []string{}}
 			err := t.cniInstall(c, f, &did)
 			if t.output == "json" && !f.print && (err == nil || len(did.Wrote) > 0) {
@@ -233,9 +243,6 @@ func (t *tool) cniUninstall(c *cobra.Command, f *cniFiles, did *cniRemoved) erro
 // list is what to write: one of our own, or the one in force with us in it.
 func (f *cniFiles) list(socket string) (cniList, error) {
 	if !f.chained {
-		if f.attach != control.AttachVeth && f.attach != control.AttachTUN {
-			return nil, fmt.Errorf("--attach %q is neither veth nor tun; pods behind another plugin are for --chained", f.attach)
-		}
 		plugins := []any{cniPlugin{
 			"type": pluginName, "attach": f.attach, "socket": socket, "capabilities": map[string]any{"bandwidth": true, "ips": true},
 		}}

@@ -29,8 +29,11 @@ dropped too, in the order in which a packet meets them.`,
 			if all {
 				get = (*control.Client).Reasons
 			}
-			if watch && every < 100*time.Millisecond {
-				return fmt.Errorf("--delay cannot be below 100ms")
+			switch {
+			case !watch && c.Flags().Changed("delay"):
+				return misused("--delay says how often --watch draws: give --watch too, or leave it out")
+			case every < 100*time.Millisecond:
+				return misused("--delay %s is too short: give 100ms or more", every)
 			}
 			client := control.New(t.socket)
 			before, when := map[string]uint64{}, time.Time{}

@@ -78,6 +78,9 @@ func (t *tool) root() *cobra.Command {
 			if t.output != "table" && t.output != "json" {
 				return fmt.Errorf("--output %q is neither table nor json", t.output)
 			}
+			if t.timeout <= 0 {
+				return fmt.Errorf("--timeout %s leaves no time to wait: give a duration above 0, such as 30s", t.timeout)
+			}
 			return nil
 		},
 	})

@@ -207,7 +207,6 @@ func TestExitStatuses(t *testing.T) {
 		{"status -o yaml", nil, exitUsage, "yaml"},
 		{"detach c1", nil, exitUsage, "2 arg"},
 		{"attach c1 eth0", nil, exitUsage, "address"},
-		{"attach c1 eth0 --address x", nil, exitFailed, "not an IP address"},
 		{"--socket " + dir + "/none.sock status", nil, exitUnreachable, "no control socket"},
 		{"status", errors.New("broken on purpose"), exitFailed, "broken on purpose"},
 		{"reload", control.Errorf(control.InvalidConfig, "line 3"), exitConfig, "line 3"},
@@ -221,6 +220,48 @@ func TestExitStatuses(t *testing.T) {
 		if status != test.status || !strings.Contains(stderr, test.say) {
 			t.Errorf("%s: %d %q, want %d %q", test.args, status, stderr, test.status, test.say)
 		}
+	}
+}
+
+// TestWrongUsage: what a command can see to be wrong by itself is wrong usage, found before the daemon is asked: here none is there.
+func TestWrongUsage(t *testing.T) {
+	dir := t.TempDir()
+	cni := "cni --bin-dir " + dir + "/bin --conf-dir " + dir + "/net.d install "
+	for args, say := range map[string]string{
+		"attach c1 eth0 --address foo":                             `--address "foo" is not an IP address`,
+		"attach c1 eth0 --address 10.244.1.2 --attach foo":         `--attach "foo" is none of veth, tun and routed`,
+		"attach c1 eth0 --address 10.244.1.2 --mac zz":             `--mac "zz" is not a MAC address`,
+		"attach c1 eth0 --address 10.244.1.2 --mac 02:00:00:00:00": "is not a MAC address",
+		"attach c1 eth0 --address 10.244.1.2 --mtu -1":             "--mtu -1 is out of range",
+		"top -n -1":                            "--iterations -1 is negative",
+		"top -d 1ms":                           "--delay 1ms is too short",
+		"capture -c -1":                        "--count -1 is negative",
+		"capture -s -1":                        "--snaplen -1 is negative",
+		"status --timeout -1s":                 "--timeout -1s leaves no time",
+		"status --timeout 0":                   "--timeout 0s leaves no time",
+		"status --wait -1s":                    "--wait -1s is negative",
+		"loglevel foo":                         `level "foo" is none of debug, info, warn and error`,
+		"trace a b --proto sctp":               `--proto "sctp" is none of tcp, udp and icmp`,
+		"trace a b --size 1":                   "icmp packets have 28 to 65535 bytes",
+		"trace a b --size 39 --proto tcp":      "tcp packets have 40 to 65535 bytes",
+		"trace a b --ttl 256":                  "--ttl 256 is impossible",
+		"bench node-b --time 1h":               "--time 1h0m0s is out of range: give 100ms to 24s",
+		"bench node-b --time 0":                "--time 0s is out of range",
+		"drops --delay 5s":                     "give --watch too",
+		"drops -w --delay 5ms":                 "--delay 5ms is too short",
+		cni + "--attach routed":                "give --chained instead",
+		cni + "--attach routed --print":        "give --chained instead",
+		cni + "--attach foo":                   `--attach "foo" is none of veth and tun`,
+		cni + "--chained --attach tun":         "--attach tun does not go with --chained",
+		cni + "--chained --attach tun --print": "--attach tun does not go with --chained",
+	} {
+		status, out, stderr := ctl(t, append([]string{"--socket", dir + "/none.sock"}, strings.Fields(args)...)...)
+		if status != exitUsage || out != "" || !strings.Contains(stderr, say) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%s: %d %q %q, want %q", args, status, out, stderr, say)
+		}
+	}
+	if status, _, stderr := ctl(t, "--socket", dir+"/none.sock", "trace", "a", "b", "--size", "28"); status != exitUnreachable {
+		t.Errorf("the smallest packet: %d %s", status, stderr)
 	}
 }
 

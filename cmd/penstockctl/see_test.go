@@ -83,7 +83,7 @@ func TestTop(t *testing.T) {
 			t.Errorf("%+v", s.Drops)
 		}
 	}
-	if status, _, errs := ctl(t, "--socket", socket, "top", "-d", "1ms"); status != exitFailed || !strings.Contains(errs, "100ms") {
+	if status, _, errs := ctl(t, "--socket", socket, "top", "-d", "1ms"); status != exitUsage || !strings.Contains(errs, "100ms") {
 		t.Errorf("%d %s", status, errs)
 	}
 	if status, _, _ := ctl(t, "--socket", socket+"x", "top", "-n", "1"); status != exitUnreachable {

@@ -26,6 +26,9 @@ the counters themselves.`,
 		Example: "  penstockctl status --wait 60s",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if wait < 0 {
+				return misused("--wait %s is negative: give how long to wait, such as 60s", wait)
+			}
 			if wait > 0 {
 				if err := t.waitReady(c.Context(), wait); err != nil {
 					return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -31,6 +32,11 @@ func (t *tool) logLevel() *cobra.Command {
 		Args:      cobra.MaximumNArgs(1),
 		ValidArgs: levels,
 		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if err := oneOf("level", args[0], levels...); err != nil {
+					return err
+				}
+			}
 			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
 				if len(args) == 1 {
 					if err := client.SetLogLevel(ctx, args[0]); err != nil {
@@ -69,9 +75,18 @@ then move into the pod.`,
 			for _, s := range list {
 				a, err := netip.ParseAddr(s)
 				if err != nil {
-					return fmt.Errorf("--address %q is not an IP address", s)
+					return misused("--address %q is not an IP address: give one such as 10.244.1.2", s)
 				}
 				r.Addresses = append(r.Addresses, a)
+			}
+			if err := oneOf("--attach", r.Attach, control.AttachVeth, control.AttachTUN, control.AttachRouted); err != nil {
+				return err
+			}
+			if m, err := net.ParseMAC(r.MAC); r.MAC != "" && (err != nil || len(m) != 6) {
+				return misused("--mac %q is not a MAC address: give six bytes such as 02:00:00:00:00:02", r.MAC)
+			}
+			if r.MTU < 0 || r.MTU > 65535 {
+				return misused("--mtu %d is out of range: give one up to 65535, or leave it out for the node's", r.MTU)
 			}
 			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
 				p, err := client.Attach(ctx, r)

@@ -107,8 +107,11 @@ or with -n, pictures follow each other. A superframe is one packet.`,
 		Example: "  penstockctl top\n  penstockctl top -n 1 -d 5s",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if every < 100*time.Millisecond || n < 0 {
-				return fmt.Errorf("--delay cannot be below 100ms, nor -n negative")
+			switch {
+			case every < 100*time.Millisecond:
+				return misused("--delay %s is too short: give 100ms or more", every)
+			case n < 0:
+				return misused("--iterations %d is negative: give how many pictures, or 0 for no end", n)
 			}
 			return t.runTop(c.Context(), every, n)
 		},

@@ -26,6 +26,9 @@ Exit status 6 if it would be dropped.`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			r.Src, r.Dst = args[0], args[1]
+			if err := checkTrace(r); err != nil {
+				return err
+			}
 			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
 				a, err := client.Trace(ctx, r)
 				if err != nil {
@@ -59,6 +62,21 @@ Exit status 6 if it would be dropped.`,
 	c.Flags().StringVar(&r.From, "from", "", "who sends it: a pod, \"peer NAME\" or host (default: whoever has SRC)")
 	c.RegisterFlagCompletionFunc("proto", cobra.FixedCompletions([]string{"tcp", "udp", "icmp"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
+}
+
+// checkTrace finds what no packet has, in either family; the rest only the daemon can judge.
+func checkTrace(r control.TraceRequest) error {
+	if err := oneOf("--proto", r.Proto, "tcp", "udp", "icmp"); err != nil {
+		return err
+	}
+	least := map[string]int{"tcp": 40, "udp": 28, "icmp": 28}[r.Proto]
+	switch {
+	case r.Size < least || r.Size > 65535:
+		return misused("--size %d is impossible: %s packets have %d to 65535 bytes", r.Size, r.Proto, least)
+	case r.TTL < 1 || r.TTL > 255:
+		return misused("--ttl %d is impossible: give 1 to 255", r.TTL)
+	}
+	return nil
 }
 
 func (t *tool) printTrace(r control.TraceRequest, a control.Trace) {

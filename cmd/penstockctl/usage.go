@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -27,6 +28,21 @@ func unknownCommand(c *cobra.Command, name string) error {
 		return fmt.Errorf("unknown command %q for %q: did you mean %s?", name, c.CommandPath(), strings.Join(meant, " or "))
 	}
 	return fmt.Errorf("unknown command %q for %q: %[2]s --help lists those that there are", name, c.CommandPath())
+}
+
+// misuse is wrong usage that a command finds by itself: before it asks the daemon, which may not be there.
+type misuse struct{ text string }
+
+func (m *misuse) Error() string { return m.text }
+
+func misused(format string, a ...any) error { return &misuse{fmt.Sprintf(format, a...)} }
+
+// oneOf refuses a flag or argument that is none of the words that it may be.
+func oneOf(what, value string, words ...string) error {
+	if slices.Contains(words, value) {
+		return nil
+	}
+	return misused("%s %q is none of %s and %s", what, value, strings.Join(words[:len(words)-1], ", "), words[len(words)-1])
 }
 
 // mendCobra does the same for the commands that cobra adds by itself.
