@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -92,7 +93,7 @@ func (t *tool) judge(err error) failure {
 		f.Code = map[int]control.Code{exitFailed: codeFailed, exitUnreachable: codeUnreachable, exitWarnings: codeWarnings, exitNo: codeNo}[v.status]
 	case !t.began, errors.As(err, &wrong):
 		f.Status, f.Code = exitUsage, codeUsage
-	case errors.Is(err, control.ErrUnreachable):
+	case errors.Is(err, control.ErrUnreachable), errors.Is(err, context.DeadlineExceeded): // nobody there, or no answer in time
 		f.Status, f.Code = exitUnreachable, codeUnreachable
 	case errors.As(err, &mistakes):
 		f.Status, f.Code = exitConfig, control.InvalidConfig

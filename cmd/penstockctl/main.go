@@ -5,9 +5,10 @@
 //	penstockctl doctor [PEER…] | bench PEER | support-bundle
 //	penstockctl reload | loglevel [LEVEL] | attach … | detach … | config check [PATH] | config example | version
 //
-// Exit status: 0 done, 1 the daemon refused or failed, 2 wrong usage, 3 the daemon cannot be reached, 4 the configuration is
-// not valid or asks for a restart, 5 doctor has warnings only, or a support bundle is not complete, 6 the answer is no: the packet of
-// trace would be dropped, status --wait has waited in vain. With -o json an error is an object as well, on standard error.
+// Exit status: 0 done, 1 the daemon refused or failed, 2 wrong usage, 3 the daemon cannot be reached or does not answer in time,
+// 4 the configuration is not valid or asks for a restart, 5 doctor has warnings only, or a support bundle is not complete, 6 the
+// answer is no: the packet of trace would be dropped, the daemon is not ready in the time of status --wait. With -o json an error is
+// an object as well, on standard error.
 package main
 
 import (

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"net"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -56,6 +58,30 @@ func TestStatusWait(t *testing.T) {
 	}
 	if status, out, _ = ctl(t, "--socket", socket, "-o", "json", "status"); status != 0 || !strings.Contains(out, `"forwarded": {`) {
 		t.Errorf("%d %s", status, out)
+	}
+}
+
+// TestHangingDaemon: who listens and never answers cannot be reached, and nobody reads what Go calls that.
+func TestHangingDaemon(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "p.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // the kernel takes connections, and nobody accepts them
+	for args, say := range map[string]string{
+		"status --timeout 100ms":             "did not answer in time",
+		"status --wait 100ms":                "did not answer within 100ms",
+		"detach c1 eth0 --timeout 100ms":     "did not answer in time",
+		"status --timeout 100ms -o json":     `"status":3,"code":"unreachable"`,
+		"top -n 1 --timeout 100ms":           "did not answer in time",
+		"capture -c 1 -w - --timeout 100ms":  "did not answer in time",
+		"status --wait 100ms --output=json ": `"status":3,"code":"unreachable"`,
+	} {
+		status, out, stderr := ctl(t, append([]string{"--socket", socket}, strings.Fields(args)...)...)
+		if status != exitUnreachable || out != "" || !strings.Contains(stderr, say) || !strings.Contains(stderr, "journalctl -u penstockd") || strings.Contains(stderr, "context") {
+			t.Errorf("%s: %d %q %q", args, status, out, stderr)
+		}
 	}
 }
 

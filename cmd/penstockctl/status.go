@@ -21,7 +21,7 @@ func (t *tool) status() *cobra.Command {
 		Long: `Show the node, its health and rates, and what the kernel offers: each capability, whether it was found and is used, and why not.
 
 With --wait it first waits until the daemon is ready, also for one that is not there yet; if it is not ready in that time the exit
-status is 6, or 3 if it cannot be reached. The rates of the table are measured over a quarter of a second; with -o json there are
+status is 6, or 3 if it cannot be reached or does not answer. The rates of the table are measured over a quarter of a second; with -o json there are
 the counters themselves.`,
 		Example: "  penstockctl status --wait 60s",
 		Args:    cobra.NoArgs,
@@ -85,7 +85,7 @@ func (t *tool) waitReady(ctx context.Context, wait time.Duration) error {
 		case <-tick.C:
 		case <-ctx.Done():
 			if last == nil {
-				last = &verdict{exitNo, fmt.Sprintf("penstockd did not answer within %s", wait)}
+				last = &verdict{exitUnreachable, fmt.Sprintf("penstockd on %s did not answer within %s: look why with journalctl -u penstockd -n 50", t.socket, wait)}
 			}
 			return last
 		}

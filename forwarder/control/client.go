@@ -215,9 +215,9 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	case errors.As(err, &stranger):
 		return fmt.Errorf("what listens on %s is not penstockd: %w", c.socket, err)
 	case !sent && op.Timeout(): // package net sees the deadline a moment before ctx does
-		return fmt.Errorf("penstockd on %s did not answer in time: %w", c.socket, context.DeadlineExceeded)
+		return &late{c.socket, context.DeadlineExceeded}
 	case ctx.Err() != nil && (sent || errors.Is(err, ctx.Err())):
-		return fmt.Errorf("penstockd on %s did not answer in time: %w", c.socket, ctx.Err())
+		return &late{c.socket, ctx.Err()}
 	case sent:
 		return fmt.Errorf("penstockd on %s broke off the conversation: %w", c.socket, err)
 	case errors.Is(err, fs.ErrPermission):

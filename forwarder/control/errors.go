@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -52,6 +53,22 @@ func CodeOf(err error) Code {
 // ErrUnreachable is wrapped by a client's error if the request was never sent because nobody answers on the socket: what was
 // asked for has certainly not happened.
 var ErrUnreachable = errors.New("penstockd does not answer")
+
+// late is a request whose context ended before its answer: what was asked for may have happened, so it is not ErrUnreachable. The
+// cause is for errors.Is.
+type late struct {
+	socket string
+	cause  error
+}
+
+func (l *late) Error() string {
+	if errors.Is(l.cause, context.Canceled) {
+		return fmt.Sprintf("penstockd on %s had not answered when the request was given up", l.socket)
+	}
+	return fmt.Sprintf("penstockd on %s did not answer in time: look why with journalctl -u penstockd -n 50", l.socket)
+}
+
+func (l *late) Unwrap() error { return l.cause }
 
 // Envelope is the JSON form of every failure.
 type Envelope struct {
