@@ -102,7 +102,7 @@ func (t *tool) top() *cobra.Command {
 		Short: "Show what each pod and peer sends and receives right now",
 		Long: `Show what each pod and peer sends and receives right now, in packets and bits a second, busiest first.
 
-OUT is what comes from the pod or peer, IN what goes to it. On a terminal the picture is drawn anew until q or Ctrl-C; into a pipe,
+FROM is what comes from the pod or peer, TO what goes to it. On a terminal the picture is drawn anew until q or Ctrl-C; into a pipe,
 or with -n, pictures follow each other. A superframe is one packet.`,
 		Example: "  penstockctl top\n  penstockctl top -n 1 -d 5s",
 		Args:    cobra.NoArgs,
