@@ -29,7 +29,7 @@ func TestErrorsAsJSON(t *testing.T) {
 		{"-o json nonsense", nil, exitUsage, "usage", "nonsense"},
 		{"status --nonsense --output=json", nil, exitUsage, "usage", "nonsense"},
 		{"status --nonsense -o json", nil, exitUsage, "usage", "nonsense"},
-		{"detach c1 -ojson", nil, exitUsage, "usage", "2 arg"},
+		{"detach c1 -ojson", nil, exitUsage, "usage", "2 arguments"},
 		{"attach c1 eth0 --address x -o json", nil, exitUsage, "usage", "not an IP address"},
 		{"--socket " + dir + "/none.sock status -o json", nil, exitUnreachable, "unreachable", "no control socket"},
 		{"detach c1 eth0 -o json", control.Errorf(control.Conflict, "in use"), exitFailed, "conflict", "in use"},

@@ -21,7 +21,7 @@ The daemons of both nodes do it with packets from host to host, by the way that 
 of latency (one small packet there and back at a time), small datagrams, and datagrams as large as fit. The last two go one way
 as fast as they are taken, with a bounded number on the way, so that what is lost is lost by the network. Sending and counting
 cost both nodes CPU besides forwarding: pods with cores to spare get more. It competes with the pods' traffic meanwhile.`,
-		Args: cobra.ExactArgs(1),
+		Args: takes(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if most := control.MaxBench * time.Millisecond; took < 100*time.Millisecond || took > most {
 				return misused("--time %s is out of range: give 100ms to %s", took, most)

@@ -33,7 +33,7 @@ so are its comments; of the CNI lists only ours is taken, and of the plugins in 
 there. Names and addresses of pods, peers and nodes are in it. The file can be read by its owner alone.
 
 What cannot be had is named in errors.txt; the exit status is then 5.`,
-		Args: cobra.NoArgs,
+		Args: takes(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return t.writeBundle(c.Context(), file, configPath, cniDir)
 		},

@@ -40,7 +40,7 @@ may be wrong where the device would have filled them in.
 It ends after --count frames, or by Ctrl-C, which leaves a whole file. What the daemon could not pass on in time is counted and
 told at the end; forwarding never waits for a capture.`,
 		Example: "  penstockctl capture --pod default/web-0 -w web.pcapng\n  penstockctl capture --reason spoofed -w - | tshark -r -",
-		Args:    cobra.NoArgs,
+		Args:    takes(0, 0),
 		RunE:    func(c *cobra.Command, _ []string) error { return t.runCapture(c.Context(), f) },
 	}
 	c.Flags().StringVar(&f.Pod, "pod", "", "only frames of this pod: container/interface, owner, device or address")

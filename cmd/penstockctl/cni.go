@@ -61,7 +61,7 @@ It is done only when the daemon is ready, and each file appears whole or not at 
 before others. With --chained it is the list that the runtime uses now, with penstock behind its first plugin (a bridge or
 ptp); the old list stays where it is and is in force again after uninstall. What was written is noted in ` + recordName + `
 beside the list, so that uninstall takes away that and nothing else.`,
-		Args: cobra.NoArgs,
+		Args: takes(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			switch routed := f.attach == control.AttachRouted; {
 			case f.chained && c.Flags().Changed("attach") && !routed:
@@ -89,7 +89,7 @@ beside the list, so that uninstall takes away that and nothing else.`,
 	uninstall := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove what install has written: the CNI list, and the plugin when no pod needs it any more",
-		Args:  cobra.NoArgs,
+		Args:  takes(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			did := cniRemoved{[]string{}, []string{}}
 			err := t.cniUninstall(c, f, &did)

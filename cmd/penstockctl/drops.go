@@ -23,7 +23,7 @@ func (t *tool) drops() *cobra.Command {
 
 With --watch the list is drawn anew every --delay with rates, until q or Ctrl-C. With --all reasons are listed for which nothing was
 dropped too, in the order in which a packet meets them.`,
-		Args: cobra.NoArgs,
+		Args: takes(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			get := (*control.Client).Drops
 			if all {

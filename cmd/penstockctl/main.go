@@ -75,6 +75,7 @@ func (t *tool) root() *cobra.Command {
 		Short:         "Show and steer penstockd, the Penstock daemon of this node",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Version:       control.Version(),
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if t.output != "table" && t.output != "json" {
 				return fmt.Errorf("--output %q is neither table nor json", t.output)
@@ -85,6 +86,8 @@ func (t *tool) root() *cobra.Command {
 			return nil
 		},
 	})
+	root.Flags().Bool("version", false, "print the version of penstockctl, and end") // before cobra adds one with -v
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.PersistentFlags().StringVar(&t.socket, "socket", control.DefaultSocket, "control socket of the daemon")
 	root.PersistentFlags().DurationVar(&t.timeout, "timeout", 30*time.Second, "how long to wait for the daemon")
 	root.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table or json")

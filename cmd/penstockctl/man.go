@@ -22,7 +22,7 @@ func (t *tool) man(root *cobra.Command) *cobra.Command {
 		Use:    "man DIR --penstockd PATH --penstock PATH",
 		Short:  "Write the man pages of all programs into a directory, as make install does",
 		Hidden: true,
-		Args:   cobra.ExactArgs(1),
+		Args:   takes(1, 1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			for _, section := range []string{"man1", "man5", "man8"} {
 				if err := os.MkdirAll(filepath.Join(args[0], section), 0o755); err != nil {

@@ -16,7 +16,7 @@ import (
 
 // show is a command without arguments that gets something from the daemon and prints it as JSON or by hand.
 func show[T any](t *tool, use, short, wrap string, get func(*control.Client, context.Context) (T, error), print func(T)) *cobra.Command {
-	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: use, Short: short, Args: takes(0, 0), RunE: func(c *cobra.Command, _ []string) error {
 		return t.daemon(c, func(ctx context.Context, client *control.Client) error {
 			v, err := get(client, ctx)
 			if err != nil {

@@ -24,7 +24,7 @@ With --wait it first waits until the daemon is ready, also for one that is not t
 status is 6, or 3 if it cannot be reached or does not answer. The rates of the table are measured over a quarter of a second; with -o json there are
 the counters themselves.`,
 		Example: "  penstockctl status --wait 60s",
-		Args:    cobra.NoArgs,
+		Args:    takes(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if wait < 0 {
 				return misused("--wait %s is negative: give how long to wait, such as 60s", wait)

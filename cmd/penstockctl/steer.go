@@ -29,7 +29,7 @@ func (t *tool) logLevel() *cobra.Command {
 	return &cobra.Command{
 		Use:       "loglevel [LEVEL]",
 		Short:     "Show or change the level of the daemon's log, until it ends",
-		Args:      cobra.MaximumNArgs(1),
+		Args:      takes(0, 1),
 		ValidArgs: levels,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -69,7 +69,15 @@ With --attach veth (the default) the device is the host end of a veth that you h
 the addresses, and a default route by 169.254.1.1 or fe80::1. With --attach tun the daemon makes a TUN of that name, which you
 then move into the pod.`,
 		Example: "  penstockctl attach c1 eth0 --device veth-c1 --address 10.244.1.2 --address fd00:10:244:1::2",
-		Args:    cobra.ExactArgs(2),
+		Args: func(c *cobra.Command, args []string) error {
+			if err := takes(2, 2)(c, args); err != nil {
+				return err
+			}
+			if !c.Flags().Changed("address") { // cobra's own words for it are no sentence
+				return fmt.Errorf("a pod needs an address: give --address, once for each; usage: %s", c.UseLine())
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			r.Container, r.Interface = args[0], args[1]
 			for _, s := range list {
@@ -115,7 +123,7 @@ func (t *tool) detach() *cobra.Command {
 	return &cobra.Command{
 		Use:   "detach CONTAINER INTERFACE",
 		Short: "Undo attach; that there is nothing to undo is no failure",
-		Args:  cobra.ExactArgs(2),
+		Args:  takes(2, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			return t.daemon(c, func(ctx context.Context, client *control.Client) error {
 				err := client.Detach(ctx, control.DetachRequest{Container: args[0], Interface: args[1]})
@@ -156,7 +164,7 @@ func (t *tool) config() *cobra.Command {
 
 It looks at the file alone and not at the machine: whether node.address is there, the MTU fits and the devices can be made,
 the daemon says when it starts or reloads.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: takes(0, 1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := config.DefaultPath
 			if len(args) == 1 {
@@ -188,7 +196,7 @@ the daemon says when it starts or reloads.`,
 	}, &cobra.Command{
 		Use:   "example",
 		Short: "Print a commented configuration file with every key and its default",
-		Args:  cobra.NoArgs,
+		Args:  takes(0, 0),
 		RunE: func(*cobra.Command, []string) error {
 			if t.output == "json" {
 				return t.json(exampleConfig{string(config.Example)})
@@ -210,7 +218,7 @@ func (t *tool) version() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of penstockctl, and of the daemon if it answers",
-		Args:  cobra.NoArgs,
+		Args:  takes(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			v := versionPair{Tool: control.Version()}
 			err := t.daemon(c, func(ctx context.Context, client *control.Client) error {

@@ -105,7 +105,7 @@ func (t *tool) top() *cobra.Command {
 FROM is what comes from the pod or peer, TO what goes to it. On a terminal the picture is drawn anew until q or Ctrl-C; into a pipe,
 or with -n, pictures follow each other. A superframe is one packet.`,
 		Example: "  penstockctl top\n  penstockctl top -n 1 -d 5s",
-		Args:    cobra.NoArgs,
+		Args:    takes(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			switch {
 			case every < 100*time.Millisecond:

@@ -23,7 +23,7 @@ and sockets lead nowhere; no counter moves.
 
 Exit status 6 if it would be dropped.`,
 		Example: "  penstockctl trace 10.244.1.5 10.244.2.7 --proto tcp --dport 80\n  penstockctl trace default/web-0 10.244.2.7 --size 1500 --df\n  penstockctl trace 10.244.9.9 10.244.2.7 --from default/web-0",
-		Args:    cobra.ExactArgs(2),
+		Args:    takes(2, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			r.Src, r.Dst = args[0], args[1]
 			if err := checkTrace(r); err != nil {

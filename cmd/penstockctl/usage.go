@@ -30,6 +30,24 @@ func unknownCommand(c *cobra.Command, name string) error {
 	return fmt.Errorf("unknown command %q for %q: %[2]s --help lists those that there are", name, c.CommandPath())
 }
 
+// takes wants a number of arguments, and says how the command is called.
+func takes(least, most int) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		n := len(args)
+		if n >= least && n <= most {
+			return nil
+		}
+		want := counted(most, "argument")
+		switch {
+		case most == 0:
+			want = "no argument"
+		case least != most:
+			want = "at most " + want
+		}
+		return fmt.Errorf("%s takes %s, not %d; usage: %s", c.CommandPath(), want, n, c.UseLine())
+	}
+}
+
 // misuse is wrong usage that a command finds by itself: before it asks the daemon, which may not be there.
 type misuse struct{ text string }
 
@@ -53,6 +71,9 @@ func mendCobra(root *cobra.Command) {
 		switch c.Name() {
 		case "completion":
 			group(c)
+			for _, shell := range c.Commands() {
+				shell.Args = takes(0, 0)
+			}
 		case "help":
 			c.Run = nil
 			c.RunE = func(_ *cobra.Command, args []string) error {
