@@ -220,7 +220,8 @@ func TestExitStatuses(t *testing.T) {
 		{"reload", control.Errorf(control.RestartRequired, "workers"), exitConfig, "workers"},
 		{"config check " + good, nil, 0, ""},
 		{"config check " + bad, nil, exitConfig, "bad.yaml:2"},
-		{"config check " + dir + "/none.yaml", nil, exitFailed, "none.yaml"},
+		{"config check " + dir + "/none.yaml", nil, exitFailed, "penstockctl: " + dir + "/none.yaml does not exist: write it (penstockctl config example > " + dir + "/none.yaml), or name another: penstockctl config check PATH\n"},
+		{"config check " + dir, nil, exitFailed, "penstockctl: " + dir + " is a directory: name the configuration file in it\n"},
 	} {
 		f.err = test.err
 		status, _, stderr := ctl(t, append([]string{"--socket", socket}, strings.Fields(test.args)...)...)

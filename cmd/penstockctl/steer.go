@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"strings"
@@ -183,6 +184,9 @@ the daemon says when it starts or reloads.`,
 					}
 				}
 				return fmt.Errorf("%s has %s:\n%w", path, mistakes.Count(), mistakes)
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%w: penstockctl config check PATH", err)
 			}
 			if err != nil {
 				return err

@@ -98,7 +98,7 @@ func (c *Config) Complete(underlay func() (netip.Addr, error)) error {
 		err = errors.New("no interface has one")
 	}
 	if err != nil {
-		return fmt.Errorf("penstock: cannot find this node's underlay address: %w; give it as node.address in %s", err, c.src.file)
+		return fmt.Errorf("cannot find this node's underlay address: %w; give it as node.address in %s", err, c.src.file)
 	}
 	c.Node.Address = a.Unmap().WithZone("")
 	c.checkAddress(" (found on the interface with the default route)")

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -169,8 +170,21 @@ func TestSizes(t *testing.T) {
 
 func TestLoad(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "p.yaml")
-	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "cannot read the configuration file "+path+": no such file") || !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a missing file: %v", err)
+	dir := filepath.Dir(path)
+	for _, x := range []struct {
+		path, want string
+		cause      error
+	}{
+		{path, path + " does not exist: write it (penstockctl config example > " + path + "), or name another", os.ErrNotExist},
+		{dir, dir + " is a directory: name the configuration file in it", syscall.EISDIR},
+		{"/dev/null/x", "the configuration file /dev/null/x cannot be read: not a directory; name one that can", syscall.ENOTDIR},
+	} {
+		if _, err := Load(x.path); err == nil || err.Error() != x.want || !errors.Is(err, x.cause) {
+			t.Errorf("got  %v\nwant %s", err, x.want)
+		}
+	}
+	if err := (&Unreadable{"c", &os.PathError{Op: "open", Path: "c", Err: syscall.EACCES}}); err.Error() != "no permission to read the configuration file c: run as root, or as who owns it" {
+		t.Error(err)
 	}
 	if err := os.WriteFile(path, []byte(needed+"workers: -1\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -19,14 +20,35 @@ import (
 func Load(path string) (*Config, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		var why *fs.PathError
-		if errors.As(err, &why) {
-			err = why.Err
-		}
-		return nil, fmt.Errorf("penstock: cannot read the configuration file %s: %w; write one (penstockctl config example shows every key), or name the file that it is", path, err)
+		return nil, &Unreadable{path, err}
 	}
 	return Parse(path, data)
 }
+
+// Unreadable is a file that could not be read at all: one sentence for people, the cause for errors.Is.
+type Unreadable struct {
+	Path  string
+	cause error
+}
+
+func (u *Unreadable) Error() string {
+	switch {
+	case errors.Is(u.cause, fs.ErrNotExist):
+		return fmt.Sprintf("%s does not exist: write it (penstockctl config example > %[1]s), or name another", u.Path)
+	case errors.Is(u.cause, syscall.EISDIR):
+		return fmt.Sprintf("%s is a directory: name the configuration file in it", u.Path)
+	case errors.Is(u.cause, fs.ErrPermission):
+		return fmt.Sprintf("no permission to read the configuration file %s: run as root, or as who owns it", u.Path)
+	}
+	why := u.cause
+	var e *fs.PathError
+	if errors.As(why, &e) {
+		why = e.Err // it has the path once more
+	}
+	return fmt.Sprintf("the configuration file %s cannot be read: %v; name one that can", u.Path, why)
+}
+
+func (u *Unreadable) Unwrap() error { return u.cause }
 
 // Parse reads and checks a file's content; name stands for it in messages. Its
 // error is always Errors. Complete what it returns before use.
