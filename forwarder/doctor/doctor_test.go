@@ -3,12 +3,14 @@ package doctor
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/penstock-net/penstock/docs/pages"
+	"github.com/penstock-net/penstock/forwarder/config"
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
@@ -40,6 +42,39 @@ func TestJudge(t *testing.T) {
 		got := judge(c.o, c.blocked)
 		if got.Name != "peer node-b" || got.Result != c.result || !strings.Contains(got.Finding, c.say) || (got.Remedy == "") != (got.Result == OK) {
 			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+}
+
+// TestConfigurationFinding: several mistakes are one line, and each kind of fault has the remedy that mends it.
+func TestConfigurationFinding(t *testing.T) {
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "bad.yaml")
+	if err := os.WriteFile(bad, []byte("nod: {}\nencap: {type: gre}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path, remedy string
+		finding      []string
+	}{
+		{bad, "config check " + bad + " names each mistake", []string{": " + bad + ":1:1: nod: ", "; " + bad + ":2:15: encap.type: "}},
+		{filepath.Join(dir, "none.yaml"), "write it: ", []string{"does not exist"}},
+		{dir, "let " + dir + " be a file", []string{"is a directory"}},
+	} {
+		for _, up := range []bool{false, true} {
+			var x examination
+			x.path, x.up = c.path, up
+			_, x.badConfig = config.Load(c.path)
+			x.configuration()
+			got := x.report.Checks[0]
+			if got.Result == OK || strings.Contains(got.Finding, "\n") || !strings.Contains(got.Remedy, c.remedy) {
+				t.Errorf("%s: %+v", c.path, got)
+			}
+			for _, want := range c.finding {
+				if !strings.Contains(got.Finding, want) {
+					t.Errorf("%s: %q lacks %q", c.path, got.Finding, want)
+				}
+			}
 		}
 	}
 }

@@ -3,11 +3,14 @@ package doctor
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
 
+	"github.com/penstock-net/penstock/forwarder/config"
 	"github.com/penstock-net/penstock/forwarder/control"
 	"golang.org/x/sys/unix"
 )
@@ -31,11 +34,25 @@ func (x *examination) configuration() {
 	case x.badConfig == nil:
 		x.ok("configuration", "%s is valid", x.path)
 	case x.up:
-		x.add("configuration", Warning, "penstockctl config check "+x.path+" names each mistake; penstockctl config example shows a whole file", "the daemon runs, but would not start again: %v", x.badConfig)
+		x.add("configuration", Warning, configRemedy(x.path, x.badConfig), "the daemon runs, but would not start again: %s", oneLine(x.badConfig))
 	default:
-		x.add("configuration", Failure, "penstockctl config check "+x.path+" names each mistake; penstockctl config example shows a whole file", "the daemon cannot start: %v", x.badConfig)
+		x.add("configuration", Failure, configRemedy(x.path, x.badConfig), "the daemon cannot start: %s", oneLine(x.badConfig))
 	}
 }
+
+func configRemedy(path string, err error) string {
+	var unreadable *config.Unreadable
+	switch {
+	case !errors.As(err, &unreadable):
+		return "penstockctl config check " + path + " names each mistake; penstockctl config example shows a whole file"
+	case errors.Is(err, fs.ErrNotExist):
+		return "write it: penstockctl config example shows every key with its default, and penstockctl config check " + path + " what is still wrong"
+	}
+	return "let " + path + " be a file that can be read, or name the daemon's with --config"
+}
+
+// oneLine joins the mistakes of a configuration: a finding is a cell of a table.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 func (x *examination) kernel() {
 	if !x.up {
