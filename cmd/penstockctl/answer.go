@@ -38,6 +38,12 @@ type mistake struct {
 	Message string `json:"message"`
 }
 
+// reported is the mistakes of a file as they are printed.
+type reported struct{ config.Errors }
+
+func (r *reported) Error() string { return r.Report() }
+func (r *reported) Unwrap() error { return r.Errors }
+
 // exampleConfig is config example as JSON.
 type exampleConfig struct {
 	YAML string `json:"yaml"`

@@ -183,7 +183,7 @@ the daemon says when it starts or reloads.`,
 						return err
 					}
 				}
-				return fmt.Errorf("%s has %s:\n%w", path, mistakes.Count(), mistakes)
+				return &reported{mistakes}
 			}
 			if errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("%w: penstockctl config check PATH", err)

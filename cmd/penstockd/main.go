@@ -78,7 +78,13 @@ func run(args []string, stdout, stderr *os.File) int {
 	ctx := context.Background()
 	switch {
 	case check:
-		if err = daemon.Check(o.Config); err == nil {
+		err = daemon.Check(o.Config)
+		var mistakes config.Errors
+		if errors.As(err, &mistakes) { // as penstockctl config check prints them
+			fmt.Fprintln(stderr, "penstockd:", mistakes.Report())
+			return 1
+		}
+		if err == nil {
 			fmt.Fprintf(stdout, "%s is valid in itself; whether the machine fits it (address, MTU, devices) shows at the start\n", o.Config)
 		}
 	case *cleanup:

@@ -51,6 +51,11 @@ func (e Errors) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// Report is what the programs print behind their names: how many there are, and then each on a line of its own that an editor can parse.
+func (e Errors) Report() string {
+	return fmt.Sprintf("%s has %s:\n%s", e[0].File, e.Count(), e.Error())
+}
+
 // place is where a key's value stands; line 0: nowhere.
 type place struct{ line, column int }
 
