@@ -168,11 +168,14 @@ func TestConfigCheck(t *testing.T) {
 		{"node: {podCidrs: [10.244.1.0/24]}\nnetwork: {cidrs: [10.244.0.0/16]}\n", "has 1 mistake:\n", exitConfig},
 		{"encap: {type: gre}\n", "has 3 mistakes:\n", exitConfig},
 		{"node: {podCIDRs: [10.244.1.0/24]}\nnetwork: {cidrs: [10.244.0.0/16]}\n", "whether the machine fits it", 0},
+		{"node: {podCIDRs: [10.244.1.0/24]}\nnetwork: {cidrs: [10.244.0.0/16]}\npeers: []\n", "\nit lists no peers: this node is alone", 0},
+		{"node: {podCIDRs: [10.244.1.0/24]}\nnetwork: {cidrs: [10.244.0.0/16]}\npeers: [{name: b, address: 192.0.2.2, podCIDRs: [10.244.2.0/24]}]\n", "daemon starts or reloads\n", 0},
 	} {
 		if err := os.WriteFile(path, []byte(test.yaml), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if status, out, stderr := ctl(t, "config", "check", path); status != test.status || !strings.Contains(out+stderr, test.want) {
+		if status, out, stderr := ctl(t, "config", "check", path); status != test.status || !strings.Contains(out+stderr, test.want) ||
+			strings.Contains(out, "alone") != (status == 0 && !strings.Contains(test.yaml, "name: b")) {
 			t.Errorf("%s: %d %q %q, want %q", test.yaml, status, out, stderr, test.want)
 		}
 	}

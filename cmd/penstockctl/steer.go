@@ -171,7 +171,7 @@ the daemon says when it starts or reloads.`,
 			if len(args) == 1 {
 				path = args[0]
 			}
-			_, err := config.Load(path)
+			cfg, err := config.Load(path)
 			answer := checkedConfig{Path: path, Valid: err == nil, Mistakes: []mistake{}}
 			var mistakes config.Errors
 			if errors.As(err, &mistakes) {
@@ -195,6 +195,9 @@ the daemon says when it starts or reloads.`,
 				return t.json(answer)
 			}
 			fmt.Fprintf(t.out, "%s is valid in itself; whether the machine fits it (address, MTU, devices) shows when the daemon starts or reloads\n", path)
+			if len(cfg.Peers) == 0 {
+				fmt.Fprintln(t.out, "it lists no peers: this node is alone, and its pods reach none of another node")
+			}
 			return nil
 		},
 	}, &cobra.Command{
