@@ -7,10 +7,13 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -60,6 +63,14 @@ type bundleMade struct {
 }
 
 func (t *tool) writeBundle(ctx context.Context, file, configPath, cniDir string) error {
+	if dir := filepath.Dir(file); file != "" && file != "-" { // before anything is gathered, which takes a while
+		switch fi, err := os.Stat(dir); {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("the bundle cannot be written: the directory %s does not exist: make it, or give another with --file", dir)
+		case err == nil && !fi.IsDir():
+			return fmt.Errorf("the bundle cannot be written: %s is no directory: give another with --file", dir)
+		}
+	}
 	report := t.examine(ctx, configPath, cniDir, nil)
 	name := "penstock-" + cmp.Or(report.Node, "node") + "-" + report.Time.Format("20060102T150405Z")
 	file = cmp.Or(file, name+".tar.gz")

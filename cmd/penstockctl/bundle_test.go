@@ -126,3 +126,24 @@ func readBundle(t *testing.T, file string) map[string]string {
 		parts[name] = string(b)
 	}
 }
+
+// TestBundleMakesNoDirectory: a misspelt path is an error, not a new directory.
+func TestBundleMakesNoDirectory(t *testing.T) {
+	dir := t.TempDir()
+	missing, file := filepath.Join(dir, "none"), filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for in, say := range map[string]string{
+		missing: "the directory " + missing + " does not exist: make it, or give another with --file",
+		file:    file + " is no directory",
+	} {
+		status, out, stderr := ctl(t, "--socket", filepath.Join(dir, "none.sock"), "support-bundle", "--conf-dir", dir, "-f", filepath.Join(in, "x.tgz"))
+		if status != exitFailed || out != "" || !strings.Contains(stderr, say) {
+			t.Errorf("%d %q %q, want %q", status, out, stderr, say)
+		}
+	}
+	if _, err := os.Stat(missing); err == nil {
+		t.Error("the directory was made")
+	}
+}

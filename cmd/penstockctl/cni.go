@@ -162,14 +162,14 @@ func (t *tool) cniInstall(c *cobra.Command, f *cniFiles, did *cniInstalled) erro
 		return err
 	}
 	if was != digest(plugin) {
-		if err := writeAtomically(target, bytes.NewReader(plugin), 0o755); err != nil {
+		if err := writeInto(target, bytes.NewReader(plugin), 0o755); err != nil {
 			return err
 		}
 		did.Wrote = append(did.Wrote, target)
 		t.say("wrote %s", target)
 	}
 	// The plugin is there before a list names it.
-	if err := writeAtomically(path, bytes.NewReader(content), 0o600); err != nil {
+	if err := writeInto(path, bytes.NewReader(content), 0o600); err != nil {
 		return err
 	}
 	did.Wrote = append(did.Wrote, path)

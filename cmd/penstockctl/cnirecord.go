@@ -53,7 +53,7 @@ func (f *cniFiles) writeRecord(r record) error {
 	if err != nil {
 		return err
 	}
-	return writeAtomically(path, bytes.NewReader(append(b, '\n')), 0o600)
+	return writeInto(path, bytes.NewReader(append(b, '\n')), 0o600)
 }
 
 func digest(b []byte) string {
@@ -70,13 +70,18 @@ func sumOf(path string) string {
 	return digest(b)
 }
 
+// writeInto makes the directory as well: those of CNI are made by whoever comes first.
+func writeInto(path string, content io.Reader, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("%s cannot be written: %w", path, err)
+	}
+	return writeAtomically(path, content, mode)
+}
+
 // writeAtomically writes a file so that others see it whole or not at all, also after a power failure.
 func writeAtomically(path string, content io.Reader, mode fs.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	fail := func(err error) error { return fmt.Errorf("%s cannot be written: %w", path, err) }
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fail(err)
-	}
 	tmp, err := os.CreateTemp(dir, ".penstock-") // no runtime reads a file of that name
 	if err != nil {
 		return fail(err)
