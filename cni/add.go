@@ -148,13 +148,14 @@ func (a *adding) reserve(ctx context.Context) error {
 		}
 	}
 	// From here on something may be there. The daemon tells an ADD that was done before from one that is under way.
-	release := a.undo.add(a.release)
+	release, heard := a.undo.add(a.release), false
 	err = patiently(ctx, func(ctx context.Context) (err error) {
 		a.lease, err = a.daemon.Allocate(ctx, q)
+		heard = heard || !errors.Is(err, control.ErrUnreachable)
 		return err
 	})
 	if err != nil {
-		if answered(err) { // a refusal: nothing was reserved, and what stands under the same key is somebody's
+		if answered(err) || !heard { // nothing was reserved, and what stands under the same key is somebody's
 			a.undo.forget(release)
 		}
 		return fromDaemon(err)

@@ -2,11 +2,15 @@ package cni
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -56,7 +60,7 @@ type request struct {
 func readConf(args *skel.CmdArgs) (*netConf, error) {
 	c := &netConf{}
 	if err := json.Unmarshal(args.StdinData, c); err != nil {
-		return c, fail(types.ErrDecodingFailure, "the network configuration cannot be read: %v", err)
+		return c, fail(types.ErrDecodingFailure, "the network configuration cannot be read: %v", inWords(err))
 	}
 	if c.Socket == "" {
 		c.Socket = control.DefaultSocket
@@ -64,7 +68,40 @@ func readConf(args *skel.CmdArgs) (*netConf, error) {
 	if !filepath.IsAbs(c.Socket) {
 		return c, invalid("socket %q is not an absolute path", c.Socket)
 	}
+	if fi, err := os.Stat(c.Socket); err == nil && fi.Mode()&os.ModeSocket == 0 { // where there is none the daemon may be about to start
+		return c, invalid("socket %s is there and is no socket: name penstockd's control socket, which is %s unless its configuration says otherwise", c.Socket, control.DefaultSocket)
+	}
 	return c, nil
+}
+
+// inWords says of a value of the wrong kind what it must be, without Go's types.
+func inWords(err error) error {
+	var e *json.UnmarshalTypeError
+	if !errors.As(err, &e) || e.Field == "" {
+		return err
+	}
+	is := map[string]string{"array": "a list", "object": "an object", "string": "a string", "bool": "true or false"}[e.Value]
+	must := map[reflect.Kind]string{reflect.String: "a string", reflect.Slice: "a list", reflect.Struct: "an object", reflect.Map: "an object", reflect.Bool: "true or false",
+		reflect.Int: "a whole number", reflect.Uint64: "a whole number that is not negative"}[e.Type.Kind()]
+	return fmt.Errorf("%s is %s and must be %s", e.Field, cmp.Or(is, e.Value), cmp.Or(must, "something else"))
+}
+
+// checkStatic is what can be said of a configuration without a pod: STATUS has no more.
+func (c *netConf) checkStatic() error {
+	r := &request{conf: c, attach: c.Attach}
+	switch r.attach {
+	case "", control.AttachVeth, control.AttachTUN, control.AttachRouted:
+	default:
+		return badAttach(r.attach)
+	}
+	if err := r.readMTU(); err != nil {
+		return err
+	}
+	return r.checkRoutes()
+}
+
+func badAttach(attach string) error {
+	return invalid("attach %q is not one of veth, tun and routed", attach)
 }
 
 // delegated is the ipam plugin to call, "" for the daemon's own.
@@ -138,7 +175,7 @@ func (r *request) checkAttach() error {
 			return invalid("ipam %s cannot be used with attach routed: the plugin before penstock has the addresses", r.conf.IPAM.Type)
 		}
 	default:
-		return invalid("attach %q is not one of veth, tun and routed", r.attach)
+		return badAttach(r.attach)
 	}
 	if r.ipam == "dhcp" {
 		return invalid("ipam dhcp cannot work behind attach %s: no broadcast leaves the pod; let a bridge have the ipam and chain penstock behind it", r.attach)

@@ -53,6 +53,10 @@ func TestRefused(t *testing.T) {
 		{name: "unknown attach", conf: map[string]any{"attach": "macvlan"}, code: config, says: `attach "macvlan" is not one of veth, tun and routed`, only: "veth"},
 		{name: "a list", conf: map[string]any{"plugins": []any{map[string]any{"type": "penstock"}}}, code: config, says: "a list of plugins", only: "veth"},
 		{name: "routed alone", conf: map[string]any{"attach": "routed"}, code: config, says: "no prevResult", only: "veth"},
+		{name: "MTU in quotes", conf: map[string]any{"mtu": "1400"}, code: types.ErrDecodingFailure, says: "mtu is a string and must be a whole number", only: "veth"},
+		{name: "attach of a number", conf: map[string]any{"attach": 5}, code: types.ErrDecodingFailure, says: "attach is number and must be a string", only: "veth"},
+		{name: "negative rate", conf: shape(map[string]any{"ingressRate": -1}), code: types.ErrDecodingFailure, says: "runtimeConfig.bandwidth.ingressRate is number -1 and must be a whole number that is not negative", only: "veth"},
+		{name: "socket that is none", conf: map[string]any{"socket": "/tmp"}, code: config, says: "socket /tmp is there and is no socket", only: "veth"},
 		{name: "MTU of 20", conf: map[string]any{"mtu": 20}, code: config, says: "mtu 20 is not between 68 and 65535"},
 		{name: "negative MTU", conf: map[string]any{"mtu": -1}, code: config, says: "mtu -1"},
 		{name: "huge MTU", conf: map[string]any{"mtu": 70000}, code: config, says: "mtu 70000"},
@@ -286,6 +290,9 @@ func TestWaits(t *testing.T) {
 				a = w.add(p, "1.1.0", nil)
 			}
 			w.refused(p, a, types.ErrTryAgainLater, "penstockd")
+			if waiting, err := control.Pending(w.socket); err != nil || name == "dead" && len(waiting) > 0 {
+				t.Errorf("of what no daemon has heard %v is queued, %v", waiting, err)
+			}
 			if a.took > 10*time.Second { // the daemon is waited for eight
 				t.Errorf("it took %v", a.took)
 			}
@@ -318,6 +325,25 @@ func TestStatus(t *testing.T) {
 				t.Errorf("%d %q after %v", a.code, a.msg, a.took)
 			}
 		})
+	}
+}
+
+// TestStatusOfConfiguration: what no ADD could succeed with STATUS says once.
+func TestStatusOfConfiguration(t *testing.T) {
+	w := newWorld(t)
+	for _, test := range []struct {
+		conf map[string]any
+		code uint
+		says string
+	}{
+		{map[string]any{"attach": "vteh"}, types.ErrInvalidNetworkConfig, `attach "vteh"`},
+		{map[string]any{"mtu": 20}, types.ErrInvalidNetworkConfig, "mtu 20"},
+		{map[string]any{"routes": []any{map[string]any{"dst": "10.0.0.0/8", "gw": "10.1.1.1"}}}, types.ErrInvalidNetworkConfig, "leave gw out"},
+		{map[string]any{"attach": "routed"}, 0, ""}, // STATUS has no prevResult
+	} {
+		if a := w.run(call{verb: "STATUS", conf: test.conf}); a.code != test.code || !strings.Contains(a.msg, test.says) {
+			t.Errorf("%v: %d %s", test.conf, a.code, a.msg)
+		}
 	}
 }
 

@@ -13,10 +13,13 @@ import (
 // statusTimeout bounds STATUS also for a daemon that hangs: the answer is wanted in under a second.
 const statusTimeout = 700 * time.Millisecond
 
-// status is STATUS: can ADD succeed now? The daemon and a delegated ipam are asked at the same time.
+// status is STATUS: can ADD succeed now, with this configuration? The daemon and a delegated ipam are asked at the same time.
 func status(args *skel.CmdArgs) error {
 	c, err := readConf(args)
 	if err != nil {
+		return err
+	}
+	if err := c.checkStatic(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)

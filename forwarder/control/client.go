@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
 	"syscall"
 )
 
@@ -224,8 +225,15 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		return &silence{fmt.Sprintf("no permission to open the control socket %s: run as root", c.socket), op.Err}
 	case errors.Is(err, fs.ErrNotExist):
 		return &silence{fmt.Sprintf("there is no control socket %s: penstockd is not running, or its configuration names another socket", c.socket), op.Err}
+	case errors.Is(err, syscall.ECONNREFUSED) && !isSocket(c.socket):
+		return &silence{fmt.Sprintf("%s is there and is no socket: name penstockd's control socket, which is %s unless its configuration says otherwise", c.socket, DefaultSocket), op.Err}
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return &silence{fmt.Sprintf("nobody listens on the control socket %s: penstockd has died", c.socket), op.Err}
 	}
 	return &silence{fmt.Sprintf("the control socket %s cannot be opened: %v", c.socket, op.Err), op.Err}
+}
+
+func isSocket(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.Mode()&fs.ModeSocket != 0
 }

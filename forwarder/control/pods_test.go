@@ -48,6 +48,31 @@ func TestPending(t *testing.T) {
 	}
 }
 
+// TestPendingMakesNoPath: a socket's directory goes with its service and comes back; what is above it, a slip of the pen does not make.
+func TestPendingMakesNoPath(t *testing.T) {
+	dir := t.TempDir()
+	q := DetachRequest{Container: "c1", Interface: "eth0"}
+	if err := WritePending(filepath.Join(dir, "run", "p.sock"), q); err != nil {
+		t.Error(err)
+	}
+	err := WritePending(filepath.Join(dir, "rnu", "penstock", "p.sock"), q)
+	if _, e := os.Stat(filepath.Join(dir, "rnu")); err == nil || !errors.Is(e, os.ErrNotExist) {
+		t.Errorf("%v, %v", err, e)
+	}
+}
+
+// TestNoSocket: what is there and is no socket is not a daemon that has died.
+func TestNoSocket(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "p.sock")
+	os.WriteFile(file, nil, 0o600)
+	for _, path := range []string{file, filepath.Dir(file)} {
+		_, err := New(path).Status(t.Context())
+		if !errors.Is(err, ErrUnreachable) || !strings.HasPrefix(err.Error(), path+" is there and is no socket") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
 func TestNetnsID(t *testing.T) {
 	a, err := NetnsID("/proc/self/ns/net")
 	b, err2 := NetnsID("/proc/thread-self/ns/net")
