@@ -85,7 +85,7 @@ beside the list, so that uninstall takes away that and nothing else.`,
 	install.Flags().BoolVar(&f.chained, "chained", false, "chain penstock behind the plugin that makes pods now")
 	install.Flags().BoolVar(&f.print, "print", false, "print the list, and write nothing")
 	install.Flags().StringVar(&f.plugin, "plugin", "", "the plugin's program (default: penstock beside this program)")
-	install.Flags().BoolVar(&f.force, "force", false, "write over a list of that name that install has not written, or that was changed since")
+	install.Flags().BoolVar(&f.force, "force", false, "write over a list of that name that install has not written, or that was changed since; chain behind a bridge that is no gateway")
 	uninstall := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove what install has written: the CNI list, and the plugin when no pod needs it any more",
@@ -273,6 +273,9 @@ func (f *cniFiles) list(socket string) (cniList, error) {
 		if first := all[0]["type"]; first != "bridge" && first != "ptp" {
 			return nil, fmt.Errorf("%s makes pods with %v, and penstock can be chained behind bridge and ptp only", filepath.Join(f.confDir, name), first)
 		}
+		if lacksGateway(all[0]) && !f.force {
+			return nil, fmt.Errorf("%s: %s: add it, or chain penstock in all the same with --force", filepath.Join(f.confDir, name), noGateway)
+		}
 		plugins := []any{all[0], cniPlugin{"type": pluginName, "attach": control.AttachRouted, "socket": socket}}
 		for _, p := range all[1:] { // among them the plugin bandwidth, which works behind a bridge
 			plugins = append(plugins, p)
@@ -381,6 +384,13 @@ func bandwidthTrouble(l cniList) (trouble []string) {
 	return trouble
 }
 
+const noGateway = `the bridge lacks "isGateway": true, so the host has no route to its pods and penstock refuses every one`
+
+func lacksGateway(p cniPlugin) bool {
+	is := func(key string) bool { on, _ := p[key].(bool); return on }
+	return p["type"] == "bridge" && !is("isGateway") && !is("isDefaultGateway")
+}
+
 // bridgeTrouble: penstock behind a bridge hands the host what comes for its pods, and the host must know the way to them.
 func bridgeTrouble(l cniList) (trouble []string) {
 	all := l.plugins()
@@ -388,9 +398,8 @@ func bridgeTrouble(l cniList) (trouble []string) {
 	if us < 1 || all[0]["type"] != "bridge" {
 		return nil
 	}
-	is := func(key string) bool { on, _ := all[0][key].(bool); return on }
-	if !is("isGateway") && !is("isDefaultGateway") {
-		trouble = append(trouble, `the bridge lacks "isGateway": true, so the host has no route to its pods and penstock refuses every one`)
+	if lacksGateway(all[0]) {
+		trouble = append(trouble, noGateway)
 	}
 	if all[0]["mtu"] == nil && all[us]["mtu"] == nil {
 		trouble = append(trouble, `neither the bridge nor penstock has an "mtu", so the pods have the bridge's: give penstock the mtu that penstockctl status shows`)

@@ -208,6 +208,15 @@ func TestCNIChained(t *testing.T) {
 	if code, out := p.run("install", "--chained", "--plugin", p.plugin); code == 0 || !strings.Contains(out, "no CNI list") {
 		t.Errorf("%d %s", code, out)
 	}
+	p.write(filepath.Join(p.conf, "10-net.conflist"), `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge"}]}`)
+	for _, how := range []string{"--plugin=" + p.plugin, "--print"} {
+		if code, out := p.run("install", "--chained", how); code == 0 || !strings.Contains(out, `10-net.conflist: the bridge lacks "isGateway"`) {
+			t.Errorf("%s: %d %s", how, code, out)
+		}
+	}
+	if code, out := p.run("install", "--chained", "--print", "--force"); code != 0 || !strings.Contains(out, "penstock") {
+		t.Errorf("%d %s", code, out)
+	}
 	p.write(filepath.Join(p.conf, "10-net.conflist"), `{"cniVersion":"1.0.0","name":"net","x":1,"plugins":[{"type":"bridge","isGateway":true,"mtu":1450},{"type":"portmap"},{"type":"bandwidth"}]}`)
 	if code, out := p.run("install", "--chained", "--plugin", p.plugin); code != 0 || strings.Contains(out, "warning") {
 		t.Fatalf("%d %s", code, out)
