@@ -68,9 +68,6 @@ func readConf(args *skel.CmdArgs) (*netConf, error) {
 	if !filepath.IsAbs(c.Socket) {
 		return c, invalid("socket %q is not an absolute path", c.Socket)
 	}
-	if fi, err := os.Stat(c.Socket); err == nil && fi.Mode()&os.ModeSocket == 0 { // where there is none the daemon may be about to start
-		return c, invalid("socket %s is there and is no socket: name penstockd's control socket, which is %s unless its configuration says otherwise", c.Socket, control.DefaultSocket)
-	}
 	return c, nil
 }
 
@@ -80,24 +77,48 @@ func inWords(err error) error {
 	if !errors.As(err, &e) || e.Field == "" {
 		return err
 	}
-	is := map[string]string{"array": "a list", "object": "an object", "string": "a string", "bool": "true or false"}[e.Value]
+	is := map[string]string{"array": "a list", "object": "an object", "string": "a string", "bool": "true or false", "number": "a number"}[e.Value]
 	must := map[reflect.Kind]string{reflect.String: "a string", reflect.Slice: "a list", reflect.Struct: "an object", reflect.Map: "an object", reflect.Bool: "true or false",
 		reflect.Int: "a whole number", reflect.Uint64: "a whole number that is not negative"}[e.Type.Kind()]
-	return fmt.Errorf("%s is %s and must be %s", e.Field, cmp.Or(is, e.Value), cmp.Or(must, "something else"))
+	field := strings.TrimPrefix(e.Field, "PluginConf.") // which is embedded
+	return fmt.Errorf("%s is %s and must be %s", field, cmp.Or(is, strings.TrimPrefix(e.Value, "number ")), cmp.Or(must, "something else"))
+}
+
+// checkSocket refuses what is there and is none; where nothing is the daemon may be about to start. Not for DEL, which queues beside
+// whatever was named.
+func (c *netConf) checkSocket() error {
+	if fi, err := os.Stat(c.Socket); err == nil && fi.Mode()&os.ModeSocket == 0 {
+		return invalid("socket %s is there and is no socket: name penstockd's control socket, which is %s unless its configuration says otherwise", c.Socket, control.DefaultSocket)
+	}
+	return nil
+}
+
+// refuseList is about a list of plugins, which is the runtime's to take apart.
+func refuseList(stdin []byte) error {
+	var list struct{ Plugins any }
+	if bytes.Contains(stdin, []byte(`"plugins"`)) && json.Unmarshal(stdin, &list) == nil && list.Plugins != nil {
+		return invalid("this is a list of plugins, of which a runtime hands each plugin its own object: call a runtime or cnitool, or give penstock's object with the list's name and cniVersion in it")
+	}
+	return nil
 }
 
 // checkStatic is what can be said of a configuration without a pod: STATUS has no more.
 func (c *netConf) checkStatic() error {
-	r := &request{conf: c, attach: c.Attach}
+	if err := c.checkSocket(); err != nil {
+		return err
+	}
+	r := &request{conf: c, attach: c.Attach, ipam: c.delegated()}
 	switch r.attach {
 	case "", control.AttachVeth, control.AttachTUN, control.AttachRouted:
 	default:
 		return badAttach(r.attach)
 	}
-	if err := r.readMTU(); err != nil {
-		return err
+	for _, check := range []func() error{r.checkIPAM, r.readMTU, r.checkRoutes} {
+		if err := check(); err != nil {
+			return err
+		}
 	}
-	return r.checkRoutes()
+	return nil
 }
 
 func badAttach(attach string) error {
@@ -118,12 +139,11 @@ func read(args *skel.CmdArgs) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list struct{ Plugins any } // of a list, which is the runtime's to take apart
-	if bytes.Contains(args.StdinData, []byte(`"plugins"`)) {
-		json.Unmarshal(args.StdinData, &list)
+	if err := c.checkSocket(); err != nil {
+		return nil, err
 	}
-	if list.Plugins != nil {
-		return nil, invalid("this is a list of plugins, of which a runtime hands each plugin its own object: call a runtime or cnitool, or give penstock's object with the list's name and cniVersion in it")
+	if err := refuseList(args.StdinData); err != nil {
+		return nil, err
 	}
 	r := &request{CmdArgs: args, conf: c, attach: c.Attach, ipam: c.delegated()}
 	if r.previous, err = c.previousResult(); err != nil {
@@ -171,14 +191,18 @@ func (r *request) checkAttach() error {
 		if r.previous == nil {
 			return invalid("attach routed needs a plugin such as bridge or ptp before penstock in the list: there is no prevResult")
 		}
-		if r.conf.IPAM.Type != "" {
-			return invalid("ipam %s cannot be used with attach routed: the plugin before penstock has the addresses", r.conf.IPAM.Type)
-		}
 	default:
 		return badAttach(r.attach)
 	}
-	if r.ipam == "dhcp" {
-		return invalid("ipam dhcp cannot work behind attach %s: no broadcast leaves the pod; let a bridge have the ipam and chain penstock behind it", r.attach)
+	return r.checkIPAM()
+}
+
+func (r *request) checkIPAM() error {
+	switch {
+	case r.attach == control.AttachRouted && r.conf.IPAM.Type != "":
+		return invalid("ipam %s cannot be used with attach routed: the plugin before penstock has the addresses", r.conf.IPAM.Type)
+	case r.ipam == "dhcp":
+		return invalid("ipam dhcp cannot work behind attach %s: no broadcast leaves the pod; let a bridge have the ipam and chain penstock behind it", cmp.Or(r.attach, control.AttachVeth))
 	}
 	return nil
 }

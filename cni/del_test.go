@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -299,5 +300,20 @@ func TestTypesOfPending(t *testing.T) {
 	var q control.DetachRequest
 	if err != nil || json.Unmarshal(b, &q) != nil || q.Container != "c" {
 		t.Errorf("%s, %v", b, err)
+	}
+}
+
+// TestDeleteBesideWhatIsNoSocket: a delete waits beside the socket that was named, whatever stands there meanwhile.
+func TestDeleteBesideWhatIsNoSocket(t *testing.T) {
+	w := newWorld(t)
+	for _, path := range []string{filepath.Join(t.TempDir(), "x.sock"), filepath.Join(t.TempDir(), "gone", "by", "boot.sock")} {
+		if filepath.Base(path) == "x.sock" {
+			os.Mkdir(path, 0o700)
+		}
+		p := w.newPod()
+		a := w.run(call{verb: "DEL", id: p.id, netns: p.path, conf: map[string]any{"socket": path}})
+		if waiting, err := control.Pending(path); a.code != 0 || err != nil || len(waiting) != 1 {
+			t.Errorf("%s: %d %s; %v, %v", path, a.code, a.msg, waiting, err)
+		}
 	}
 }

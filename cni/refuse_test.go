@@ -54,8 +54,9 @@ func TestRefused(t *testing.T) {
 		{name: "a list", conf: map[string]any{"plugins": []any{map[string]any{"type": "penstock"}}}, code: config, says: "a list of plugins", only: "veth"},
 		{name: "routed alone", conf: map[string]any{"attach": "routed"}, code: config, says: "no prevResult", only: "veth"},
 		{name: "MTU in quotes", conf: map[string]any{"mtu": "1400"}, code: types.ErrDecodingFailure, says: "mtu is a string and must be a whole number", only: "veth"},
-		{name: "attach of a number", conf: map[string]any{"attach": 5}, code: types.ErrDecodingFailure, says: "attach is number and must be a string", only: "veth"},
-		{name: "negative rate", conf: shape(map[string]any{"ingressRate": -1}), code: types.ErrDecodingFailure, says: "runtimeConfig.bandwidth.ingressRate is number -1 and must be a whole number that is not negative", only: "veth"},
+		{name: "attach of a number", conf: map[string]any{"attach": 5}, code: types.ErrDecodingFailure, says: "attach is a number and must be a string", only: "veth"},
+		{name: "ipam of a list", conf: map[string]any{"ipam": []any{}}, code: types.ErrDecodingFailure, says: ": ipam is a list and must be an object", only: "veth"},
+		{name: "negative rate", conf: shape(map[string]any{"ingressRate": -1}), code: types.ErrDecodingFailure, says: "runtimeConfig.bandwidth.ingressRate is -1 and must be a whole number that is not negative", only: "veth"},
 		{name: "socket that is none", conf: map[string]any{"socket": "/tmp"}, code: config, says: "socket /tmp is there and is no socket", only: "veth"},
 		{name: "MTU of 20", conf: map[string]any{"mtu": 20}, code: config, says: "mtu 20 is not between 68 and 65535"},
 		{name: "negative MTU", conf: map[string]any{"mtu": -1}, code: config, says: "mtu -1"},
@@ -339,6 +340,9 @@ func TestStatusOfConfiguration(t *testing.T) {
 		{map[string]any{"attach": "vteh"}, types.ErrInvalidNetworkConfig, `attach "vteh"`},
 		{map[string]any{"mtu": 20}, types.ErrInvalidNetworkConfig, "mtu 20"},
 		{map[string]any{"routes": []any{map[string]any{"dst": "10.0.0.0/8", "gw": "10.1.1.1"}}}, types.ErrInvalidNetworkConfig, "leave gw out"},
+		{map[string]any{"ipam": map[string]any{"type": "dhcp"}}, types.ErrInvalidNetworkConfig, "ipam dhcp cannot work behind attach veth"},
+		{map[string]any{"attach": "routed", "ipam": map[string]any{"type": "host-local"}}, types.ErrInvalidNetworkConfig, "with attach routed"},
+		{map[string]any{"plugins": []any{1}}, types.ErrInvalidNetworkConfig, "a list of plugins"},
 		{map[string]any{"attach": "routed"}, 0, ""}, // STATUS has no prevResult
 	} {
 		if a := w.run(call{verb: "STATUS", conf: test.conf}); a.code != test.code || !strings.Contains(a.msg, test.says) {

@@ -19,6 +19,9 @@ func status(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	if err := refuseList(args.StdinData); err != nil {
+		return err
+	}
 	if err := c.checkStatic(); err != nil {
 		return err
 	}

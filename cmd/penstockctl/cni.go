@@ -384,7 +384,7 @@ func bandwidthTrouble(l cniList) (trouble []string) {
 	return trouble
 }
 
-const noGateway = `the bridge lacks "isGateway": true, so the host has no route to its pods and penstock refuses every one`
+const noGateway = `the bridge lacks "isGateway": true, so that the host has no route to its pods, if nobody else gives the bridge an address, and penstock refuses every one`
 
 func lacksGateway(p cniPlugin) bool {
 	is := func(key string) bool { on, _ := p[key].(bool); return on }

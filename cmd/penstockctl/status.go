@@ -78,12 +78,15 @@ func (t *tool) waitReady(ctx context.Context, wait time.Duration) error {
 			return nil
 		case err == nil:
 			last = &verdict{exitNo, fmt.Sprintf("penstockd is not ready after %s: %s", wait, s.Reason)}
-		case last == nil && (unreachable || !late), unreachable && !late:
+		case !late && (last == nil || unreachable):
 			last = err
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) { // Ctrl-C, and not the end of the wait
+				return fmt.Errorf("the wait for penstockd on %s was broken off", t.socket)
+			}
 			if last == nil {
 				last = &verdict{exitUnreachable, fmt.Sprintf("penstockd on %s did not answer within %s: look why with journalctl -u penstockd -n 50", t.socket, wait)}
 			}

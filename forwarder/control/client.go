@@ -215,17 +215,19 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	switch {
 	case errors.As(err, &stranger):
 		return fmt.Errorf("what listens on %s is not penstockd: %w", c.socket, err)
-	case !sent && op.Timeout(): // package net sees the deadline a moment before ctx does
-		return &late{c.socket, context.DeadlineExceeded}
-	case ctx.Err() != nil && (sent || errors.Is(err, ctx.Err())):
+	case sent && ctx.Err() != nil:
 		return &late{c.socket, ctx.Err()}
+	case !sent && op.Timeout(): // package net sees the deadline a moment before ctx does
+		return c.unsent(context.DeadlineExceeded)
+	case !sent && ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return c.unsent(ctx.Err())
 	case sent:
 		return fmt.Errorf("penstockd on %s broke off the conversation: %w", c.socket, err)
 	case errors.Is(err, fs.ErrPermission):
 		return &silence{fmt.Sprintf("no permission to open the control socket %s: run as root", c.socket), op.Err}
 	case errors.Is(err, fs.ErrNotExist):
 		return &silence{fmt.Sprintf("there is no control socket %s: penstockd is not running, or its configuration names another socket", c.socket), op.Err}
-	case errors.Is(err, syscall.ECONNREFUSED) && !isSocket(c.socket):
+	case errors.Is(err, syscall.ECONNREFUSED) && isOther(c.socket):
 		return &silence{fmt.Sprintf("%s is there and is no socket: name penstockd's control socket, which is %s unless its configuration says otherwise", c.socket, DefaultSocket), op.Err}
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return &silence{fmt.Sprintf("nobody listens on the control socket %s: penstockd has died", c.socket), op.Err}
@@ -233,7 +235,13 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	return &silence{fmt.Sprintf("the control socket %s cannot be opened: %v", c.socket, op.Err), op.Err}
 }
 
-func isSocket(path string) bool {
+// unsent is a request for which there was no time left to reach the daemon.
+func (c *Client) unsent(cause error) error {
+	return &silence{(&late{c.socket, cause}).Error(), cause}
+}
+
+// isOther is whether something is there that is no socket.
+func isOther(path string) bool {
 	fi, err := os.Stat(path)
-	return err == nil && fi.Mode()&fs.ModeSocket != 0
+	return err == nil && fi.Mode()&fs.ModeSocket == 0
 }

@@ -46,28 +46,13 @@ func WritePending(socket string, r DetachRequest) error {
 		return err
 	}
 	dir := PendingDir(socket)
-	if err := mkdir(dir); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("the delete of %s/%s cannot be queued: %w", r.Container, r.Interface, err)
 	}
 	if err := WriteFileDurably(PendingPath(socket, r.Container, r.Interface), b); err != nil {
 		return fmt.Errorf("the delete of %s/%s cannot be queued: %w", r.Container, r.Interface, err)
 	}
 	return nil
-}
-
-// mkdir makes the directory, and that of the socket, which a service manager takes away with the service (RuntimeDirectory in
-// systemd.exec(5)), but nothing above it: that would be a mistyped path's.
-func mkdir(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.Mkdir(filepath.Dir(dir), 0o700); err == nil || errors.Is(err, fs.ErrExist) {
-			err = os.Mkdir(dir, 0o700)
-		}
-	}
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	return err
 }
 
 // Pending lists the deletes that wait: by file name without .json, which is the DeviceName. A file that is not understood has

@@ -1,11 +1,13 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,16 +50,21 @@ func TestPending(t *testing.T) {
 	}
 }
 
-// TestPendingMakesNoPath: a socket's directory goes with its service and comes back; what is above it, a slip of the pen does not make.
-func TestPendingMakesNoPath(t *testing.T) {
-	dir := t.TempDir()
-	q := DetachRequest{Container: "c1", Interface: "eth0"}
-	if err := WritePending(filepath.Join(dir, "run", "p.sock"), q); err != nil {
-		t.Error(err)
-	}
-	err := WritePending(filepath.Join(dir, "rnu", "penstock", "p.sock"), q)
-	if _, e := os.Stat(filepath.Join(dir, "rnu")); err == nil || !errors.Is(e, os.ErrNotExist) {
-		t.Errorf("%v, %v", err, e)
+// TestUnsent: a request that ran out of time before it reached anybody has certainly not happened.
+func TestUnsent(t *testing.T) {
+	for name, end := range map[string]func() (context.Context, context.CancelFunc){
+		"late": func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), -time.Second) },
+		"given up": func() (context.Context, context.CancelFunc) {
+			c, f := context.WithCancel(t.Context())
+			f()
+			return c, f
+		},
+	} {
+		ctx, cancel := end()
+		_, err := New(filepath.Join(t.TempDir(), "p.sock")).Status(ctx)
+		if cancel(); !errors.Is(err, ErrUnreachable) || !errors.Is(err, ctx.Err()) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -34,19 +34,10 @@ func monitor() (thread string) {
 		return ""
 	}
 	_, _, names := syscall.ParseDirent(b[:n], -1, make([]string, 0, 16))
-	for _, n := range names { // in the order in which they were started
-		if number(n) != syscall.Getpid() {
-			return n
-		}
+	if len(names) < 2 {
+		return ""
 	}
-	return ""
-}
-
-func number(digits string) (n int) {
-	for _, d := range digits {
-		n = 10*n + int(d-'0')
-	}
-	return n
+	return names[1] // in the order in which they were started (first_tid in fs/proc/base.c)
 }
 
 // slack lets the kernel wake a thread up to a millisecond late (PR_SET_TIMERSLACK, proc(5)), and those that it starts. Where that is
