@@ -46,6 +46,9 @@ func TestShape(t *testing.T) {
 					}
 					pod.AttachAgain(t)
 					for i, load := range loads {
+						if !matrix() && load.size == 64 && way == "ingress" {
+							continue
+						}
 						if rate > load.most || raced() && rate > 100e6 || i > 0 && !matrix() && (rate != 100e6 && load.size != 64 || testing.Short()) {
 							continue
 						}
