@@ -116,7 +116,7 @@ microbench: need-go ## every Go benchmark for BENCHTIME (1s) each, with allocati
 
 # The matrix goes slice by slice. What has passed stands in bin/matrix with the packet path's trees, so that a run that was broken
 # off goes on where it was; ONLY chooses slices by a pattern, FRESH=1 forgets what has passed. bin/matrix.json tells meanwhile how far it is.
-# All other tests, which take an hour together: others/rest has those that are in none of the rooms before it.
+# All other tests, which take 40 minutes together: others/rest has those that are in none of the rooms before it.
 OTHERS         := cni interop input load native
 others.cni     := ^Test(CNI|Adopt|Collect|Descriptors)
 others.interop := ^Test(Interop|Crossing|Service|NodePort|Outside|Probes)

@@ -10,7 +10,7 @@ import (
 	"github.com/penstock-net/penstock/forwarder/hostnet/nstest"
 )
 
-// set writes a bitset as the kernel does.
+// bitset is one as the kernel writes it.
 func bitset(noMask bool, bits map[string]bool) []byte {
 	s := nl.NewRtAttr(ethtoolWanted, nil)
 	if noMask {

@@ -6,8 +6,8 @@
 //
 //   - One processor is enough for what is done in sequence.
 //   - The runtime's monitor, which looks for blocked system calls every 20 µs, need look only every millisecond.
-//   - The main goroutine's stack gets its final size while it is empty. It would be copied four times on the way, each time from
-//     deeper calls, of whose frames the runtime must learn where they have pointers.
+//   - The main goroutine's stack gets its final size while it is empty. It would be copied to twice the size again and again, each
+//     time from deeper calls, of whose frames the runtime must learn where they have pointers.
 package quiet
 
 import (
