@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -84,11 +83,10 @@ func inWords(err error) error {
 	return fmt.Errorf("%s is %s and must be %s", field, cmp.Or(is, strings.TrimPrefix(e.Value, "number ")), cmp.Or(must, "something else"))
 }
 
-// checkSocket refuses what is there and is none; where nothing is the daemon may be about to start. Not for DEL, which queues beside
-// whatever was named.
+// checkSocket is not for DEL, which queues beside whatever was named.
 func (c *netConf) checkSocket() error {
-	if fi, err := os.Stat(c.Socket); err == nil && fi.Mode()&os.ModeSocket == 0 {
-		return invalid("socket %s is there and is no socket: name penstockd's control socket, which is %s unless its configuration says otherwise", c.Socket, control.DefaultSocket)
+	if err := control.CheckSocket(c.Socket); err != nil {
+		return invalid("socket %v", err)
 	}
 	return nil
 }

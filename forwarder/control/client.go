@@ -227,9 +227,10 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		return &silence{fmt.Sprintf("no permission to open the control socket %s: run as root", c.socket), op.Err}
 	case errors.Is(err, fs.ErrNotExist):
 		return &silence{fmt.Sprintf("there is no control socket %s: penstockd is not running, or its configuration names another socket", c.socket), op.Err}
-	case errors.Is(err, syscall.ECONNREFUSED) && isOther(c.socket):
-		return &silence{fmt.Sprintf("%s is there and is no socket: name penstockd's control socket, which is %s unless its configuration says otherwise", c.socket, DefaultSocket), op.Err}
 	case errors.Is(err, syscall.ECONNREFUSED):
+		if other := CheckSocket(c.socket); other != nil {
+			return &silence{other.Error(), op.Err}
+		}
 		return &silence{fmt.Sprintf("nobody listens on the control socket %s: penstockd has died", c.socket), op.Err}
 	}
 	return &silence{fmt.Sprintf("the control socket %s cannot be opened: %v", c.socket, op.Err), op.Err}
@@ -240,8 +241,10 @@ func (c *Client) unsent(cause error) error {
 	return &silence{(&late{c.socket, cause}).Error(), cause}
 }
 
-// isOther is whether something is there that is no socket.
-func isOther(path string) bool {
-	fi, err := os.Stat(path)
-	return err == nil && fi.Mode()&fs.ModeSocket == 0
+// CheckSocket is an error if something is there that is no socket. Where nothing is, the daemon may be about to start.
+func CheckSocket(path string) error {
+	if fi, err := os.Stat(path); err == nil && fi.Mode()&fs.ModeSocket == 0 {
+		return fmt.Errorf("%s is there and is no socket: name penstockd's control socket, which is %s unless its configuration says otherwise", path, DefaultSocket)
+	}
+	return nil
 }
