@@ -44,8 +44,7 @@ type Allocator struct {
 	mu      sync.Mutex
 	owned   map[netip.Addr]string
 	owners  map[string][]netip.Addr
-	waiting []Waiting // oldest first; entries whose address is owned again are stale and skipped
-	waits   map[netip.Addr]time.Time
+	waiting []Waiting // oldest first, an address once, and none that is owned
 	pools   map[netip.Prefix]*pool
 }
 
@@ -57,7 +56,7 @@ type Waiting struct {
 
 // New makes an allocator without owners. now is time.Now outside tests.
 func New(now func() time.Time) *Allocator {
-	return &Allocator{now: now, owned: map[netip.Addr]string{}, owners: map[string][]netip.Addr{}, waits: map[netip.Addr]time.Time{}, pools: map[netip.Prefix]*pool{}}
+	return &Allocator{now: now, owned: map[netip.Addr]string{}, owners: map[string][]netip.Addr{}, pools: map[netip.Prefix]*pool{}}
 }
 
 // Usable reports whether a pod may have the address: it lies in the CIDR, is not the first, which is the host's, and not the
@@ -132,7 +131,7 @@ func (al *Allocator) find(cidrs []netip.Prefix, family int) (netip.Addr, error) 
 		return netip.Addr{}, fmt.Errorf("this node has no IPv%d pod CIDR", family)
 	}
 	for _, w := range al.waiting {
-		if al.waits[w.Address].Equal(w.Since) && slices.ContainsFunc(tried, func(c netip.Prefix) bool { return Usable(c, w.Address) }) {
+		if slices.ContainsFunc(tried, func(c netip.Prefix) bool { return Usable(c, w.Address) }) {
 			return w.Address, nil
 		}
 	}
@@ -234,8 +233,8 @@ func (al *Allocator) Usage(cidr netip.Prefix) Usage {
 			u.Owned++
 		}
 	}
-	for a := range al.waits {
-		if Usable(cidr, a) {
+	for _, w := range al.waiting {
+		if Usable(cidr, w.Address) {
 			u.Waiting++
 		}
 	}
@@ -248,18 +247,13 @@ func (al *Allocator) Snapshot() (owned map[netip.Addr]string, waiting []Waiting)
 	al.mu.Lock()
 	defer al.mu.Unlock()
 	al.expire()
-	for _, w := range al.waiting {
-		if al.waits[w.Address].Equal(w.Since) {
-			waiting = append(waiting, w)
-		}
-	}
-	return maps.Clone(al.owned), waiting
+	return maps.Clone(al.owned), slices.Clone(al.waiting)
 }
 
 // All below: al.mu is held.
 
 func (al *Allocator) take(a netip.Addr, owner string) {
-	delete(al.waits, a)
+	al.unwait(a)
 	al.owned[a] = owner
 	al.owners[owner] = append(al.owners[owner], a)
 	al.mark(a, true)
@@ -274,10 +268,15 @@ func (al *Allocator) drop(owner string) []netip.Addr {
 	return addresses
 }
 
+// wait puts an address at the end of those that wait.
 func (al *Allocator) wait(a netip.Addr, since time.Time) {
-	al.waits[a] = since
+	al.unwait(a)
 	al.waiting = append(al.waiting, Waiting{a, since})
 	al.mark(a, true)
+}
+
+func (al *Allocator) unwait(a netip.Addr) {
+	al.waiting = slices.DeleteFunc(al.waiting, func(w Waiting) bool { return w.Address == a })
 }
 
 // expire frees what has waited long enough.
@@ -288,10 +287,7 @@ func (al *Allocator) expire() {
 			break
 		}
 		n++
-		if al.waits[w.Address].Equal(w.Since) {
-			delete(al.waits, w.Address)
-			al.mark(w.Address, false)
-		}
+		al.mark(w.Address, false)
 	}
 	if al.waiting = al.waiting[n:]; len(al.waiting) == 0 {
 		al.waiting = nil
@@ -312,8 +308,8 @@ func (al *Allocator) pool(cidr netip.Prefix) *pool {
 		for a := range al.owned {
 			p.mark(a, true)
 		}
-		for a := range al.waits {
-			p.mark(a, true)
+		for _, w := range al.waiting {
+			p.mark(w.Address, true)
 		}
 	}
 	return p

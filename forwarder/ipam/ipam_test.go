@@ -209,6 +209,25 @@ func TestWaiting(t *testing.T) {
 	}
 }
 
+// An address that waited, was given by request and comes back within the same tick of the clock waits at the end, and once.
+func TestWaitsOnce(t *testing.T) {
+	c := newClock()
+	al := New(c.now)
+	cidr := prefixes("10.0.0.0/30")
+	for _, step := range []struct{ owner, address string }{{"a", "10.0.0.1"}, {"b", "10.0.0.2"}, {"c", "10.0.0.1"}} {
+		if _, err := al.Allocate(Request{Owner: step.owner, CIDRs: cidr, Requested: addrs(step.address)}); err != nil {
+			t.Fatal(err)
+		}
+		al.Release(step.owner)
+	}
+	if _, waiting := al.Snapshot(); len(waiting) != 2 || al.Usage(cidr[0]).Waiting != 2 {
+		t.Errorf("%v waits, want each address once", waiting)
+	}
+	if got, err := al.Allocate(Request{Owner: "d", CIDRs: cidr, Families: []int{4}}); err != nil || got[0] != addrs("10.0.0.2")[0] {
+		t.Errorf("%v, %v: want 10.0.0.2, released before 10.0.0.1 came back", got, err)
+	}
+}
+
 // The oracle is a map and a list; whatever the order of events, both agree on who has what, nothing is given twice, and a
 // waiting address is given only when nothing else was free, the oldest first.
 func TestOracle(t *testing.T) {
@@ -300,7 +319,16 @@ func TestOracle(t *testing.T) {
 			"cancel":  func(t *rapid.T) { n := names.Draw(t, "owner"); al.Cancel(n); release(n, false) },
 			"later":   func(t *rapid.T) { c.t = c.t.Add(time.Duration(rapid.IntRange(0, 70).Draw(t, "seconds")) * time.Second) },
 			"": func(t *rapid.T) {
-				owned, _ := al.Snapshot()
+				owned, waiting := al.Snapshot()
+				var left []netip.Addr
+				for _, a := range queue {
+					if c.t.Sub(since[a]) < Wait {
+						left = append(left, a)
+					}
+				}
+				if !slices.EqualFunc(waiting, left, func(w Waiting, a netip.Addr) bool { return w.Address == a }) {
+					t.Fatalf("%v waits, want %v", waiting, left)
+				}
 				if len(owned) != len(owner) {
 					t.Fatalf("%v, want %v", owned, owner)
 				}
