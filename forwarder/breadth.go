@@ -17,6 +17,10 @@ import (
 //	the worker finds a ring crowded ──asks──▶ the keeper opens a wide ring and hands it to the worker
 //	the pod is quiet for quietBreadth ──────▶ the keeper lets the worker read it to its end, and closes it
 //
+// A flood of small packets gets a ring of blocks (V3): the kernel fills it for less, and wakes the worker once a block instead
+// of once a frame. A frame may wait a millisecond there, which a flood waits anyway and nobody else should: the pod
+// gets it at floodRate only, and loses it soon after it has come down from there.
+//
 // Both bounds hold: a pod's rings and queues stay within limits.podBuffer and all
 // pods' within limits.totalBuffer; a pod that is being attached goes first.
 
@@ -28,6 +32,11 @@ const (
 
 	quietBreadth = 8 * time.Second // so long without a crowd, and the wide ring is given back
 	lookBreadth  = 2 * time.Second // how often the keeper looks at wide rings
+
+	floodRate  = 150_000                // frames a second that are a flood
+	lookCrowd  = 5 * time.Millisecond   // over so long a crowd's rate is taken before it gets a ring
+	lookFlood  = 500 * time.Millisecond // how often a flood is looked at
+	blocksMost = 4 << 20                // bytes of blocks
 )
 
 // breadth is what a port with a V2 ring knows of its wide one.
@@ -37,16 +46,21 @@ type breadth struct {
 
 	busy  atomic.Int64 // Unix seconds when a ring was last found crowded
 	asked atomic.Bool  // the keeper is to look at this port
+	read  atomic.Int64 // frames. The worker's to write
 
 	// Changed under Forwarder.control.
-	wide *ring.PacketSocket
-	size int64 // bytes of the wide ring and its queue; 0: none
+	wide   *ring.PacketSocket
+	size   int64     // bytes of the wide ring and its queue; 0: none
+	looked time.Time // when the keeper last looked at this port; zero: it had no reason to
+	had    int64     // what was read then
+	due    time.Time // when it is to look again
 
 	polled int // the wide descriptor in the worker's epoll set; 0: none. The worker's
 }
 
-// crowded tells the keeper of a crowd. After each read, on the worker.
-func (b *breadth) crowded(w *worker) {
+// took counts n frames and tells the keeper of a crowd. After each read, on the worker.
+func (b *breadth) took(w *worker, n int) {
+	b.read.Store(b.read.Load() + int64(n))
 	if !b.socket.Crowded() {
 		return
 	}
@@ -91,58 +105,106 @@ func (k *keeper) run(f *Forwarder) {
 		case <-k.wake:
 		case <-tick:
 		}
-		if tick = nil; f.adjustBreadths() {
-			tick = time.After(lookBreadth)
+		tick = nil
+		if again := f.adjustBreadths(); again > 0 {
+			tick = time.After(again)
 		}
 	}
 }
 
-// adjustBreadths looks at every port that has asked; more: it is to be called again.
-func (f *Forwarder) adjustBreadths() (more bool) {
+// adjustBreadths looks at every port that has asked and is due, and says when it is to be called again; 0: when one asks.
+func (f *Forwarder) adjustBreadths() (again time.Duration) {
 	for _, p := range *f.portList.Load() {
-		if b := p.breadth; b == nil || !b.asked.Load() {
+		b := p.breadth
+		if b == nil || !b.asked.Load() {
 			continue
 		}
 		f.control.Lock()
-		if !f.stopped && slices.Contains(f.ports, p) && f.adjustBreadth(p) {
-			more = true
+		if !f.stopped && slices.Contains(f.ports, p) {
+			now := f.env.now()
+			wait := b.due.Sub(now)
+			if wait <= 0 { // else another port's crowd has woken us
+				wait = f.adjustBreadth(p, now)
+				b.due = now.Add(wait)
+			}
+			if wait > 0 && (again == 0 || wait < again) {
+				again = wait
+			}
 		}
 		f.control.Unlock()
 	}
-	return more
+	return again
 }
 
-// adjustBreadth widens or narrows one port; false: it is narrow and quiet.
-func (f *Forwarder) adjustBreadth(p *port) bool {
+// adjustBreadth changes how wide one port is, if it is time to, and says when it is to be looked at again; 0: it is narrow, and
+// will ask.
+func (f *Forwarder) adjustBreadth(p *port, now time.Time) (again time.Duration) {
 	b := p.breadth
-	quiet := f.env.now().Unix()-b.busy.Load() >= int64(quietBreadth/time.Second)
+	rate, known := b.rate(now)
+	flood := f.use.flood > 0 && rate >= f.use.flood
+	quiet := now.Unix()-b.busy.Load() >= int64(quietBreadth/time.Second)
 	switch {
-	case quiet && b.wide != nil:
+	case b.wide == nil && quiet:
+	case b.wide == nil && !known && f.use.flood > 0:
+		return lookCrowd
+	case b.wide == nil && flood:
+		return f.widenFor(p, ring.RingV3)
+	case b.wide == nil:
+		return f.widenFor(p, ring.RingV2)
+	case b.wide.Ring() == ring.RingV3 && rate >= f.use.flood/2:
+		return lookFlood
+	case b.wide.Ring() == ring.RingV2 && !quiet && !flood:
+		return lookBreadth
+	default: // no longer what its ring is for
 		if err := f.narrow(p); err != nil {
-			f.complain("a quiet pod keeps its wide ring", "device", p.spec.Device, err)
-			return true
+			f.complain("a pod keeps a wide ring that is not what it needs", "device", p.spec.Device, err)
+			return lookBreadth
 		}
-	case !quiet && b.wide == nil:
-		if err := f.widen(p); err != nil {
-			f.complain("a busy pod gets no wide ring and may lose packets", "device", p.spec.Device, err)
+		if flood {
+			return f.widenFor(p, ring.RingV3)
 		}
-		return true
-	case !quiet:
-		return true
 	}
+	b.looked = time.Time{}
 	b.asked.Store(false)
-	return false
+	return 0
+}
+
+// widenFor is widen, with the log told of an error; it says when to look again.
+func (f *Forwarder) widenFor(p *port, kind ring.PacketRing) time.Duration {
+	if err := f.widen(p, kind); err != nil {
+		f.complain("a busy pod gets no wide ring and may lose packets", "device", p.spec.Device, err)
+	} else if kind == ring.RingV3 {
+		return lookFlood
+	}
+	return lookBreadth
+}
+
+// rate is how many frames a second were read since the last look; known: there was one.
+func (b *breadth) rate(now time.Time) (perSecond float64, known bool) {
+	read, since := b.read.Load(), now.Sub(b.looked)
+	if known = !b.looked.IsZero() && since > 0; known {
+		perSecond = float64(read-b.had) / since.Seconds()
+	}
+	b.looked, b.had = now, read
+	return perSecond, known
 }
 
 // widen gives the port a wide ring. On an error it has its narrow one as before.
-func (f *Forwarder) widen(p *port) error {
+func (f *Forwarder) widen(p *port, kind ring.PacketRing) error {
 	b := p.breadth
 	size := min(f.settings.PodBuffer-b.narrow, f.bufferLeft())
 	if size < leastBreadth {
 		return fmt.Errorf("limits.podBuffer %d and limits.totalBuffer %d leave %d bytes for it, it needs %d", f.settings.PodBuffer, f.settings.TotalBuffer, max(size, 0), leastBreadth)
 	}
-	slots := wideSlots(size)
-	wide, err := f.env.openWide(b.socket, slots, int(size)-slots*wideSlotSize)
+	cfg := ring.PacketConfig{Ring: kind}
+	if kind == ring.RingV3 {
+		cfg.Slots, cfg.SlotSize = int(min(size, blocksMost)/blockV3), blockV3
+		size = int64(cfg.Slots) * blockV3
+	} else {
+		cfg.Slots, cfg.SlotSize = wideSlots(size), wideSlotSize
+		cfg.RecvBuffer = int(size) - cfg.Slots*cfg.SlotSize
+	}
+	wide, err := f.env.openWide(b.socket, cfg)
 	if err != nil {
 		return err
 	}
@@ -191,28 +253,44 @@ func (f *Forwarder) takeWide(p *port, wide *ring.PacketSocket) error {
 // narrow gives the wide ring back. On an error the port keeps it.
 func (f *Forwarder) narrow(p *port) error {
 	b := p.breadth
-	f.onWorker(p.worker, func(*worker) error { b.socket.Leave(); return nil })
+	if !f.readUntil(p, b.socket.Leave) {
+		return fmt.Errorf("what came to its narrow ring cannot be read")
+	}
 	if err := b.socket.Choose(false); err != nil {
 		f.onWorker(p.worker, func(*worker) error { b.socket.Adopt(b.wide); return nil })
 		return err
 	}
-	f.onWorker(p.worker, func(w *worker) error {
-		// Nothing is added any more. The bound is for a ring that cannot be read.
-		for range mostSlots {
-			if b.socket.Left() {
-				break
-			}
-			w.begin()
-			w.servePort(p, false)
-			w.ledger.publish(&w.tally)
-		}
-		w.leaveWide(p)
-		return nil
-	})
+	f.readUntil(p, b.socket.Left) // nothing is added any more
+	f.onWorker(p.worker, func(w *worker) error { w.leaveWide(p); return nil })
 	f.fds.remove(b.wide.FD())
 	err := b.wide.Close()
 	b.wide, b.size = nil, 0
 	return err
+}
+
+// readUntil has the worker read a port until done, asked on the worker, says so of a ring that the kernel does not fill any more.
+// What is in a block comes when its timer fires, and other ports are served meanwhile. false: it cannot be read.
+func (f *Forwarder) readUntil(p *port, done func() bool) (is bool) {
+	for end := time.Now().Add(200 * time.Millisecond); ; time.Sleep(200 * time.Microsecond) {
+		f.onWorker(p.worker, func(w *worker) error {
+			for turns := 0; turns < mostSlots/batchFrames; turns++ {
+				before := p.breadth.read.Load()
+				if is = done(); is {
+					break
+				}
+				w.begin()
+				w.servePort(p, false)
+				w.ledger.publish(&w.tally)
+				if p.breadth.read.Load() == before {
+					break
+				}
+			}
+			return nil
+		})
+		if is || p.lost.Load() || time.Now().After(end) {
+			return is
+		}
+	}
 }
 
 // leaveWide ends the reading of a wide ring. On the worker.

@@ -27,7 +27,7 @@ type breadthRig struct {
 }
 
 func newBreadthRig(t *testing.T, s Settings) *breadthRig {
-	s.Offload.PacketRing = "v2"
+	s.Offload.PacketRing = "auto"
 	b := &breadthRig{rig: newRig(t, s), far: nstest.New(t), near: nstest.New(t), pods: map[string]*ring.PacketSocket{}}
 	b.f.env.openPacket = func(c ring.PacketConfig) (p ring.Port, stats func() (ring.Stats, error), err error) {
 		b.near.Do(func() {
@@ -38,8 +38,8 @@ func newBreadthRig(t *testing.T, s Settings) *breadthRig {
 		})
 		return p, stats, err
 	}
-	b.f.env.openWide = func(s *ring.PacketSocket, slots, buffer int) (w *ring.PacketSocket, err error) {
-		b.near.Do(func() { w, err = s.OpenWide(slots, buffer) })
+	b.f.env.openWide = func(s *ring.PacketSocket, c ring.PacketConfig) (w *ring.PacketSocket, err error) {
+		b.near.Do(func() { w, err = s.OpenWide(c) })
 		return w, err
 	}
 	b.f.env.now = func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }
@@ -187,6 +187,63 @@ func TestBreadth(t *testing.T) {
 	t.Logf("%d sent, %d lost by the rings", sent, missing)
 }
 
+// TestBreadthFlood: a pod that floods gets a ring of blocks, at once or in the place of one of slots, and loses it when the
+// flood is over; order and counts are right.
+func TestBreadthFlood(t *testing.T) {
+	b := newBreadthRig(t, breadthSettings())
+	if err := b.pod(0); err != nil {
+		t.Fatal(err)
+	}
+	before, left := len(b.f.Descriptors()), b.f.bufferLeft()
+	kind := func() string {
+		b.f.control.Lock()
+		defer b.f.control.Unlock()
+		if w := b.f.findPort("ve0", "eth0").breadth.wide; w != nil {
+			return w.Ring().String()
+		}
+		return "none"
+	}
+	sent := uint32(0)
+	until := func(want string) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); kind() != want && time.Now().Before(end); {
+			b.send("ve0", sent, 5000)
+			sent += 5000
+		}
+		if got := kind(); got != want {
+			t.Fatalf("the wide ring is %s, want %s", got, want)
+		}
+	}
+	b.f.use.flood = 1e9 // nothing is one
+	b.f.Start()
+	until("v2")
+	b.f.control.Lock()
+	b.f.use.flood = 5000
+	b.f.control.Unlock()
+	until("v3") // in the place of the other
+	b.eventually("a narrow ring", func() bool { return kind() == "none" })
+	until("v3") // at once
+	if n := len(b.f.Descriptors()); n != before+1 {
+		t.Errorf("%d descriptors while the ring is wide, want one more than %d", n, before)
+	}
+	if l := b.f.bufferLeft(); l != left-blocksMost {
+		t.Errorf("%d bytes left, want %d", l, left-blocksMost)
+	}
+	b.eventually("a narrow ring", func() bool { return kind() == "none" })
+	b.settleDown()
+	b.mu.Lock()
+	missing := b.missing + sent - b.expected
+	b.mu.Unlock()
+	if lost := b.lost(); uint64(missing) != lost {
+		t.Errorf("%d datagrams are missing, the kernel counts %d", missing, lost)
+	}
+	if n, l := len(b.f.Descriptors()), b.f.bufferLeft(); n != before || l != left {
+		t.Errorf("%d descriptors and %d bytes left, at first %d and %d", n, l, before, left)
+	}
+	b.check(nil)
+	t.Logf("%d sent, %d lost by the rings, %d wide rings", sent, missing, b.f.widened.Load())
+}
+
 // TestBreadthNoPoll: a wide ring that the worker cannot wait for is refused, and
 // the pod is heard through its narrow one.
 func TestBreadthNoPoll(t *testing.T) {
@@ -197,15 +254,15 @@ func TestBreadthNoPoll(t *testing.T) {
 	b.f.Start()
 	p := b.f.findPort("ve0", "eth0")
 	open := b.f.env.openWide
-	b.f.env.openWide = func(s *ring.PacketSocket, slots, buffer int) (*ring.PacketSocket, error) {
-		w, err := open(s, slots, buffer)
+	b.f.env.openWide = func(s *ring.PacketSocket, c ring.PacketConfig) (*ring.PacketSocket, error) {
+		w, err := open(s, c)
 		if err == nil { // what the worker does will be refused: EEXIST
 			b.f.onWorker(0, func(k *worker) error { return k.poller.Add(w.FD(), tokenPort|99) })
 		}
 		return w, err
 	}
 	b.f.control.Lock()
-	err := b.f.widen(p)
+	err := b.f.widen(p, ring.RingV2)
 	b.f.control.Unlock()
 	if err == nil || p.breadth.wide != nil || p.breadth.size != 0 {
 		t.Fatalf("widened without a poller: %v", err)
@@ -229,7 +286,7 @@ func TestBreadthBounds(t *testing.T) {
 	widen := func(i int) error {
 		b.f.control.Lock()
 		defer b.f.control.Unlock()
-		return b.f.widen(b.f.findPort(fmt.Sprintf("ve%d", i), "eth0"))
+		return b.f.widen(b.f.findPort(fmt.Sprintf("ve%d", i), "eth0"), ring.RingV2)
 	}
 	if err := widen(0); err != nil {
 		t.Fatal(err)

@@ -74,7 +74,8 @@ type use struct {
 	udpSegment, udpGRO, tunOffload, mergeWrites, uso, whole bool
 
 	packetRing  ring.PacketRing
-	maxSegments int32 // datagrams of a run
+	flood       float64 // frames a second from which on a wide ring is V3; 0: never
+	maxSegments int32   // datagrams of a run
 }
 
 // environment is how the forwarder gets its descriptors; tests put fakes here.
@@ -84,7 +85,7 @@ type environment struct {
 	openUDP    func(ring.UDPConfig) (ring.Socket, error)
 	openIPIP   func(ring.RawConfig) (ring.Socket, error)
 	openPacket func(ring.PacketConfig) (ring.Port, func() (ring.Stats, error), error)
-	openWide   func(s *ring.PacketSocket, slots, buffer int) (*ring.PacketSocket, error)
+	openWide   func(*ring.PacketSocket, ring.PacketConfig) (*ring.PacketSocket, error)
 	createTUN  func(c ring.TUNConfig, offload bool) (ring.Port, ring.Offload, error)
 	adoptTUN   func(fd int, offload bool) (ring.Port, ring.Offload, error)
 	openHost   func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error)
@@ -200,6 +201,9 @@ func (f *Forwarder) choose() error {
 		f.use.packetRing = ring.RecvMMsg
 		if f.found("packetV2") {
 			f.use.packetRing = ring.RingV2
+			if f.found("packetV3") {
+				f.use.flood = floodRate
+			}
 		}
 	case "v2":
 		f.use.packetRing = ring.RingV2
@@ -383,7 +387,7 @@ func (f *Forwarder) Capabilities() []Capability {
 	used := map[string]bool{
 		"tun": true, "packetVnetHdr": true, "packetIgnoreOutgoing": true, "packetQdiscBypass": true,
 		"tunnelGSO": f.use.whole, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
-		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3,
+		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3 || f.use.flood > 0,
 		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1,
 	}
 	var cs []Capability

@@ -19,8 +19,8 @@ func kernel() environment {
 			}
 			return s, s.Stats, nil
 		},
-		openWide: func(s *ring.PacketSocket, slots, buffer int) (*ring.PacketSocket, error) {
-			return s.OpenWide(slots, buffer)
+		openWide: func(s *ring.PacketSocket, c ring.PacketConfig) (*ring.PacketSocket, error) {
+			return s.OpenWide(c)
 		},
 		createTUN: func(c ring.TUNConfig, offload bool) (ring.Port, ring.Offload, error) {
 			return createTUN(c, func(qs []*ring.Queue) ([]ring.Port, ring.Offload, error) { return setOffloads(c.Name, qs, offload) })

@@ -264,7 +264,7 @@ func (w *worker) servePort(p *port, failed bool) {
 	w.flush()
 	p.io.Release()
 	if p.breadth != nil {
-		p.breadth.crowded(w)
+		p.breadth.took(w, n)
 	}
 }
 

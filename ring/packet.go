@@ -265,28 +265,23 @@ func (s *PacketSocket) Ring() PacketRing { return s.ring }
 
 // Read reads as the Reader interface says.
 func (s *PacketSocket) Read(slab *Slab, fs []Frame) (int, error) {
-	switch s.ring {
-	case RingV2:
-		if s.wide != nil {
-			return s.readBoth(slab, fs)
-		}
-		return s.readV2(slab, fs)
-	case RingV3:
-		return s.v3.read(s.mapped, fs), nil
+	switch {
+	case s.ring == RecvMMsg:
+		return s.readMany(slab, fs)
+	case s.wide != nil:
+		return s.readBoth(slab, fs)
 	}
-	return s.readMany(slab, fs)
+	return s.readRing(slab, fs)
 }
 
 // Release gives the ring's slots or blocks back to the kernel.
 func (s *PacketSocket) Release() {
-	switch s.ring {
-	case RingV2:
-		s.v2.release(s.mapped)
-		if s.wide != nil {
-			s.wide.v2.release(s.wide.mapped)
-		}
-	case RingV3:
-		s.v3.release(s.mapped)
+	if s.ring == RecvMMsg {
+		return
+	}
+	s.releaseRing()
+	if s.wide != nil {
+		s.wide.releaseRing()
 	}
 }
 

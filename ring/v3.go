@@ -125,11 +125,41 @@ func (r *blockRing) release(mapped []byte) {
 		at += r.blocks
 	}
 	for ; r.lent > 0; r.lent-- {
-		storeShared(mapped[at*r.size+blockStatus:], unix.TP_STATUS_KERNEL)
+		block := mapped[at*r.size:]
+		storeShared(block[blockCount:], 0) // the kernel does so only when it begins to fill the block: for empty
+		storeShared(block[blockStatus:], unix.TP_STATUS_KERNEL)
 		if at++; at == r.blocks {
 			at = 0
 		}
 	}
+}
+
+// waiting tells whether a frame is to be read.
+func (r *blockRing) waiting(mapped []byte) bool {
+	return mapped != nil && (r.open || r.lent < r.blocks && loadShared(mapped[r.next*r.size+blockStatus:])&unix.TP_STATUS_USER != 0)
+}
+
+// empty tells whether there is no frame but in blocks that are lent. The kernel
+// counts a frame in its block before it copies it and long before it hands the
+// block over (prb_fill_curr_block, net/packet/af_packet.c); a block that it has
+// not begun to fill counts none.
+func (r *blockRing) empty(mapped []byte) bool {
+	if mapped == nil {
+		return true
+	}
+	if r.open {
+		return false
+	}
+	for i, at := r.lent, r.next; i < r.blocks; i++ {
+		block := mapped[at*r.size:]
+		if loadShared(block[blockStatus:])&unix.TP_STATUS_USER != 0 || loadShared(block[blockCount:]) != 0 {
+			return false
+		}
+		if at++; at == r.blocks {
+			at = 0
+		}
+	}
+	return true
 }
 
 // openBlock reads a block's header. It is pure and trusts no length.

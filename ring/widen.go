@@ -10,7 +10,7 @@ import (
 )
 
 // A V2 socket can be given a second, wider ring while its pod sends faster than
-// it is read. Both sockets are in one fanout group, and the group's program, a
+// it is read: of V2, or of V3 for a flood of small packets. Both sockets are in one fanout group, and the group's program, a
 // constant, chooses which of them the kernel fills:
 //
 //	            the group's program: ret 0 │ ret 1
@@ -87,22 +87,25 @@ func (s *PacketSocket) incoming() error {
 // CanWiden tells whether OpenWide may succeed.
 func (s *PacketSocket) CanWiden() bool { return s.grouped }
 
-// OpenWide opens a second socket with so many slots on the same device, whose
-// queue holds recvBuffer bytes. The kernel gives it no frame before Choose. Any
-// goroutine may call it, in the device's network namespace, until Close.
-func (s *PacketSocket) OpenWide(slots, recvBuffer int) (*PacketSocket, error) {
+// OpenWide opens a second socket on the same device with the Ring (V2 or V3),
+// Slots, SlotSize and RecvBuffer of cfg. The kernel gives it no frame before
+// Choose. Any goroutine may call it, in the device's network namespace, until Close.
+func (s *PacketSocket) OpenWide(cfg PacketConfig) (*PacketSocket, error) {
 	fail := func(err error) (*PacketSocket, error) {
-		return nil, setup(err, "", "open a wide ring of %d slots on device %d", slots, s.index)
+		return nil, setup(err, "", "open a wide ring (%s) of %d slots on device %d", cfg.Ring, cfg.Slots, s.index)
 	}
 	if !s.grouped {
 		return fail(unix.EOPNOTSUPP)
+	}
+	if cfg.Ring == RecvMMsg {
+		return fail(unix.EINVAL) // it has no ring to find empty
 	}
 	fd, err := openBound(s.index)
 	if err != nil {
 		return fail(err)
 	}
-	w := &PacketSocket{fd: fd, index: s.index, ring: RingV2}
-	err = w.setUp(PacketConfig{Ring: RingV2, Slots: slots, SlotSize: s.v2.size, RecvBuffer: recvBuffer, NoBypass: true})
+	w := &PacketSocket{fd: fd, index: s.index, ring: cfg.Ring}
+	err = w.setUp(PacketConfig{Ring: cfg.Ring, Slots: cfg.Slots, SlotSize: cfg.SlotSize, BlockTimeout: cfg.BlockTimeout, RecvBuffer: cfg.RecvBuffer, NoBypass: true})
 	if err == nil {
 		if err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT, fanoutKind|int(s.group)); err == nil {
 			w.grouped = true
@@ -143,12 +146,19 @@ func (s *PacketSocket) Choose(wide bool) error {
 // empty after this, a glance at its next slot will do.
 func (s *PacketSocket) Settled() { s.chosen = s.wide != nil }
 
-// Leave turns the order of reading round, before Choose(false).
-func (s *PacketSocket) Leave() { s.leaving, s.chosen, s.settled = s.wide != nil, false, false }
+// Leave turns the order of reading round, before Choose(false). false: not yet, the
+// narrow ring has frames that are older than those in the wide one; read them first.
+func (s *PacketSocket) Leave() bool {
+	if s.wide != nil && !s.settled && !s.empty() {
+		return false
+	}
+	s.leaving, s.chosen, s.settled = s.wide != nil, false, false
+	return true
+}
 
 // Left tells, after Choose(false), whether the wide ring is read to its end.
 func (s *PacketSocket) Left() bool {
-	return s.wide == nil || s.wide.v2.lent == 0 && s.wide.v2.empty(s.wide.mapped)
+	return s.wide == nil || s.wide.lent() == 0 && s.wide.empty()
 }
 
 // Shed ends the reading of the wide socket, which the caller closes.
@@ -182,28 +192,64 @@ func (s *PacketSocket) readBoth(slab *Slab, fs []Frame) (n int, err error) {
 	if s.leaving {
 		from, to = to, from
 	}
-	there := to.v2.waiting(to.mapped) // before from is looked at: see above
+	there := to.waiting() // before from is looked at: see above
 	if from.mapped != nil {
-		n, err = from.readV2(slab, fs)
+		n, err = from.readRing(slab, fs)
 	}
 	switch {
 	case err != nil || n == len(fs) || !there:
 		return n, err
 	case s.settled: // what comes to the narrow ring now is a frame that the going down of the device has led astray
-		if from.v2.waiting(from.mapped) {
+		if from.waiting() {
 			return n, nil
 		}
-	case !from.v2.empty(from.mapped):
+	case !from.empty():
 		return n, nil
 	default:
 		s.settled = s.chosen
 	}
-	m, err := to.readV2(slab, fs[n:])
+	m, err := to.readRing(slab, fs[n:])
 	if n > 0 {
 		err = nil // of the slab: it comes again
 	}
 	return n + m, err
 }
+
+// readRing reads this socket's own ring.
+func (s *PacketSocket) readRing(slab *Slab, fs []Frame) (int, error) {
+	if s.ring == RingV3 {
+		return s.v3.read(s.mapped, fs), nil
+	}
+	return s.readV2(slab, fs)
+}
+
+// releaseRing gives this socket's own slots or blocks back.
+func (s *PacketSocket) releaseRing() {
+	if s.ring == RingV3 {
+		s.v3.release(s.mapped)
+		return
+	}
+	s.v2.release(s.mapped)
+}
+
+// waiting tells whether a frame is to be read.
+func (s *PacketSocket) waiting() bool {
+	if s.ring == RingV3 {
+		return s.v3.waiting(s.mapped)
+	}
+	return s.v2.waiting(s.mapped)
+}
+
+// empty tells whether no frame is in the ring but those that are lent.
+func (s *PacketSocket) empty() bool {
+	if s.ring == RingV3 {
+		return s.v3.empty(s.mapped)
+	}
+	return s.v2.empty(s.mapped)
+}
+
+// lent is how many slots or blocks are ours until they are released.
+func (s *PacketSocket) lent() int { return s.v2.lent + s.v3.lent }
 
 // waiting tells whether a frame is to be read.
 func (r *slotRing) waiting(mapped []byte) bool {

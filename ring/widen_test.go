@@ -132,11 +132,20 @@ func (r *reader) do(fn func()) {
 	<-done
 }
 
-func (r *reader) widen(ns *testNS, slots int) {
+// Wide rings of both kinds.
+func slotsWide(slots, buffer int) PacketConfig {
+	return PacketConfig{Ring: RingV2, Slots: slots, RecvBuffer: buffer}
+}
+
+func blocksWide(blocks int) PacketConfig {
+	return PacketConfig{Ring: RingV3, Slots: blocks, SlotSize: 256 << 10}
+}
+
+func (r *reader) widen(ns *testNS, cfg PacketConfig) {
 	r.t.Helper()
 	var w *PacketSocket
 	var err error
-	ns.do(func() { w, err = r.s.OpenWide(slots, 4<<20) })
+	ns.do(func() { w, err = r.s.OpenWide(cfg) })
 	must(r.t, err)
 	r.do(func() { r.s.Adopt(w) })
 	must(r.t, r.s.Choose(true))
@@ -145,7 +154,9 @@ func (r *reader) widen(ns *testNS, slots int) {
 
 func (r *reader) narrow() {
 	r.t.Helper()
-	r.do(r.s.Leave)
+	for left := false; !left; {
+		r.do(func() { left = r.s.Leave() })
+	}
 	must(r.t, r.s.Choose(false))
 	r.do(func() {
 		slab, fs := NewSlab(64*FrameRoom), make([]Frame, 64)
@@ -175,10 +186,14 @@ func TestWiden(t *testing.T) {
 	var sent uint32
 	var wait sync.WaitGroup
 	wait.Go(func() { sent = numbered(t, tx, stop, &r.next) })
-	const changes = 8
-	for range changes {
-		r.widen(b, 2048)
-		time.Sleep(2 * time.Millisecond)
+	const changes = 16
+	for i := range changes {
+		if cfg := slotsWide(2048, 4<<20); i%2 == 0 {
+			r.widen(b, cfg)
+		} else {
+			r.widen(b, blocksWide(8))
+		}
+		time.Sleep(time.Duration(1+i/4) * time.Millisecond)
 		r.narrow()
 		time.Sleep(time.Millisecond)
 	}
@@ -220,7 +235,7 @@ func TestWidenCounts(t *testing.T) {
 	send(t, tx, some(12)...) // 4 too many
 	b.do(func() {
 		var err error
-		wide, err = rx.OpenWide(16, 0)
+		wide, err = rx.OpenWide(PacketConfig{Ring: RingV2, Slots: 16, SlotSize: 4096})
 		must(t, err)
 	})
 	rx.Adopt(wide)
@@ -239,7 +254,9 @@ func TestWidenCounts(t *testing.T) {
 		t.Error("three frames are a crowd")
 	}
 	send(t, tx, some(2)...)
-	rx.Leave()
+	if !rx.Leave() {
+		t.Error("the narrow ring is empty, and may not be left for")
+	}
 	must(t, rx.Choose(false))
 	send(t, tx, sent[:3]...)
 	if rx.Left() {
@@ -256,6 +273,79 @@ func TestWidenCounts(t *testing.T) {
 	must(t, err)
 	if st != (Stats{Received: 8 + 16 + 3 + 2 + 3 + 8, Dropped: 4 + 4 + 1}) {
 		t.Errorf("statistics %+v", st)
+	}
+}
+
+// A ring of blocks has frames that it has not handed over yet: they count as there, and come in their turn.
+func TestWidenBlocks(t *testing.T) {
+	a, b := newNS(t), newNS(t)
+	veth(t, a, "va", b, "vb", 1500)
+	var tx, rx, wide *PacketSocket
+	a.do(func() { tx = openPacket(t, PacketConfig{Device: "va"}) })
+	b.do(func() {
+		rx = openPacket(t, PacketConfig{Device: "vb", Ring: RingV2, Widen: true})
+	})
+	number := byte(0)
+	some := func(n int) (fs []FakePacket) {
+		for range n {
+			fs = append(fs, FakePacket{Data: udpFrame(64, number)})
+			number++
+		}
+		return fs
+	}
+	slab, fs := NewSlab(17*FrameRoom), make([]Frame, 64)
+	const handed = 600 * time.Millisecond
+	total := 0
+	for round := range 3 {
+		before := some(3)
+		send(t, tx, before...)
+		b.do(func() {
+			var err error
+			cfg := blocksWide(2)
+			cfg.BlockTimeout = handed
+			wide, err = rx.OpenWide(cfg)
+			must(t, err)
+		})
+		rx.Adopt(wide)
+		must(t, rx.Choose(true))
+		rx.Settled()
+		began := time.Now()
+		beside := some(2)
+		send(t, tx, beside...)
+		if round%2 == 0 { // what is handed over only while the narrow ring fills again
+			same(t, collect(t, rx, 3, 64), before)
+			before = nil
+		}
+		if rx.Leave() != (before == nil) {
+			t.Fatalf("%d frames in the narrow ring, and Leave says %v", len(before), before != nil)
+		}
+		if before != nil {
+			if n, _ := rx.Read(slab, fs); n != 3 {
+				t.Fatalf("%d frames, want 3, after %v of %v", n, time.Since(began), handed)
+			}
+			rx.Release()
+			if before = nil; !rx.Leave() {
+				t.Fatal("the narrow ring was read, and may not be left for")
+			}
+		}
+		must(t, rx.Choose(false))
+		behind := some(4)
+		send(t, tx, behind...)
+		if rx.Left() {
+			t.Fatal("the wide ring counts as read, with two frames in a block that is not full")
+		}
+		if n, _ := rx.Read(slab, fs); n > 0 {
+			t.Fatalf("%d frames overtake those in the block, after %v of %v", n, time.Since(began), handed)
+		}
+		same(t, collect(t, rx, len(before)+6, 64), append(append(before, beside...), behind...))
+		if !rx.Left() {
+			t.Fatal("the wide ring is not read to its end")
+		}
+		must(t, rx.Shed().Close())
+		total += 9
+	}
+	if st, err := rx.Stats(); err != nil || st != (Stats{Received: uint64(total)}) {
+		t.Errorf("%+v, %v; want %d received", st, err, total)
 	}
 }
 
@@ -289,7 +379,7 @@ func TestWidenDevice(t *testing.T) {
 		rx = openPacket(t, PacketConfig{Device: "vb", Ring: RingV2, Widen: true})
 		other = openPacket(t, PacketConfig{Device: "vb", NoBypass: true})
 		var err error
-		wide, err = rx.OpenWide(1024, 1<<20)
+		wide, err = rx.OpenWide(slotsWide(1024, 1<<20))
 		must(t, err)
 	})
 	rx.Adopt(wide)
@@ -333,7 +423,7 @@ func TestWidenGroups(t *testing.T) {
 		a.do(func() { tx = append(tx, openPacket(t, PacketConfig{Device: "va" + name})) })
 		b.do(func() {
 			rx = append(rx, openPacket(t, PacketConfig{Device: "vb" + name, Ring: RingV2, Widen: true}))
-			wide, err := rx[i].OpenWide(256, 0)
+			wide, err := rx[i].OpenWide(slotsWide(256, 0))
 			must(t, err)
 			rx[i].Adopt(wide)
 		})
@@ -362,19 +452,21 @@ func TestOpenWideErrors(t *testing.T) {
 		files := openFiles(t)
 		plain, err := OpenPacket(PacketConfig{Device: "vb", Ring: RingV2})
 		must(t, err)
-		if _, err := plain.OpenWide(256, 0); err == nil || !strings.Contains(err.Error(), "wide ring of 256 slots") {
+		if _, err := plain.OpenWide(slotsWide(256, 0)); err == nil || !strings.Contains(err.Error(), "wide ring (v2) of 256 slots") {
 			t.Errorf("without a group: %v", err)
 		}
 		must(t, plain.Close())
 		grouped, err := OpenPacket(PacketConfig{Device: "vb", Ring: RingV2, Widen: true})
 		must(t, err)
-		if _, err := grouped.OpenWide(3, 0); err == nil {
-			t.Error("a ring of three slots opened")
+		for _, cfg := range []PacketConfig{slotsWide(3, 0), {Ring: RingV3, SlotSize: 4096}, {Ring: RecvMMsg}} {
+			if _, err := grouped.OpenWide(cfg); err == nil {
+				t.Errorf("a wide ring opened: %+v", cfg)
+			}
 		}
 		l, err := b.h.LinkByName("vb")
 		must(t, err)
 		must(t, b.h.LinkDel(l))
-		if _, err := grouped.OpenWide(256, 0); err == nil {
+		if _, err := grouped.OpenWide(slotsWide(256, 0)); err == nil {
 			t.Error("a wide ring on a device that has gone opened")
 		}
 		must(t, grouped.Close())
@@ -385,13 +477,19 @@ func TestOpenWideErrors(t *testing.T) {
 }
 
 func TestWidenAllocs(t *testing.T) {
+	for _, cfg := range []PacketConfig{slotsWide(1024, 4<<20), blocksWide(4)} {
+		testWidenAllocs(t, cfg)
+	}
+}
+
+func testWidenAllocs(t *testing.T, cfg PacketConfig) {
 	a, b := newNS(t), newNS(t)
 	veth(t, a, "va", b, "vb", 1500)
 	var tx, rx *PacketSocket
 	a.do(func() { tx = openPacket(t, PacketConfig{Device: "va"}) })
 	b.do(func() {
 		rx = openPacket(t, PacketConfig{Device: "vb", Ring: RingV2, Widen: true})
-		wide, err := rx.OpenWide(1024, 4<<20)
+		wide, err := rx.OpenWide(cfg)
 		must(t, err)
 		rx.Adopt(wide)
 	})

@@ -198,6 +198,8 @@ type SinkCounts struct {
 	Corrupt         int // CRC wrong
 	BadBorder       int // length is not that of the message: cut, or run together with others
 	Strangers       int // not messages at all
+
+	FirstReordered string // which message, behind which, and when: where to begin to look for the cause
 }
 
 // Perfect reports whether exactly n messages arrived, each once, whole and in order.
@@ -211,6 +213,7 @@ type Sink struct {
 	mu     sync.Mutex
 	counts SinkCounts
 	flows  map[flowKey]*flowState
+	begun  time.Time // when the first message came
 	last   time.Time
 
 	promised int // messages that flow-controlled senders have sent, but for those given up
@@ -305,6 +308,9 @@ func (s *Sink) judge(m []byte, from netip.AddrPort) {
 		s.flows[key] = f
 	}
 	number := binary.BigEndian.Uint64(m[8:])
+	if s.begun.IsZero() {
+		s.begun = time.Now()
+	}
 	window := uint64(len(f.seen) * 64)
 	slot, bit := number/64%uint64(len(f.seen)), uint64(1)<<(number%64)
 	switch {
@@ -314,18 +320,25 @@ func (s *Sink) judge(m []byte, from netip.AddrPort) {
 		}
 		f.next = number + 1
 	case f.next-number > window:
-		s.counts.Reordered++ // too late to know whether it is a copy
+		s.reordered(key.flow, number, f.next) // too late to know whether it is a copy
 		return
 	case f.seen[slot]&bit != 0:
 		s.counts.Duplicated++
 		return
 	default:
-		s.counts.Reordered++
+		s.reordered(key.flow, number, f.next)
 	}
 	f.seen[slot] |= bit
 	f.got++
 	s.counts.Received++
 	s.counts.Bytes += len(m)
+}
+
+// reordered counts a message that arrived when next was expected; s.mu is held.
+func (s *Sink) reordered(flow uint32, number, next uint64) {
+	if s.counts.Reordered++; s.counts.Reordered == 1 {
+		s.counts.FirstReordered = fmt.Sprintf("number %d of flow %d, %d behind, %v after the first message", number, flow, next-number, time.Since(s.begun).Round(time.Microsecond))
+	}
 }
 
 // Counts is the state so far.
