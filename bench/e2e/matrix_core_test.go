@@ -10,10 +10,9 @@ import (
 // The switches of the configuration, each with what must follow from it.
 var switches = []coreCase{
 	{
-		name:   "all on",
-		used:   []string{"tunnelGSO", "udpSegment", "udpGRO", "tunOffload", "tunUSO", "packetV2"},
-		unused: []string{"packetV3"},
-		moves:  []string{"penstock_send_runs_total", "penstock_merged_packets_total"},
+		name:  "all on",
+		used:  []string{"tunnelGSO", "udpSegment", "udpGRO", "tunOffload", "tunUSO", "packetV2", "packetV3"},
+		moves: []string{"penstock_send_runs_total", "penstock_merged_packets_total"},
 	},
 	{name: "tunnelGSO off", yaml: []string{"offload: {tunnelGSO: off}"}, unused: []string{"tunnelGSO"}},
 	{name: "udpSegment off", yaml: []string{"offload: {udpSegment: off}"}, unused: []string{"udpSegment"}, still: []string{"penstock_send_runs_total"}},
