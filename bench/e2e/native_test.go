@@ -92,7 +92,7 @@ func TestNative(t *testing.T) {
 				t.Errorf("%d messages across the change: %+v", n, got)
 			}
 			if stream, standard := nativeSent(t, l.Nodes[0]); stream == 0 || standard == 0 {
-				t.Errorf("%d frames as the stream, %d by %s: the test needs both", stream, standard, c.encap)
+				t.Errorf("%d frames as the stream, %d by %s: the test needs both; %+v", stream, standard, c.encap, nativeOf(t, l.Nodes[0]))
 			}
 			for _, v6 := range []bool{false, true} {
 				transfer(t, &a.Host, &b.Host, v6, 64<<20, 16<<20)

@@ -55,13 +55,16 @@ type Watcher struct {
 }
 
 // settle is how long changes that come together are waited for, at least: in a
-// network where much moves, looking takes a twentieth of the time at most.
+// network where much moves, looking takes a twentieth of the time at most, as long
+// as that makes nobody wait for more than half a second: a look that was slow
+// because the machine is busy says nothing of the network.
 // refresh is how often neighbours in use are kept from going stale. retry is how
 // long after a failure everything is asked again: no message would tell that
 // what was refused now is granted then.
 const (
 	settle  = 20 * time.Millisecond
 	share   = 20
+	longest = 500 * time.Millisecond
 	refresh = 5 * time.Second
 	retry   = time.Second
 )
@@ -185,7 +188,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(max(settle, share*time.Since(began))):
+		case <-time.After(min(max(settle, share*time.Since(began)), longest)):
 		}
 	}
 }
