@@ -48,11 +48,13 @@ type breadth struct {
 	asked atomic.Bool  // the keeper is to look at this port
 	read  atomic.Int64 // frames. The worker's to write
 
+	broken atomic.Bool // the wide ring cannot be read any more
+
 	// Changed under Forwarder.control.
 	wide   *ring.PacketSocket
 	size   int64     // bytes of the wide ring and its queue; 0: none
 	looked time.Time // when the keeper last looked at this port; zero: it had no reason to
-	had    int64     // what was read then
+	had    uint64    // what had come by then
 	due    time.Time // when it is to look again
 
 	polled int // the wide descriptor in the worker's epoll set; 0: none. The worker's
@@ -123,7 +125,7 @@ func (f *Forwarder) adjustBreadths() (again time.Duration) {
 		if !f.stopped && slices.Contains(f.ports, p) {
 			now := f.env.now()
 			wait := b.due.Sub(now)
-			if wait <= 0 { // else another port's crowd has woken us
+			if b.broken.Load() || wait <= 0 { // else another port's crowd has woken us
 				wait = f.adjustBreadth(p, now)
 				b.due = now.Add(wait)
 			}
@@ -147,21 +149,27 @@ func (f *Forwarder) adjustBreadth(p *port, now time.Time) (again time.Duration) 
 	case b.wide == nil && quiet:
 	case b.wide == nil && !known && f.use.flood > 0:
 		return lookCrowd
-	case b.wide == nil && flood:
-		return f.widenFor(p, ring.RingV3)
 	case b.wide == nil:
-		return f.widenFor(p, ring.RingV2)
+		return f.widenFor(p, flood)
+	case b.broken.Load():
+		if err := f.narrow(p); err != nil {
+			return lookBreadth
+		}
 	case b.wide.Ring() == ring.RingV3 && rate >= f.use.flood/2:
 		return lookFlood
 	case b.wide.Ring() == ring.RingV2 && !quiet && !flood:
 		return lookBreadth
 	default: // no longer what its ring is for
+		was := b.wide.Ring()
 		if err := f.narrow(p); err != nil {
 			f.complain("a pod keeps a wide ring that is not what it needs", "device", p.spec.Device, err)
 			return lookBreadth
 		}
-		if flood {
-			return f.widenFor(p, ring.RingV3)
+		if was == ring.RingV3 {
+			b.busy.Store(now.Unix()) // the next wave finds room, in a ring that delays nobody
+		}
+		if flood || was == ring.RingV3 {
+			return f.widenFor(p, flood)
 		}
 	}
 	b.looked = time.Time{}
@@ -169,23 +177,26 @@ func (f *Forwarder) adjustBreadth(p *port, now time.Time) (again time.Duration) 
 	return 0
 }
 
-// widenFor is widen, with the log told of an error; it says when to look again.
-func (f *Forwarder) widenFor(p *port, kind ring.PacketRing) time.Duration {
-	if err := f.widen(p, kind); err != nil {
-		f.complain("a busy pod gets no wide ring and may lose packets", "device", p.spec.Device, err)
-	} else if kind == ring.RingV3 {
+// widenFor is widen for a crowd or a flood, with the log told of an error; it says when to look again.
+func (f *Forwarder) widenFor(p *port, flood bool) time.Duration {
+	if flood && f.widen(p, ring.RingV3) == nil {
 		return lookFlood
+	}
+	if err := f.widen(p, ring.RingV2); err != nil {
+		f.complain("a busy pod gets no wide ring and may lose packets", "device", p.spec.Device, err)
 	}
 	return lookBreadth
 }
 
-// rate is how many frames a second were read since the last look; known: there was one.
+// rate is how many frames a second the pod has sent since the last look, those included for which there was no room; known: there
+// was one.
 func (b *breadth) rate(now time.Time) (perSecond float64, known bool) {
-	read, since := b.read.Load(), now.Sub(b.looked)
+	st, _ := b.socket.Stats() // on an error what was known before
+	came, since := st.Received+st.Dropped, now.Sub(b.looked)
 	if known = !b.looked.IsZero() && since > 0; known {
-		perSecond = float64(read-b.had) / since.Seconds()
+		perSecond = float64(came-b.had) / since.Seconds()
 	}
-	b.looked, b.had = now, read
+	b.looked, b.had = now, came
 	return perSecond, known
 }
 
@@ -260,18 +271,28 @@ func (f *Forwarder) narrow(p *port) error {
 		f.onWorker(p.worker, func(*worker) error { b.socket.Adopt(b.wide); return nil })
 		return err
 	}
-	f.readUntil(p, b.socket.Left) // nothing is added any more
+	if !f.readUntil(p, b.socket.Left) { // nothing is added any more
+		f.complain("what was left in a pod's wide ring cannot be read and is lost", "device", p.spec.Device, fmt.Errorf("no progress for %v", stuck))
+	}
 	f.onWorker(p.worker, func(w *worker) error { w.leaveWide(p); return nil })
 	f.fds.remove(b.wide.FD())
 	err := b.wide.Close()
 	b.wide, b.size = nil, 0
+	b.broken.Store(false)
 	return err
 }
+
+// stuck is how long a ring that is read to its end may give nothing.
+const stuck = 200 * time.Millisecond
 
 // readUntil has the worker read a port until done, asked on the worker, says so of a ring that the kernel does not fill any more.
 // What is in a block comes when its timer fires, and other ports are served meanwhile. false: it cannot be read.
 func (f *Forwarder) readUntil(p *port, done func() bool) (is bool) {
-	for end := time.Now().Add(200 * time.Millisecond); ; time.Sleep(200 * time.Microsecond) {
+	last := int64(-1)
+	for end := time.Now(); ; time.Sleep(200 * time.Microsecond) {
+		if n := p.breadth.read.Load(); n != last {
+			last, end = n, time.Now().Add(stuck)
+		}
 		f.onWorker(p.worker, func(w *worker) error {
 			for turns := 0; turns < mostSlots/batchFrames; turns++ {
 				before := p.breadth.read.Load()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -148,6 +149,7 @@ func TestBreadth(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, left := len(b.f.Descriptors()), b.f.bufferLeft()
+	b.f.use.flood = 0 // TestBreadthFlood has rings of blocks
 	b.f.Start()
 	const burst = 20000
 	sent := uint32(0)
@@ -221,14 +223,38 @@ func TestBreadthFlood(t *testing.T) {
 	b.f.use.flood = 5000
 	b.f.control.Unlock()
 	until("v3") // in the place of the other
-	b.eventually("a narrow ring", func() bool { return kind() == "none" })
+	quiet := func() {
+		t.Helper()
+		b.eventually("a ring of slots for the next wave", func() bool { return kind() == "v2" })
+		b.ahead.Add(int64(quietBreadth + time.Second))
+		b.f.keeper.poke()
+		b.eventually("a narrow ring", func() bool { return kind() == "none" })
+	}
+	quiet()
+	opened := b.f.widened.Load()
 	until("v3") // at once
+	if n := b.f.widened.Load(); n != opened+1 {
+		t.Errorf("%d rings were opened for a flood, want one", n-opened)
+	}
 	if n := len(b.f.Descriptors()); n != before+1 {
 		t.Errorf("%d descriptors while the ring is wide, want one more than %d", n, before)
 	}
 	if l := b.f.bufferLeft(); l != left-blocksMost {
 		t.Errorf("%d bytes left, want %d", l, left-blocksMost)
 	}
+	quiet()
+	open := b.f.env.openWide
+	b.f.control.Lock()
+	b.f.env.openWide = func(s *ring.PacketSocket, c ring.PacketConfig) (*ring.PacketSocket, error) {
+		if c.Ring == ring.RingV3 {
+			return nil, syscall.ENOMEM
+		}
+		return open(s, c)
+	}
+	b.f.control.Unlock()
+	until("v2") // as there is no room for blocks
+	b.ahead.Add(int64(quietBreadth + time.Second))
+	b.f.keeper.poke()
 	b.eventually("a narrow ring", func() bool { return kind() == "none" })
 	b.settleDown()
 	b.mu.Lock()

@@ -201,7 +201,7 @@ func (f *Forwarder) choose() error {
 		f.use.packetRing = ring.RecvMMsg
 		if f.found("packetV2") {
 			f.use.packetRing = ring.RingV2
-			if f.found("packetV3") {
+			if f.found("packetV3") && ring.BlockTimerIsPrecise() {
 				f.use.flood = floodRate
 			}
 		}

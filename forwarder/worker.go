@@ -193,7 +193,7 @@ func (w *worker) unblock() {
 				// A wide ring that could not be made anew would be ready for ever. The keeper gives it back.
 				w.poller.Delete(b.polled)
 				b.polled = 0
-				b.busy.Store(0)
+				b.broken.Store(true)
 				w.f.keeper.poke()
 			}
 		}
@@ -257,6 +257,7 @@ func (w *worker) servePort(p *port, failed bool) {
 		return
 	}
 	if n == 0 {
+		p.io.Release() // of a block in which there was nothing for us
 		return
 	}
 	w.attention.frames += n

@@ -263,3 +263,15 @@ func probeReusePort() (string, error) {
 	}
 	return "several sockets share a port", b.Close()
 }
+
+// BlockTimerIsPrecise reports whether a V3 ring's block is handed over when its timeout of a millisecond ends. Before kernel 6.18
+// (net: af_packet: Use hrtimer to do the retire operation) it takes up to 20 ms, by the kernel's HZ.
+func BlockTimerIsPrecise() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var major, minor int
+	n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return n == 2 && (major > 6 || major == 6 && minor >= 18)
+}

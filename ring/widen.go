@@ -22,8 +22,9 @@ import (
 // net/packet/af_packet.c), so none is lost or doubled by a change. That none is
 // overtaken is Read's duty: it reads the ring that the kernel has left, *from*, to
 // its end before the other one, *to*. A frame is in its ring before the kernel
-// looks at the next of its flow; so if Read sees a frame in *to* and only then
-// finds *from* empty, nothing in front of that frame is left.
+// looks at the next of its flow; so if Read sees frames in *to* and only then
+// finds *from* empty, nothing in front of those is left, and it reads no more than those
+// until the choice is known to have been made everywhere.
 //
 // Opening:  OpenWide, Adopt (on the worker), Choose(true), Settled (on the worker).
 // Giving back: Leave (on the worker), Choose(false), reads until Left, Shed (on the
@@ -57,7 +58,9 @@ func (s *PacketSocket) joinGroup() {
 		return
 	}
 	if v, err := unix.GetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_FANOUT); err == nil {
-		s.grouped, s.group = true, uint16(v)
+		// With a program from the beginning every change of it waits for the frames on their way; the first
+		// program of a group does not (__fanout_set_data_bpf).
+		s.grouped, s.group = s.Choose(false) == nil, uint16(v)
 	}
 }
 
@@ -192,23 +195,24 @@ func (s *PacketSocket) readBoth(slab *Slab, fs []Frame) (n int, err error) {
 	if s.leaving {
 		from, to = to, from
 	}
-	there := to.waiting() // before from is looked at: see above
+	there := to.waiting(len(fs)) // before from is looked at: see above. What comes later may have one in from in front of it
 	if from.mapped != nil {
 		n, err = from.readRing(slab, fs)
 	}
 	switch {
-	case err != nil || n == len(fs) || !there:
+	case err != nil || n == len(fs) || there == 0:
 		return n, err
 	case s.settled: // what comes to the narrow ring now is a frame that the going down of the device has led astray
-		if from.waiting() {
+		if from.waiting(1) > 0 {
 			return n, nil
 		}
+		there = len(fs)
 	case !from.empty():
 		return n, nil
 	default:
 		s.settled = s.chosen
 	}
-	m, err := to.readRing(slab, fs[n:])
+	m, err := to.readRing(slab, fs[n:min(n+there, len(fs))])
 	if n > 0 {
 		err = nil // of the slab: it comes again
 	}
@@ -232,12 +236,12 @@ func (s *PacketSocket) releaseRing() {
 	s.v2.release(s.mapped)
 }
 
-// waiting tells whether a frame is to be read.
-func (s *PacketSocket) waiting() bool {
+// waiting counts frames that are to be read, most at most.
+func (s *PacketSocket) waiting(most int) int {
 	if s.ring == RingV3 {
-		return s.v3.waiting(s.mapped)
+		return s.v3.waiting(s.mapped, most)
 	}
-	return s.v2.waiting(s.mapped)
+	return s.v2.waiting(s.mapped, most)
 }
 
 // empty tells whether no frame is in the ring but those that are lent.
@@ -251,9 +255,17 @@ func (s *PacketSocket) empty() bool {
 // lent is how many slots or blocks are ours until they are released.
 func (s *PacketSocket) lent() int { return s.v2.lent + s.v3.lent }
 
-// waiting tells whether a frame is to be read.
-func (r *slotRing) waiting(mapped []byte) bool {
-	return mapped != nil && r.lent < r.slots && loadShared(mapped[r.next*r.size+v2Status:])&unix.TP_STATUS_USER != 0
+// waiting counts frames that are to be read, most at most.
+func (r *slotRing) waiting(mapped []byte, most int) (n int) {
+	if mapped == nil {
+		return 0
+	}
+	for at := r.next; n < most && r.lent+n < r.slots && loadShared(mapped[at*r.size+v2Status:])&unix.TP_STATUS_USER != 0; n++ {
+		if at++; at == r.slots {
+			at = 0
+		}
+	}
+	return n
 }
 
 // empty tells whether no slot but those that are lent is ours. The kernel takes

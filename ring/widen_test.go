@@ -191,7 +191,7 @@ func TestWiden(t *testing.T) {
 		if cfg := slotsWide(2048, 4<<20); i%2 == 0 {
 			r.widen(b, cfg)
 		} else {
-			r.widen(b, blocksWide(8))
+			r.widen(b, blocksWide(64)) // each millisecond may end one
 		}
 		time.Sleep(time.Duration(1+i/4) * time.Millisecond)
 		r.narrow()
@@ -299,6 +299,7 @@ func TestWidenBlocks(t *testing.T) {
 	for round := range 3 {
 		before := some(3)
 		send(t, tx, before...)
+		began := time.Now() // the timer runs from the opening on
 		b.do(func() {
 			var err error
 			cfg := blocksWide(2)
@@ -309,7 +310,6 @@ func TestWidenBlocks(t *testing.T) {
 		rx.Adopt(wide)
 		must(t, rx.Choose(true))
 		rx.Settled()
-		began := time.Now()
 		beside := some(2)
 		send(t, tx, beside...)
 		if round%2 == 0 { // what is handed over only while the narrow ring fills again
