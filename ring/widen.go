@@ -195,7 +195,11 @@ func (s *PacketSocket) readBoth(slab *Slab, fs []Frame) (n int, err error) {
 	if s.leaving {
 		from, to = to, from
 	}
-	there := to.waiting(len(fs)) // before from is looked at: see above. What comes later may have one in from in front of it
+	most := len(fs)
+	if s.settled {
+		most = 1 // whether there is one will do
+	}
+	there := to.waiting(most) // before from is looked at: see above. What comes later may have one in from in front of it
 	if from.mapped != nil {
 		n, err = from.readRing(slab, fs)
 	}
