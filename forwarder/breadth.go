@@ -18,8 +18,9 @@ import (
 //	the pod is quiet for quietBreadth ──────▶ the keeper lets the worker read it to its end, and closes it
 //
 // A flood of small packets gets a ring of blocks (V3): the kernel fills it for less, and wakes the worker once a block instead
-// of once a frame. A frame may wait a millisecond there, which a flood waits anyway and nobody else should: the pod
-// gets it at floodRate only, and loses it soon after it has come down from there.
+// of once a frame. A frame may wait a millisecond there, and each millisecond may end a block, however little is in it, so that
+// a worker that is kept from running for as many as there are blocks loses frames. In a flood both do no harm; so the pod
+// gets it at floodRate only, and loses it when it has come down from there, or thin reads show that the flood is over.
 //
 // Both bounds hold: a pod's rings and queues stay within limits.podBuffer and all
 // pods' within limits.totalBuffer; a pod that is being attached goes first.
@@ -37,6 +38,7 @@ const (
 	lookCrowd  = 5 * time.Millisecond   // over so long a crowd's rate is taken before it gets a ring
 	lookFlood  = 500 * time.Millisecond // how often a flood is looked at
 	blocksMost = 4 << 20                // bytes of blocks
+	thinMost   = 3                      // reads in a row that are no full batch end a flood
 )
 
 // breadth is what a port with a V2 ring knows of its wide one.
@@ -49,6 +51,7 @@ type breadth struct {
 	read  atomic.Int64 // frames. The worker's to write
 
 	broken atomic.Bool // the wide ring cannot be read any more
+	over   atomic.Bool // the flood is, for which the wide ring is one of blocks
 
 	// Changed under Forwarder.control.
 	wide   *ring.PacketSocket
@@ -57,12 +60,23 @@ type breadth struct {
 	had    uint64    // what had come by then
 	due    time.Time // when it is to look again
 
-	polled int // the wide descriptor in the worker's epoll set; 0: none. The worker's
+	polled int // the wide descriptor in the worker's epoll set; 0: none. The worker's,
+	thin   int // as how many reads in a row were thin; -1: not counted until one is full
 }
 
 // took counts n frames and tells the keeper of a crowd. After each read, on the worker.
 func (b *breadth) took(w *worker, n int) {
 	b.read.Store(b.read.Load() + int64(n))
+	if b.polled != 0 {
+		switch {
+		case n == batchFrames:
+			b.thin = 0
+		case b.thin >= 0:
+			if b.thin++; b.thin == thinMost && !b.over.Swap(true) {
+				w.f.keeper.poke()
+			}
+		}
+	}
 	if !b.socket.Crowded() {
 		return
 	}
@@ -125,7 +139,7 @@ func (f *Forwarder) adjustBreadths() (again time.Duration) {
 		if !f.stopped && slices.Contains(f.ports, p) {
 			now := f.env.now()
 			wait := b.due.Sub(now)
-			if b.broken.Load() || wait <= 0 { // else another port's crowd has woken us
+			if wait <= 0 || b.broken.Load() || b.over.Load() && b.blocks() { // else another port's crowd has woken us
 				wait = f.adjustBreadth(p, now)
 				b.due = now.Add(wait)
 			}
@@ -155,7 +169,7 @@ func (f *Forwarder) adjustBreadth(p *port, now time.Time) (again time.Duration) 
 		if err := f.narrow(p); err != nil {
 			return lookBreadth
 		}
-	case b.wide.Ring() == ring.RingV3 && rate >= f.use.flood/2:
+	case b.blocks() && rate >= f.use.flood/2 && !b.over.Load():
 		return lookFlood
 	case b.wide.Ring() == ring.RingV2 && !quiet && !flood:
 		return lookBreadth
@@ -169,13 +183,16 @@ func (f *Forwarder) adjustBreadth(p *port, now time.Time) (again time.Duration) 
 			b.busy.Store(now.Unix()) // the next wave finds room, in a ring that delays nobody
 		}
 		if flood || was == ring.RingV3 {
-			return f.widenFor(p, flood)
+			return f.widenFor(p, flood && was != ring.RingV3)
 		}
 	}
 	b.looked = time.Time{}
 	b.asked.Store(false)
 	return 0
 }
+
+// blocks reports whether the wide ring is one of blocks.
+func (b *breadth) blocks() bool { return b.wide != nil && b.wide.Ring() == ring.RingV3 }
 
 // widenFor is widen for a crowd or a flood, with the log told of an error; it says when to look again.
 func (f *Forwarder) widenFor(p *port, flood bool) time.Duration {
@@ -246,7 +263,8 @@ func (f *Forwarder) takeWide(p *port, wide *ring.PacketSocket) error {
 		if err := w.poller.Add(wide.FD(), tokenPort|uint64(p.index)); err != nil {
 			return err
 		}
-		b.polled = wide.FD()
+		b.polled, b.thin = wide.FD(), -1
+		b.over.Store(false)
 		b.socket.Adopt(wide)
 		return nil
 	})
