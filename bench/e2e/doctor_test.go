@@ -96,7 +96,7 @@ func TestDoctorFindings(t *testing.T) {
 		}
 		c.Daemon.Kill()
 		all := examine(t, a, 1)
-		want(t, all, "peer node-b", doctor.Failure, "more than 1350 bytes are lost on the way")
+		want(t, all, "peer node-b", doctor.Failure, "more than 1350 bytes are lost on the way (to node-b 1350, from node-b 135")
 		want(t, all, "peer node-c", doctor.Failure, "the node 192.0.2.3 answers, but nobody behind the tunnel")
 		if err := l.Fabric.Netlink().LinkSetMTU(link, 1500); err != nil {
 			t.Fatal(err)

@@ -34,7 +34,7 @@ func TestDebuggingWalkthrough(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.run("mtu/doctor", a, 1, "doctor", "-q")("failure peer node-c packets of more than 1350 bytes are lost on the way, and pods send up to 1450", "set encap.mtu: 1350 on all nodes")
+	w.run("mtu/doctor", a, 1, "doctor", "-q")("failure peer node-c packets of more than 1350 bytes are lost on the way (to node-c 1350, from node-c 1354), and pods send up to 1450", "set encap.mtu: 1350 on all nodes")
 	w.run("mtu/peers", a, 0, "peers")("node-c")
 	for _, n := range l.Nodes {
 		n.Daemon.Reload(t, "encap: {mtu: 1350}")

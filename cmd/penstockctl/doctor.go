@@ -31,6 +31,9 @@ func (t *tool) doctor() *cobra.Command {
 		Short: "Examine this node and the way to its peers; each finding comes with its remedy",
 		Long:  doctorHelp(),
 		RunE: func(c *cobra.Command, args []string) error {
+			if !c.Flags().Changed("config") {
+				configPath = "" // nobody says that the daemon's is there
+			}
 			r := t.examine(c.Context(), configPath, cniDir, args)
 			if t.output == "json" {
 				if err := t.json(r); err != nil {

@@ -25,6 +25,8 @@ type Check struct {
 	Result  Result `json:"result"`
 	Finding string `json:"finding"`
 	Remedy  string `json:"remedy,omitempty"`
+
+	Probe *control.Probe `json:"probe,omitempty"` // of a peer: what was measured, the sizes each way among it
 }
 
 // Names lists every check, in the order in which they are reported, and what it looks at.
@@ -76,7 +78,7 @@ func (r *Report) Count(x Result) (n int) {
 // Options say what to examine.
 type Options struct {
 	Socket string
-	Config string         // of the daemon, if it cannot be asked
+	Config string         // of the daemon, if it cannot be asked; empty: the default place is tried, and that nothing is there is no fault
 	Peers  []string       // names or addresses; none: all
 	CNI    func() []Check // looks at the lists of the container runtime
 }
@@ -100,7 +102,7 @@ func Examine(ctx context.Context, o Options) Report {
 	x := &examination{o: o}
 	x.gather(ctx, control.New(o.Socket), o.Config)
 	x.report.Node, x.report.Time, x.report.Reachable = x.status.Node, time.Now().UTC(), x.up
-	drops := x.startDrops(ctx)
+	before := x.startDrops(ctx)
 	x.daemon()
 	x.configuration()
 	x.kernel()
@@ -111,7 +113,8 @@ func Examine(ctx context.Context, o Options) Report {
 	if o.CNI != nil {
 		x.report.Checks = append(x.report.Checks, o.CNI()...)
 	}
+	after := x.endDrops(ctx, before)
 	x.probePeers(ctx)
-	x.podsAndDrops(ctx, drops)
+	x.podsAndDrops(ctx, before, after)
 	return x.report
 }

@@ -35,14 +35,37 @@ func TestJudge(t *testing.T) {
 		{"daemon gone", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, false, Failure, "the node 192.0.2.2 answers, but nobody"},
 		{"our firewall", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, true, Failure, "a firewall of this node drops the tunnel"},
 		{"our firewall, half", outcome{peer: peer, heard: true, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, false, Warning, "the tunnel works"},
-		{"small path", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 0 })}, false, Failure, "more than 1350 bytes are lost on the way, and"},
-		{"small path, known", outcome{peer: learned, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 0 })}, false, Warning, "a router on the way says so"},
-		{"small path back", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Back = 1350 })}, false, Failure, "more than 1350 bytes from it are lost on the way here"},
+		{"small path", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1350 })}, false, Failure, "more than 1350 bytes are lost on the way (to node-b 1350, from node-b 1350), and"},
+		{"small path, known", outcome{peer: learned, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1350 })}, false, Warning, "a router on the way says so"},
+		{"small path, known, smaller back", outcome{peer: learned, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1346 })}, false, Failure, "more than 1346 bytes are lost on the way (to node-b 1350, from node-b 1346), and"},
+		{"small path back", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Back = 1350 })}, false, Failure, "more than 1350 bytes are lost on the way (to node-b 1450, from node-b 1350)"},
+		{"small path of a host", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy, p.Passes, p.Back = control.AnsweredByHost, 1350, 0 })}, false, Failure, "lost on the way (1350 there and back)"},
+		{"refused here", outcome{peer: peer, kept: []string{"send_no_buffers"}, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1374, 1370 })}, false, Failure, "to node-b 1374, from node-b 1370), and pods send up to 1450: small packets pass, transfers hang; to it they are not lost on the way, this node's own kernel refuses them (send_no_buffers)"},
 	} {
 		got := judge(c.o, c.blocked)
 		if got.Name != "peer node-b" || got.Result != c.result || !strings.Contains(got.Finding, c.say) || (got.Remedy == "") != (got.Result == OK) {
 			t.Errorf("%s: %+v", c.name, got)
 		}
+		if (got.Probe == nil) != (c.o.err != nil) || got.Probe != nil && *got.Probe != c.o.probe {
+			t.Errorf("%s: what was measured is %+v", c.name, got.Probe)
+		}
+	}
+	there := judge(outcome{peer: peer, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1374, 1370 })}, false)
+	back := judge(outcome{peer: peer, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1370, 1374 })}, false)
+	if there.Remedy != back.Remedy || !strings.Contains(there.Remedy, "encap.mtu: 1370 on all nodes") {
+		t.Errorf("the two ends of a path are told different things: %q, %q", there.Remedy, back.Remedy)
+	}
+}
+
+// TestRefusals: only what grew, and nothing if there is nothing to compare with.
+func TestRefusals(t *testing.T) {
+	before := sample{drops: map[string]uint64{"send_failed": 3, "spoofed": 1}}
+	after := sample{drops: map[string]uint64{"send_failed": 3, "spoofed": 9, "send_no_buffers": 22}}
+	if got := refusals(before, after); len(got) != 1 || got[0] != "send_no_buffers" {
+		t.Error(got)
+	}
+	if got := refusals(sample{err: os.ErrDeadlineExceeded}, after); got != nil {
+		t.Error(got)
 	}
 }
 
@@ -58,12 +81,12 @@ func TestConfigurationFinding(t *testing.T) {
 		finding      []string
 	}{
 		{bad, "config check " + bad + " names each mistake", []string{": " + bad + ":1:1: nod: ", "; " + bad + ":2:15: encap.type: "}},
-		{filepath.Join(dir, "none.yaml"), "write it: ", []string{"does not exist"}},
+		{filepath.Join(dir, "none.yaml"), "config check ", []string{"does not exist: write it"}},
 		{dir, "let " + dir + " be a file", []string{"is a directory"}},
 	} {
 		for _, up := range []bool{false, true} {
 			var x examination
-			x.path, x.up = c.path, up
+			x.path, x.o.Config, x.up = c.path, c.path, up
 			_, x.badConfig = config.Load(c.path)
 			x.configuration()
 			got := x.report.Checks[0]
@@ -75,6 +98,24 @@ func TestConfigurationFinding(t *testing.T) {
 					t.Errorf("%s: %q lacks %q", c.path, got.Finding, want)
 				}
 			}
+		}
+	}
+}
+
+// TestNoFileAtTheDefault: that nothing is where nobody said it would be is not why the daemon has ended; where it was named, it is.
+func TestNoFileAtTheDefault(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none.yaml")
+	for named, want := range map[string]Check{
+		"":   {Name: "configuration", Result: Warning, Finding: "no file is at the default place " + none},
+		none: {Name: "configuration", Result: Failure, Finding: "the daemon cannot start: " + none + " does not exist"},
+	} {
+		x := examination{o: Options{Config: named}}
+		x.path = none
+		_, x.badConfig = config.Load(none)
+		x.configuration()
+		got := x.report.Checks[0]
+		if got.Result != want.Result || !strings.HasPrefix(got.Finding, want.Finding) || strings.Count(got.Finding+got.Remedy, "write it") > 1 || strings.Contains(got.Remedy, "--config PATH") != (named == "") {
+			t.Errorf("named %q: %+v", named, got)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -49,7 +50,7 @@ type tunnel struct {
 func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 	ctx, cancel := context.WithTimeout(ctx, patience) // a daemon that hangs is one that cannot be asked
 	defer cancel()
-	f.client, f.path = c, path
+	f.client, f.path = c, cmp.Or(path, config.DefaultPath)
 	if f.status, f.silent = c.Status(ctx); f.silent == nil {
 		f.up, f.path = true, f.status.Config
 		f.pid, _ = c.Process(ctx)

@@ -31,6 +31,10 @@ func (x *examination) daemon() {
 
 func (x *examination) configuration() {
 	switch {
+	case !x.up && x.o.Config == "" && errors.Is(x.badConfig, fs.ErrNotExist):
+		// The daemon may have been started with another file: this is a place that nobody named.
+		x.add("configuration", Warning, "if the daemon's is elsewhere, penstockctl doctor --config PATH checks it; if there is none, penstockctl config example shows what belongs into it",
+			"no file is at the default place %s, and where the daemon's is only the daemon could say", x.path)
 	case x.badConfig == nil:
 		x.ok("configuration", "%s is valid", x.path)
 	case x.up:
@@ -46,7 +50,7 @@ func configRemedy(path string, err error) string {
 	case !errors.As(err, &unreadable):
 		return "penstockctl config check " + path + " names each mistake; penstockctl config example shows a whole file"
 	case errors.Is(err, fs.ErrNotExist):
-		return "write it: penstockctl config example shows every key with its default, and penstockctl config check " + path + " what is still wrong"
+		return "penstockctl config check " + path + " says then what is still wrong with it" // the finding says to write it
 	}
 	return "let " + path + " be a file that can be read, or name the daemon's with --config"
 }

@@ -20,7 +20,8 @@ const (
 // outcome is what the daemon found about a peer.
 type outcome struct {
 	peer  control.Peer
-	heard bool // frames from it reached the daemon during the probe
+	heard bool     // frames from it reached the daemon during the probe
+	kept  []string // reasons for which this node's kernel refused frames to peers meanwhile, if some for this one were dropped
 	probe control.Probe
 	err   error
 }
@@ -47,6 +48,7 @@ func (x *examination) probePeers(ctx context.Context) {
 		}
 		return
 	}
+	before := x.sample(ctx)
 	results := make([]outcome, len(wanted))
 	slots := make(chan struct{}, atOnce)
 	var wait sync.WaitGroup
@@ -59,7 +61,7 @@ func (x *examination) probePeers(ctx context.Context) {
 		})
 	}
 	wait.Wait()
-	x.believed(ctx, results)
+	x.believed(ctx, results, refusals(before, x.sample(ctx)))
 	for _, r := range results {
 		x.report.Checks = append(x.report.Checks, judge(r, x.failed("firewall")))
 	}
@@ -68,8 +70,22 @@ func (x *examination) probePeers(ctx context.Context) {
 	x.clocks(results)
 }
 
-// believed fills in what the daemon knows of the peers by now: a router on the way may have told it of a smaller MTU.
-func (x *examination) believed(ctx context.Context, results []outcome) {
+// refused are reasons for drops that say that this node's kernel took a datagram of the tunnel from nobody's hands.
+var refused = []string{"send_no_buffers", "send_refused", "send_failed", "underlay_mtu"}
+
+// refusals are the reasons of refused that grew.
+func refusals(before, after sample) (list []string) {
+	for _, r := range refused {
+		if before.err == nil && after.drops[r] > before.drops[r] {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// believed fills in what the daemon knows of the peers by now: a router on the way may have told it of a smaller MTU, or this node's
+// kernel may have refused what was meant for it.
+func (x *examination) believed(ctx context.Context, results []outcome, refusals []string) {
 	now, err := x.client.Peers(ctx)
 	if err != nil {
 		return
@@ -78,6 +94,9 @@ func (x *examination) believed(ctx context.Context, results []outcome) {
 		for _, p := range now {
 			if p.Address == results[i].peer.Address {
 				results[i].heard = p.Received.Packets > results[i].peer.Received.Packets
+				if p.Dropped > results[i].peer.Dropped {
+					results[i].kept = refusals
+				}
 				results[i].peer = p
 			}
 		}
@@ -97,6 +116,9 @@ func judge(r outcome, blocked bool) Check {
 		tunnel = fmt.Sprintf("%s, UDP port %d", p.Encap, p.Port)
 	}
 	c := Check{Name: "peer " + p.Name, Result: Failure}
+	if r.err == nil {
+		c.Probe = &a
+	}
 	say := func(remedy, finding string, args ...any) Check {
 		c.Remedy, c.Finding = remedy, fmt.Sprintf(finding, args...)
 		return c
@@ -117,16 +139,8 @@ func judge(r outcome, blocked bool) Check {
 	case a.AnsweredBy == "":
 		return say(fmt.Sprintf("on %s: is penstockd running, does it know this node as a peer with the same encapsulation, does a firewall on it or on the way drop the tunnel (%s)? penstockctl doctor there says more", p.Name, tunnel),
 			"the node %s answers, but nobody behind the tunnel (%s); %s", p.Address, a.Host, seen(p))
-	case a.Passes < a.MTU && p.MTU <= a.Passes:
-		c.Result = Warning
-		return say(fmt.Sprintf("raise the MTU of the path by %d, or set encap.mtu: %d on all nodes", a.MTU-a.Passes, a.Passes),
-			"the path carries packets of %d bytes and pods send up to %d; a router on the way says so, and pods learn it by path MTU discovery", a.Passes, a.MTU)
-	case a.Passes < a.MTU:
-		return say(fmt.Sprintf("raise the MTU of the path by %d, or set encap.mtu: %d on all nodes", a.MTU-a.Passes, a.Passes),
-			"packets of more than %d bytes are lost on the way, and pods send up to %d: small packets pass, transfers hang", a.Passes, a.MTU)
-	case a.Back > 0 && a.Back < a.MTU:
-		return say(fmt.Sprintf("raise the MTU of the way back by %d, or set encap.mtu: %d on all nodes", a.MTU-a.Back, a.Back),
-			"packets of more than %d bytes from it are lost on the way here, and its pods send up to %d: small packets pass, transfers hang", a.Back, a.MTU)
+	case a.Passes < a.MTU || a.Back > 0 && a.Back < a.MTU:
+		return tooSmall(c, r)
 	}
 	c.Result = OK
 	rtt := time.Duration(a.RTT) * time.Microsecond
@@ -134,6 +148,30 @@ func judge(r outcome, blocked bool) Check {
 		return say("", "its host answers in %s (no Penstock there, or its probe port is closed); packets of %d bytes pass", rtt.Round(10*time.Microsecond), a.Passes)
 	}
 	return say("", "answers in %s; packets of %d bytes pass both ways", rtt.Round(10*time.Microsecond), a.Passes)
+}
+
+// tooSmall says of a path that does not carry what pods send how much it carries each way. Every node has to go by the smaller, or
+// nodes would be told different numbers for the same path.
+func tooSmall(c Check, r outcome) Check {
+	p, a := r.peer, r.probe
+	least, ways := a.Passes, fmt.Sprintf("%d there and back", a.Passes) // ICMP answers are as long as their questions
+	if a.Back > 0 {
+		least, ways = min(a.Passes, a.Back), fmt.Sprintf("to %s %d, from %s %d", p.Name, a.Passes, p.Name, a.Back)
+	}
+	c.Remedy = fmt.Sprintf("raise the MTU of the path by %d, or set encap.mtu: %d on all nodes", a.MTU-least, least)
+	switch {
+	case a.Passes < a.MTU && p.MTU <= a.Passes && least == a.Passes:
+		c.Result = Warning
+		c.Finding = fmt.Sprintf("the path carries packets of %d bytes (%s) and pods send up to %d; a router on the way says so, and pods learn it by path MTU discovery", least, ways, a.MTU)
+	case a.Passes < a.MTU && len(r.kept) > 0:
+		why := strings.Join(r.kept, ", ")
+		c.Finding = fmt.Sprintf("packets of more than %d bytes do not pass (%s), and pods send up to %d: small packets pass, transfers hang; to it they are not lost on the way, this node's own kernel refuses them (%s)",
+			least, ways, a.MTU, why)
+		c.Remedy = "look at the MTU, the queue and the filters of the uplink here (ip link, tc qdisc, tc filter) and of what it leads to; " + c.Remedy
+	default:
+		c.Finding = fmt.Sprintf("packets of more than %d bytes are lost on the way (%s), and pods send up to %d: small packets pass, transfers hang", least, ways, a.MTU)
+	}
+	return c
 }
 
 func seen(p control.Peer) string {

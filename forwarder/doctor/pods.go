@@ -48,15 +48,13 @@ func (x *examination) sample(ctx context.Context) sample {
 	return s
 }
 
-// harmless drops are the network's daily life, or what doctor's own probes lead to; those of the peers' checks are told there.
+// harmless drops are the network's daily life.
 var harmless = []string{"answered", "multicast", "not_ip", "ecn", "ttl_expired", "too_big", "shaped", "router_advert"}
 
-func (x *examination) podsAndDrops(ctx context.Context, before sample) {
+// endDrops ends the watch, before the first probe of a peer is sent: the drops that probes lead to would be taken for the pods'.
+func (x *examination) endDrops(ctx context.Context, before sample) sample {
 	if !x.up {
-		for _, n := range []string{"pods", "mtu", "drops"} {
-			x.skip(n, "only the daemon knows, and it cannot be asked")
-		}
-		return
+		return sample{}
 	}
 	if before.err == nil {
 		select {
@@ -64,7 +62,16 @@ func (x *examination) podsAndDrops(ctx context.Context, before sample) {
 		case <-time.After(time.Until(before.at.Add(watchDrops))):
 		}
 	}
-	after := x.sample(ctx)
+	return x.sample(ctx)
+}
+
+func (x *examination) podsAndDrops(ctx context.Context, before, after sample) {
+	if !x.up {
+		for _, n := range []string{"pods", "mtu", "drops"} {
+			x.skip(n, "only the daemon knows, and it cannot be asked")
+		}
+		return
+	}
 	x.checkPods(before, after)
 	x.checkMTU()
 	if before.err != nil || after.err != nil {

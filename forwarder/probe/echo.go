@@ -30,6 +30,15 @@ type asker struct {
 	token uint64
 	seq   uint64
 	buf   []byte
+	cut   *cutter // for questions that do not pass whole; nil: all are sent whole
+}
+
+// Close ends the asker's sockets.
+func (a *asker) Close() error {
+	if a.cut != nil {
+		a.cut.close()
+	}
+	return a.conn.Close()
 }
 
 func (p *Prober) ask(ctx context.Context, from, to netip.Addr) (*asker, error) {
@@ -55,7 +64,7 @@ func (a *asker) echo(size, back int, timeout time.Duration) (rtt, clock time.Dur
 	clear(p)
 	message{kind: echo, want: uint16(max(back-overhead(a.peer), headerLen)), token: a.token, seq: a.seq}.put(p)
 	start := time.Now()
-	if _, err := a.conn.Write(p); err != nil && !errors.Is(err, unix.ECONNREFUSED) { // that is about an earlier one
+	if err := a.send(p); err != nil && !errors.Is(err, unix.ECONNREFUSED) { // that is about an earlier one
 		return 0, 0, fmt.Errorf("an echo of %d bytes cannot be sent: %w", size, err)
 	}
 	a.conn.SetReadDeadline(start.Add(timeout))
@@ -77,6 +86,14 @@ func (a *asker) echo(size, back int, timeout time.Duration) (rtt, clock time.Dur
 			return rtt, time.Unix(0, int64(m.a)).Sub(now) + rtt/2, nil
 		}
 	}
+}
+
+func (a *asker) send(p []byte) error {
+	if a.cut != nil && len(p)+overhead(a.peer) > a.cut.size {
+		return a.cut.send(p)
+	}
+	_, err := a.conn.Write(p)
+	return err
 }
 
 // pinger sends ICMP echoes; every host answers them by itself.

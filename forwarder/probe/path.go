@@ -31,17 +31,21 @@ type Path struct {
 	RTT     time.Duration // of a small packet
 	Clock   time.Duration // the peer's clock less ours; ByPenstock only
 	Passes  int           // the largest packet to it that was answered; up to Target.MTU
-	Back    int           // the largest from it; ByPenstock only, 0 if it was not measured
+	Back    int           // the largest from it; ByPenstock only, 0 if it was not measured, and never more than what could be asked for
 }
 
 const (
 	smallProbe = 96                     // bytes of the smallest IP packet that is sent: it reaches everybody who is there
 	patience   = 400 * time.Millisecond // for an answer
 	tries      = 3                      // until silence is believed
+	quick      = 150 * time.Millisecond // the least that a search for a size waits for an answer, of which it wants many
 )
 
 // Path probes the way to a peer: is its node there, does anybody answer through the overlay, and how large may packets be?
 // Every packet has DF set. It takes a few milliseconds where all is well, and up to ten seconds else.
+//
+// An answer is never longer than its question, so where the way there is the narrower one, the question that measures the way back
+// goes in fragments, which the peer's kernel puts together.
 func (p *Prober) Path(ctx context.Context, t Target) (Path, error) {
 	var found Path
 	node, err := ping(ctx, t.NodeFrom, t.Node, "")
@@ -56,7 +60,7 @@ func (p *Prober) Path(ctx context.Context, t Target) (Path, error) {
 	if err != nil {
 		return found, err
 	}
-	defer ask.conn.Close()
+	defer ask.Close()
 	defer closeWith(ctx, ask.conn)()
 	err = repeat(ctx, func() (err error) {
 		found.RTT, found.Clock, err = ask.echo(smallProbe, smallProbe, patience)
@@ -64,10 +68,13 @@ func (p *Prober) Path(ctx context.Context, t Target) (Path, error) {
 	})
 	if err == nil {
 		found.By = ByPenstock
-		found.Passes = largest(ctx, t.MTU, func(n int) error { _, _, err := ask.echo(n, smallProbe, patience); return err })
-		if found.Passes == t.MTU {
-			found.Back = largest(ctx, t.MTU, func(n int) error { _, _, err := ask.echo(t.MTU, n, patience); return err })
+		wait := min(max(10*found.RTT, quick), patience)
+		found.Passes = largest(ctx, t.MTU, 0, func(n int) error { _, _, err := ask.echo(n, smallProbe, wait); return err })
+		top := t.MTU
+		if found.Passes < top && p.cutAt(ctx, ask, t, found.Passes) != nil {
+			top = found.Passes // no larger answer can be asked for
 		}
+		found.Back = largest(ctx, top, found.Passes, func(n int) error { _, _, err := ask.echo(top, n, wait); return err })
 		return found, ctx.Err()
 	}
 	found.Refused = errors.Is(err, errRefused)
@@ -79,7 +86,7 @@ func (p *Prober) Path(ctx context.Context, t Target) (Path, error) {
 	defer closeWith(ctx, host.conn)()
 	if repeat(ctx, func() (err error) { found.RTT, err = host.echo(smallProbe, patience); return err }) == nil {
 		found.By = ByHost
-		found.Passes = largest(ctx, t.MTU, func(n int) error { _, err := host.echo(n, patience); return err })
+		found.Passes = largest(ctx, t.MTU, 0, func(n int) error { _, err := host.echo(n, patience); return err })
 	}
 	return found, ctx.Err()
 }
@@ -102,9 +109,12 @@ func repeat(ctx context.Context, try func() error) (err error) {
 	return err
 }
 
+const near = 8 // bytes
+
 // largest finds the largest size that gets an answer, if smallProbe does: by halves, and at once if all of top does. A size
-// gets two tries, as a packet that is lost is taken for one that is too big.
-func largest(ctx context.Context, top int, try func(size int) error) int {
+// gets two tries, as a packet that is lost is taken for one that is too big. It looks first around a guess: that of the way back is
+// the way there, which is the same or a VLAN tag off. A guess of 0 is none.
+func largest(ctx context.Context, top, guess int, try func(size int) error) int {
 	passes := func(n int) bool {
 		for range 2 {
 			if ctx.Err() == nil && try(n) == nil {
@@ -117,6 +127,15 @@ func largest(ctx context.Context, top int, try func(size int) error) int {
 		return top
 	}
 	low, high := smallProbe, top // low passes, high does not
+	for _, n := range []int{guess, guess + near, guess - near} {
+		switch {
+		case guess == 0 || n <= low || n >= high:
+		case passes(n):
+			low = n
+		default:
+			high = n
+		}
+	}
 	for high-low > 1 && ctx.Err() == nil {
 		mid := (low + high) / 2
 		if high-low > 64 {

@@ -3,10 +3,13 @@ package probe
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/net/ipv4"
 )
 
 var peer = netip.MustParseAddr("10.244.2.0")
@@ -145,17 +148,21 @@ func FuzzPieces(f *testing.F) {
 
 // TestLargest: the search ends at the very size that passes, whether all packets arrive or every third is lost.
 func TestLargest(t *testing.T) {
-	for _, lossy := range []bool{false, true} {
+	for i := range 6 {
+		lossy, off := i > 2, i%3*5 // and how far the guess is off; 0: there is none
 		for mtu := smallProbe; mtu <= 1450; mtu += 7 {
-			n := 0
-			got := largest(t.Context(), 1450, func(size int) error {
+			n, guess := 0, 0
+			if off > 0 {
+				guess = mtu + off - 7
+			}
+			got := largest(t.Context(), 1450, guess, func(size int) error {
 				if n++; size > mtu || lossy && n%3 == 0 {
 					return errSilent
 				}
 				return nil
 			})
 			if got != mtu {
-				t.Errorf("path of %d, lossy %v: found %d", mtu, lossy, got)
+				t.Errorf("path of %d, guessed %d, lossy %v: found %d", mtu, guess, lossy, got)
 			}
 			if n > 40 {
 				t.Errorf("path of %d: %d probes", mtu, n)
@@ -165,8 +172,33 @@ func TestLargest(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	n := 0
-	if largest(ctx, 1450, func(int) error { n++; return errSilent }); n > 0 {
+	if largest(ctx, 1450, 0, func(int) error { n++; return errSilent }); n > 0 {
 		t.Error("it went on after the end of its context")
+	}
+}
+
+// TestFragments: together they are the datagram, none is longer than allowed, and all but the last have a multiple of eight bytes.
+func TestFragments(t *testing.T) {
+	from, to := netip.MustParseAddrPort("10.244.1.0:40000"), netip.MustParseAddrPort("10.244.2.0:7472")
+	payload := bytes.Repeat([]byte("penstock"), 178)
+	for _, size := range []int{smallProbe, 1370, 1374, 1450, 9000} {
+		var all []byte
+		list := fragments(from, to, 7, payload, size)
+		for i, f := range list {
+			h, err := ipv4.ParseHeader(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			last := i == len(list)-1
+			if len(f) > size || h.TotalLen != len(f) || h.ID != 7 || h.FragOff*8 != len(all) || (h.Flags == ipv4.MoreFragments) == last || !last && len(f[20:])%8 != 0 ||
+				h.Src.String() != "10.244.1.0" || h.Dst.String() != "10.244.2.0" || h.Protocol != 17 {
+				t.Errorf("by %d: %d bytes, %v", size, len(f), h)
+			}
+			all = append(all, f[20:]...)
+		}
+		if !bytes.Equal(all[8:], payload) || binary.BigEndian.Uint16(all[4:]) != uint16(len(all)) || binary.BigEndian.Uint16(all[2:]) != Port {
+			t.Errorf("by %d the datagram is another: % x", size, all[:8])
+		}
 	}
 }
 
