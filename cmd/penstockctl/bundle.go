@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,6 +39,9 @@ there. Names and addresses of pods, peers and nodes are in it. The file can be r
 What cannot be had is named in errors.txt; the exit status is then 5.`,
 		Args: takes(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if !c.Flags().Changed("config") {
+				configPath = "" // nobody says that the daemon's is there
+			}
 			return t.writeBundle(c.Context(), file, configPath, cniDir)
 		},
 	}
@@ -52,8 +56,49 @@ type bundle struct {
 	name   string // of the folder in the archive
 	time   time.Time
 	out    *tar.Writer
-	errors []string
+	lacks  []lack
 	failed error // of the archive itself
+}
+
+// lack is a part that could not be had, and why.
+type lack struct{ part, why string }
+
+// lines is a line for each part that could not be had.
+func (b *bundle) lines() []string {
+	list := []string{}
+	for _, l := range b.lacks {
+		list = append(list, l.part+": "+l.why)
+	}
+	return list
+}
+
+// sentence names the parts that could not be had, those of one reason together.
+func (b *bundle) sentence() string {
+	var reasons []string
+	parts := map[string][]string{}
+	for _, l := range b.lacks {
+		if parts[l.why] == nil {
+			reasons = append(reasons, l.why)
+		}
+		parts[l.why] = append(parts[l.why], l.part)
+	}
+	for i, why := range reasons {
+		reasons[i] = strings.Join(parts[why], ", ") + ": " + why
+	}
+	return fmt.Sprintf("the bundle lacks %s, which its errors.txt names: %s", counted(len(b.lacks), "part"), strings.Join(reasons, "; "))
+}
+
+// Parts that a daemon has, but for the first, status.json, which is asked for alone.
+var (
+	answerParts = []string{"peers.json", "pods.json", "ports.json", "ipam.json", "routes.json", "drops.json", "process.txt"}
+	debugParts  = []string{"metrics.txt", "goroutines.txt", "heap.pb.gz", "cpu.pb.gz"}
+)
+
+// without names parts that nobody tried to get, as something before has failed.
+func (b *bundle) without(parts []string, err error) {
+	for _, p := range parts {
+		b.text(p, "", err)
+	}
 }
 
 // bundleMade is support-bundle as JSON.
@@ -72,6 +117,7 @@ func (t *tool) writeBundle(ctx context.Context, file, configPath, cniDir string)
 		}
 	}
 	report := t.examine(ctx, configPath, cniDir, nil)
+	configPath = cmp.Or(configPath, config.DefaultPath)
 	name := "penstock-" + cmp.Or(report.Node, "node") + "-" + report.Time.Format("20060102T150405Z")
 	file = cmp.Or(file, name+".tar.gz")
 	var archive bytes.Buffer
@@ -82,8 +128,8 @@ func (t *tool) writeBundle(ctx context.Context, file, configPath, cniDir string)
 	b.bundleFiles(configPath, cniDir)
 	b.bundleHost()
 	b.text("version.txt", versions(), nil)
-	if len(b.errors) > 0 {
-		b.text("errors.txt", strings.Join(b.errors, "\n")+"\n", nil)
+	if len(b.lacks) > 0 {
+		b.text("errors.txt", strings.Join(b.lines(), "\n")+"\n", nil)
 	}
 	if b.failed == nil {
 		b.failed = cmp.Or(b.out.Close(), z.Close())
@@ -100,15 +146,15 @@ func (t *tool) writeBundle(ctx context.Context, file, configPath, cniDir string)
 			return err
 		}
 		if t.output == "json" {
-			if err := t.json(bundleMade{file, append([]string{}, b.errors...)}); err != nil {
+			if err := t.json(bundleMade{file, b.lines()}); err != nil {
 				return err
 			}
 		} else {
 			fmt.Fprintf(t.out, "wrote %s\n", file)
 		}
 	}
-	if len(b.errors) > 0 {
-		return &verdict{exitWarnings, fmt.Sprintf("the bundle lacks %d parts, which its errors.txt names: %s", len(b.errors), strings.Join(b.errors, "; "))}
+	if len(b.lacks) > 0 {
+		return &verdict{exitWarnings, b.sentence()}
 	}
 	return nil
 }
@@ -116,7 +162,7 @@ func (t *tool) writeBundle(ctx context.Context, file, configPath, cniDir string)
 // text adds a file, or what kept it from being had.
 func (b *bundle) text(name, content string, err error) {
 	if err != nil {
-		b.errors = append(b.errors, fmt.Sprintf("%s: %v", name, err))
+		b.lacks = append(b.lacks, lack{name, err.Error()})
 	}
 	if b.failed != nil || content == "" && err != nil {
 		return
@@ -138,13 +184,14 @@ func (b *bundle) value(name string, v any, err error) {
 
 // bundleDaemon asks the daemon for all it shows, and finds out where its configuration is.
 func (t *tool) bundleDaemon(ctx context.Context, b *bundle, configPath *string) {
-	ctx, cancel := context.WithTimeout(ctx, t.timeout)
+	ctx, cancel := control.WithTimeout(ctx, t.timeout)
 	defer cancel()
 	client := control.New(t.socket)
 	s, err := client.Status(ctx)
 	b.value("status.json", s, err)
 	if err != nil {
-		return // the others would say the same
+		b.without(slices.Concat(answerParts, debugParts), err) // the others would say the same
+		return
 	}
 	*configPath = s.Config
 	ask(b, ctx, "peers.json", client.Peers)
@@ -162,11 +209,11 @@ func (t *tool) bundleDaemon(ctx context.Context, b *bundle, configPath *string) 
 	}
 	c, err := config.Load(s.Config)
 	if err != nil {
-		b.text("metrics.txt and profiles", "", fmt.Errorf("where the daemon's debug listener is, its configuration would say: %w", err))
+		b.without(debugParts, fmt.Errorf("where the daemon's debug listener is, its configuration would say: %w", err))
 		return
 	}
 	if c.Debug.Listen == "" {
-		b.text("metrics.txt and profiles", "", fmt.Errorf("debug.listen is off"))
+		b.without(debugParts, errors.New("debug.listen is off"))
 		return
 	}
 	for _, p := range [][2]string{{"metrics.txt", "/metrics"}, {"goroutines.txt", "/debug/pprof/goroutine?debug=2"}, {"heap.pb.gz", "/debug/pprof/heap"}, {"cpu.pb.gz", "/debug/pprof/profile?seconds=2"}} {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -82,6 +83,15 @@ func TestBundleKeepsSecrets(t *testing.T) {
 	}
 	if !strings.Contains(parts["errors.txt"], "status.json: there is no control socket") {
 		t.Errorf("errors.txt: %q", parts["errors.txt"])
+	}
+	missing := append([]string{"status.json"}, slices.Concat(answerParts, debugParts)...)
+	for _, name := range missing {
+		if _, there := parts[name]; there || !strings.Contains(parts["errors.txt"], name+": there is no control socket") {
+			t.Errorf("%s is not named in errors.txt, or is there", name)
+		}
+	}
+	if lines := strings.Count(parts["errors.txt"], "\n"); lines != len(missing) || !strings.Contains(stderr, "lacks 12 parts") || strings.Count(stderr, "there is no control socket") != 1 {
+		t.Errorf("%d lines in errors.txt: %q", lines, stderr)
 	}
 	var lists map[string]any
 	if err := json.Unmarshal([]byte(parts["cni.json"]), &lists); err != nil || len(lists) != 3 || !strings.Contains(parts["cni.json"], "1400") {

@@ -32,7 +32,7 @@ func (t *tool) capture() *cobra.Command {
 
 A frame is shown at each stage of its way: from-pod, from-host, from-peer (after its encapsulation is taken off), to-pod,
 to-host, to-peer (before it is encapsulated), and dropped, with the reason. Filters must all hold. --pod takes
-container/interface, the owner (namespace/name), the device or an address; --peer a name or an underlay address; --reason a drop
+container/interface (the first 8 characters of the container do), the owner (namespace/name), the device or an address; --peer a name or an underlay address; --reason a drop
 reason (penstockctl drops --all lists them), and then only these drops are shown. In a pcapng file each stage, pod, peer and reason
 is an interface of its own (frame.interface_name), whose comment explains a drop. Superframes are one long packet, and checksums
 may be wrong where the device would have filled them in.
@@ -100,7 +100,7 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 	client := control.New(t.socket)
 	reasons := map[string]control.Drop{}
 	if f.file != "" {
-		q, cancel := context.WithTimeout(ctx, t.timeout)
+		q, cancel := control.WithTimeout(ctx, t.timeout)
 		list, err := client.Reasons(q)
 		cancel()
 		if err != nil {
@@ -140,7 +140,7 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 		jsonLine(t.errs, capturedAll{n, lost})
 		return err
 	}
-	fmt.Fprintf(t.errs, "%d frames captured", n)
+	fmt.Fprintf(t.errs, "%s captured", counted(n, "frame"))
 	if lost > 0 {
 		fmt.Fprintf(t.errs, ", %d more matched and were lost: narrow the filter, or shorten frames with -s", lost)
 	}

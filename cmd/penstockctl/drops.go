@@ -21,7 +21,7 @@ func (t *tool) drops() *cobra.Command {
 		Short: "List why frames were dropped, and what to do about it",
 		Long: `List why frames were dropped, and what to do about it, most frequent first.
 
-With --watch the list is drawn anew every --delay with rates, until q or Ctrl-C. With --all reasons are listed for which nothing was
+With --watch the list is drawn anew every --delay with rates (- in the first picture, which has none yet), until q or Ctrl-C. With --all reasons are listed for which nothing was
 dropped too, in the order in which a packet meets them.`,
 		Args: takes(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -38,7 +38,7 @@ dropped too, in the order in which a packet meets them.`,
 			client := control.New(t.socket)
 			before, when := map[string]uint64{}, time.Time{}
 			draw := func(ctx context.Context, out *bytes.Buffer) error {
-				q, cancel := context.WithTimeout(ctx, t.timeout)
+				q, cancel := control.WithTimeout(ctx, t.timeout)
 				defer cancel()
 				drops, err := get(client, q)
 				if err != nil {
@@ -52,7 +52,11 @@ dropped too, in the order in which a packet meets them.`,
 				}
 				rated := make([]ratedDrop, len(drops))
 				for i, d := range drops {
-					rated[i] = ratedDrop{d, grew(before[d.Reason], d.Packets, seconds)}
+					rated[i].Drop = d
+					if seconds > 0 {
+						r := grew(before[d.Reason], d.Packets, seconds)
+						rated[i].Rate = &r
+					}
 					before[d.Reason] = d.Packets
 				}
 				return t.printDrops(out, rated, watch)
@@ -72,7 +76,7 @@ dropped too, in the order in which a packet meets them.`,
 // ratedDrop is a reason with how many frames a second it takes.
 type ratedDrop struct {
 	control.Drop
-	Rate float64 `json:"rate"`
+	Rate *float64 `json:"rate,omitempty"` // nil in the first picture, which has no interval
 }
 
 func (t *tool) printDrops(out *bytes.Buffer, drops []ratedDrop, watch bool) error {
@@ -100,7 +104,11 @@ func (t *tool) printDrops(out *bytes.Buffer, drops []ratedDrop, watch bool) erro
 		cells := []string{o.Reason, strconv.FormatUint(o.Packets, 10), o.Meaning}
 		more := []string{"", "", "→ " + o.Remedy}
 		if watch {
-			cells = []string{o.Reason, strconv.FormatUint(o.Packets, 10), rate(o.Rate), o.Meaning}
+			perSecond := "-"
+			if o.Rate != nil {
+				perSecond = rate(*o.Rate)
+			}
+			cells = []string{o.Reason, strconv.FormatUint(o.Packets, 10), perSecond, o.Meaning}
 			more = []string{"", "", "", "→ " + o.Remedy}
 		}
 		d.row(cells...)

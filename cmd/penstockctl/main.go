@@ -99,7 +99,7 @@ func (t *tool) root() *cobra.Command {
 
 // daemon calls f with a client and the deadline that was asked for.
 func (t *tool) daemon(c *cobra.Command, f func(context.Context, *control.Client) error) error {
-	ctx, cancel := context.WithTimeout(c.Context(), t.timeout)
+	ctx, cancel := control.WithTimeout(c.Context(), t.timeout)
 	defer cancel()
 	return f(ctx, control.New(t.socket))
 }

@@ -70,12 +70,12 @@ func TestHangingDaemon(t *testing.T) {
 	}
 	defer l.Close() // the kernel takes connections, and nobody accepts them
 	for args, say := range map[string]string{
-		"status --timeout 100ms":             "did not answer in time",
+		"status --timeout 100ms":             "did not answer in 100ms",
 		"status --wait 100ms":                "did not answer within 100ms",
-		"detach c1 eth0 --timeout 100ms":     "did not answer in time",
+		"detach c1 eth0 --timeout 100ms":     "did not answer in 100ms",
 		"status --timeout 100ms -o json":     `"status":3,"code":"unreachable"`,
-		"top -n 1 --timeout 100ms":           "did not answer in time",
-		"capture -c 1 -w - --timeout 100ms":  "did not answer in time",
+		"top -n 1 --timeout 100ms":           "did not answer in 100ms",
+		"capture -c 1 -w - --timeout 100ms":  "did not answer in 100ms",
 		"status --wait 100ms --output=json ": `"status":3,"code":"unreachable"`,
 	} {
 		status, out, stderr := ctl(t, append([]string{"--socket", socket}, strings.Fields(args)...)...)

@@ -125,7 +125,7 @@ func (t *tool) runTop(ctx context.Context, every time.Duration, n int) error {
 	client := control.New(t.socket)
 	var before sample
 	return t.repeat(ctx, every, n, func(ctx context.Context, out *bytes.Buffer) error {
-		q, cancel := context.WithTimeout(ctx, t.timeout)
+		q, cancel := control.WithTimeout(ctx, t.timeout)
 		defer cancel()
 		now, err := takeSample(q, client)
 		if err != nil {

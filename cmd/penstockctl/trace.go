@@ -16,7 +16,8 @@ func (t *tool) trace() *cobra.Command {
 		Short: "Say step by step what would happen to a packet, without sending it",
 		Long: `Say step by step what would happen to a packet, without sending it.
 
-SRC and DST are addresses, or pods of this node (container/interface, owner or device). The packet comes from whoever has SRC: a pod
+SRC and DST are addresses, or pods of this node (container/interface, owner or device; the
+first 8 characters of the container do). The packet comes from whoever has SRC: a pod
 of this node, a peer (then it is judged as it arrives from the wire), or else the host; --from says otherwise, for instance to see
 whether a pod may send with an address that is not its own. It is forwarded by the daemon's own code and table, on a worker whose ports
 and sockets lead nowhere; no counter moves.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 // maxAnswer bounds what the client reads; a table of a million routes is about 100 MB.
@@ -216,11 +217,11 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	case errors.As(err, &stranger):
 		return fmt.Errorf("what listens on %s is not penstockd: %w", c.socket, err)
 	case sent && ctx.Err() != nil:
-		return &late{c.socket, ctx.Err()}
+		return &late{c.socket, ctx.Err(), limit(ctx)}
 	case !sent && op.Timeout(): // package net sees the deadline a moment before ctx does
-		return c.unsent(context.DeadlineExceeded)
+		return c.unsent(ctx, context.DeadlineExceeded)
 	case !sent && ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		return c.unsent(ctx.Err())
+		return c.unsent(ctx, ctx.Err())
 	case sent:
 		return fmt.Errorf("penstockd on %s broke off the conversation: %w", c.socket, err)
 	case errors.Is(err, fs.ErrPermission):
@@ -237,8 +238,22 @@ func (c *Client) explain(ctx context.Context, err error) error {
 }
 
 // unsent is a request for which there was no time left to reach the daemon.
-func (c *Client) unsent(cause error) error {
-	return &silence{(&late{c.socket, cause}).Error(), cause}
+func (c *Client) unsent(ctx context.Context, cause error) error {
+	return &silence{(&late{c.socket, cause, limit(ctx)}).Error(), cause}
+}
+
+type limitKey struct{}
+
+// WithTimeout is context.WithTimeout, and has the error of a request that takes too long name the limit: who has set a short one may
+// want a longer one, and no log.
+func WithTimeout(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithValue(ctx, limitKey{}, limit), limit)
+}
+
+// limit is what WithTimeout was given; 0: it was another's.
+func limit(ctx context.Context) time.Duration {
+	d, _ := ctx.Value(limitKey{}).(time.Duration)
+	return d
 }
 
 // CheckSocket is an error if something is there that is no socket. Where nothing is, the daemon may be about to start.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Code says what kind of failure it was. The CNI plugin and scripts decide by it; the message is for people.
@@ -59,13 +60,18 @@ var ErrUnreachable = errors.New("penstockd does not answer")
 type late struct {
 	socket string
 	cause  error
+	after  time.Duration // 0: it is not known
 }
 
 func (l *late) Error() string {
 	if errors.Is(l.cause, context.Canceled) {
 		return fmt.Sprintf("penstockd on %s had not answered when the request was given up", l.socket)
 	}
-	return fmt.Sprintf("penstockd on %s did not answer in time: look why with journalctl -u penstockd -n 50", l.socket)
+	limit := "time"
+	if l.after > 0 {
+		limit = l.after.String()
+	}
+	return fmt.Sprintf("penstockd on %s did not answer in %s: look why with journalctl -u penstockd -n 50", l.socket, limit)
 }
 
 func (l *late) Unwrap() error { return l.cause }

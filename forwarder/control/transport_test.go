@@ -119,9 +119,9 @@ func TestAnswers(t *testing.T) {
 // TestDeadline: wherever an answer stops to come, the context ends the wait.
 func TestDeadline(t *testing.T) {
 	for _, answer := range []string{"…", "HTTP/1.1 2…", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{…", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n…"} {
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+		ctx, cancel := WithTimeout(t.Context(), 30*time.Millisecond)
 		if _, err := says(t, answer).Status(ctx); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnreachable) ||
-			strings.Contains(err.Error(), "context") || !strings.Contains(err.Error(), "did not answer in time: look why with journalctl") {
+			strings.Contains(err.Error(), "context") || !strings.Contains(err.Error(), "did not answer in 30ms: look why with journalctl") {
 			t.Errorf("%q: %v", answer, err)
 		}
 		cancel()

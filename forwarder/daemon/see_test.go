@@ -61,6 +61,35 @@ func TestTraceFindsItsOrigin(t *testing.T) {
 	}
 }
 
+// TestPodByPrefix: the start of a container's id names it, if it is long enough and no other's starts so.
+func TestPodByPrefix(t *testing.T) {
+	f := newFake()
+	r := run(t, f, withPeer)
+	const one, two = "d859695b6cdd5eee5b8b", "d859695baaaa5eee5b8b"
+	for _, c := range []string{one, two} {
+		if _, err := r.plug(t, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		"d859695b6":         "",
+		"d859695b6cdd/eth0": "",
+		one:                 "",
+		"d859695b":          `"d859695b" is the start of several containers' ids, write more of the one you mean: ` + one + "/eth0, " + two + "/eth0",
+		"d859695b/eth0":     "several containers' ids",
+		"d859695":           "no pod",
+		"d859695b6cdd/eth1": "no pod",
+	} {
+		_, err := r.client.Trace(t.Context(), control.TraceRequest{Src: name, Dst: "10.244.2.5"})
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+		if want == "" && f.traced.Container != one {
+			t.Errorf("%s is %s", name, f.traced.Container)
+		}
+	}
+}
+
 // TestCaptureFilter: names become what the forwarder looks for.
 func TestCaptureFilter(t *testing.T) {
 	f := newFake()

@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -37,7 +38,23 @@ func (d *Daemon) Trace(ctx context.Context, r control.TraceRequest) (control.Tra
 	for _, step := range t.Steps {
 		a.Steps = append(a.Steps, control.TraceStep(step))
 	}
+	if src, dst := d.state.Load().peerOf(s.Src), d.state.Load().peerOf(s.Dst); r.From == "" && a.Reason == forwarder.DropNotLocal.String() && src != "" && dst != "" {
+		a.Steps = append(a.Steps, control.TraceStep{Name: "hint", Text: fmt.Sprintf("neither end is on this node: %s is of %s and %s of %s, so the packet never comes here; ask on %s", s.Src, src, s.Dst, dst, src)})
+	}
 	return a, nil
+}
+
+// peerOf names the peer whose pods an address is among, the most specific one; empty if it is no peer's.
+func (s *state) peerOf(a netip.Addr) (name string) {
+	best := -1
+	for _, p := range s.peers {
+		for _, c := range p.PodCIDRs {
+			if c.Contains(a) && c.Bits() > best {
+				best, name = c.Bits(), p.Name
+			}
+		}
+	}
+	return name
 }
 
 // traceEnds makes addresses of one family of what may be the names of pods.
