@@ -32,10 +32,11 @@ const (
 	mostSlots    = 4096
 
 	quietBreadth = 8 * time.Second // so long without a crowd, and the wide ring is given back
-	lookBreadth  = 2 * time.Second // how often the keeper looks at wide rings
+	lookBreadth  = 2 * time.Second // how often the keeper looks at wide rings, if nothing but their pods' quiet can change them
 
 	floodRate  = 150_000                // frames a second that are a flood
 	lookCrowd  = 5 * time.Millisecond   // over so long a crowd's rate is taken before it gets a ring
+	lookWave   = 200 * time.Millisecond // how often a pod is looked at that may begin to flood
 	lookFlood  = 500 * time.Millisecond // how often a flood is looked at
 	blocksMost = 4 << 20                // bytes of blocks
 	thinMost   = 3                      // reads in a row that are no full batch end a flood
@@ -172,7 +173,7 @@ func (f *Forwarder) adjustBreadth(p *port, now time.Time) (again time.Duration) 
 	case b.blocks() && rate >= f.use.flood/2 && !b.over.Load():
 		return lookFlood
 	case b.wide.Ring() == ring.RingV2 && !quiet && !flood:
-		return lookBreadth
+		return f.lookSlots()
 	default: // no longer what its ring is for
 		was := b.wide.Ring()
 		if err := f.narrow(p); err != nil {
@@ -201,6 +202,15 @@ func (f *Forwarder) widenFor(p *port, flood bool) time.Duration {
 	}
 	if err := f.widen(p, ring.RingV2); err != nil {
 		f.complain("a busy pod gets no wide ring and may lose packets", "device", p.spec.Device, err)
+		return lookBreadth
+	}
+	return f.lookSlots()
+}
+
+// lookSlots is when to look again at a pod whose wide ring is one of slots.
+func (f *Forwarder) lookSlots() time.Duration {
+	if f.use.flood > 0 {
+		return lookWave
 	}
 	return lookBreadth
 }
