@@ -157,15 +157,27 @@ func finish(ctx context.Context, ways []*way, b burden, used load.CPU) (sample, 
 	return s, nil
 }
 
+// A daemon is idle when what a hundred new devices and their pods say (router solicitations, for 12 s) is over, and a second would
+// show either nothing or one garbage collection.
+const (
+	idleAfter = 15 * time.Second
+	idleFor   = 10 * time.Second
+)
+
 // measureIdle reads what the first node's daemon holds and uses while nothing happens.
 func measureIdle(ctx context.Context, n *network, seconds float64) (sample, error) {
 	pid := n.lab.Nodes[0].Daemon.Process.Pid()
+	if wait := idleAfter - time.Since(n.made); wait > 0 {
+		if err := pause(ctx, wait); err != nil {
+			return nil, err
+		}
+	}
 	before, err := processTime(pid)
 	if err != nil {
 		return nil, err
 	}
 	begin := time.Now()
-	if err := pause(ctx, time.Duration(seconds*float64(time.Second))); err != nil {
+	if err := pause(ctx, max(idleFor, time.Duration(seconds*float64(time.Second)))); err != nil {
 		return nil, err
 	}
 	after, err := processTime(pid)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/penstock-net/penstock/bench/lab"
 	"github.com/penstock-net/penstock/bench/load"
@@ -17,6 +18,7 @@ type network struct {
 	send     [2]*load.Agent // by node
 	take     [2]*load.Agent
 	cleanups []func()
+	made     time.Time // all pods are there
 	failed   bool
 	messages []string
 }
@@ -90,6 +92,7 @@ func build(s subject, u lab.Kind, b burden, yaml string) (n *network, err error)
 			n.pods[i] = append(n.pods[i], p)
 		}
 	}
+	n.made = time.Now()
 	if b.Shape == idle {
 		return n, nil
 	}
