@@ -134,6 +134,24 @@ func (b *breadthRig) lost() (n uint64) {
 	return n
 }
 
+// nothingLeft ends a test in which so many datagrams were sent: what is missing is what the kernel counts, and there are as many
+// descriptors and bytes of the budget as before.
+func (b *breadthRig) nothingLeft(sent uint32, files int, left int64) {
+	b.t.Helper()
+	b.settleDown()
+	b.mu.Lock()
+	missing := b.missing + sent - b.expected
+	b.mu.Unlock()
+	if lost := b.lost(); uint64(missing) != lost {
+		b.t.Errorf("%d datagrams are missing, the kernel counts %d", missing, lost)
+	}
+	if n, l := len(b.f.Descriptors()), b.f.bufferLeft(); n != files || l != left {
+		b.t.Errorf("%d descriptors and %d bytes left, at first %d and %d", n, l, files, left)
+	}
+	b.check(nil)
+	b.t.Logf("%d sent, %d lost by the rings, %d wide rings", sent, missing, b.f.widened.Load())
+}
+
 func breadthSettings() Settings {
 	s := testSettings(encap.KindUDP)
 	s.PodBuffer = 8 << 20
@@ -175,18 +193,7 @@ func TestBreadth(t *testing.T) {
 			t.Errorf("%d wide rings were opened in %d rounds", n, round)
 		}
 	}
-	b.settleDown()
-	b.mu.Lock()
-	missing := b.missing + sent - b.expected
-	b.mu.Unlock()
-	if lost := b.lost(); uint64(missing) != lost {
-		t.Errorf("%d datagrams are missing, the kernel counts %d", missing, lost)
-	}
-	if n, l := len(b.f.Descriptors()), b.f.bufferLeft(); n != before || l != left {
-		t.Errorf("%d descriptors and %d bytes left, at first %d and %d", n, l, before, left)
-	}
-	b.check(nil)
-	t.Logf("%d sent, %d lost by the rings", sent, missing)
+	b.nothingLeft(sent, before, left)
 }
 
 // TestBreadthFlood: a pod that floods gets a ring of blocks, at once or in the place of one of slots, and loses it when the
@@ -197,31 +204,50 @@ func TestBreadthFlood(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, left := len(b.f.Descriptors()), b.f.bufferLeft()
-	kind := func() string {
+	// What the keeper opens, in order; blocks may be refused.
+	var opened []ring.PacketRing
+	refuse := false
+	open := b.f.env.openWide
+	b.f.env.openWide = func(s *ring.PacketSocket, c ring.PacketConfig) (*ring.PacketSocket, error) { // f.control is held
+		if refuse && c.Ring == ring.RingV3 {
+			return nil, syscall.ENOMEM
+		}
+		opened = append(opened, c.Ring)
+		return open(s, c)
+	}
+	locked := func(fn func()) {
 		b.f.control.Lock()
 		defer b.f.control.Unlock()
-		if w := b.f.findPort("ve0", "eth0").breadth.wide; w != nil {
-			return w.Ring().String()
-		}
-		return "none"
+		fn()
+	}
+	kind := func() (k string) {
+		locked(func() {
+			k = "none"
+			if w := b.f.findPort("ve0", "eth0").breadth.wide; w != nil {
+				k = w.Ring().String()
+				taken := map[string]int64{"v2": 6 << 20, "v3": blocksMost}[k]
+				if n, l := len(b.f.Descriptors()), b.f.bufferLeft(); n != before+1 || l != left-taken {
+					t.Errorf("%s: %d descriptors and %d bytes left, at first %d and %d", k, n, l, before, left)
+				}
+			}
+		})
+		return k
 	}
 	sent := uint32(0)
 	until := func(want string) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); kind() != want && time.Now().Before(end); {
+		for end := time.Now().Add(10 * time.Second); kind() != want; {
+			if time.Now().After(end) {
+				t.Fatalf("the wide ring is never %s", want)
+			}
 			b.send("ve0", sent, 5000)
 			sent += 5000
-		}
-		if got := kind(); got != want {
-			t.Fatalf("the wide ring is %s, want %s", got, want)
 		}
 	}
 	b.f.use.flood = 1e9 // nothing is one
 	b.f.Start()
 	until("v2")
-	b.f.control.Lock()
-	b.f.use.flood = 5000
-	b.f.control.Unlock()
+	locked(func() { b.f.use.flood = 5000 })
 	until("v3") // in the place of the other
 	quiet := func() {
 		t.Helper()
@@ -231,43 +257,20 @@ func TestBreadthFlood(t *testing.T) {
 		b.eventually("a narrow ring", func() bool { return kind() == "none" })
 	}
 	quiet()
-	opened := b.f.widened.Load()
-	until("v3") // at once
-	if n := b.f.widened.Load(); n != opened+1 {
-		t.Errorf("%d rings were opened for a flood, want one", n-opened)
-	}
-	if n := len(b.f.Descriptors()); n != before+1 {
-		t.Errorf("%d descriptors while the ring is wide, want one more than %d", n, before)
-	}
-	if l := b.f.bufferLeft(); l != left-blocksMost {
-		t.Errorf("%d bytes left, want %d", l, left-blocksMost)
-	}
-	quiet()
-	open := b.f.env.openWide
-	b.f.control.Lock()
-	b.f.env.openWide = func(s *ring.PacketSocket, c ring.PacketConfig) (*ring.PacketSocket, error) {
-		if c.Ring == ring.RingV3 {
-			return nil, syscall.ENOMEM
+	locked(func() { opened = nil })
+	until("v3")
+	locked(func() {
+		if opened[0] != ring.RingV3 {
+			t.Errorf("a flood gets %v first", opened[0])
 		}
-		return open(s, c)
-	}
-	b.f.control.Unlock()
+	})
+	quiet()
+	locked(func() { refuse = true })
 	until("v2") // as there is no room for blocks
 	b.ahead.Add(int64(quietBreadth + time.Second))
 	b.f.keeper.poke()
 	b.eventually("a narrow ring", func() bool { return kind() == "none" })
-	b.settleDown()
-	b.mu.Lock()
-	missing := b.missing + sent - b.expected
-	b.mu.Unlock()
-	if lost := b.lost(); uint64(missing) != lost {
-		t.Errorf("%d datagrams are missing, the kernel counts %d", missing, lost)
-	}
-	if n, l := len(b.f.Descriptors()), b.f.bufferLeft(); n != before || l != left {
-		t.Errorf("%d descriptors and %d bytes left, at first %d and %d", n, l, before, left)
-	}
-	b.check(nil)
-	t.Logf("%d sent, %d lost by the rings, %d wide rings", sent, missing, b.f.widened.Load())
+	b.nothingLeft(sent, before, left)
 }
 
 // TestBreadthNoPoll: a wide ring that the worker cannot wait for is refused, and
