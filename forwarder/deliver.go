@@ -7,16 +7,8 @@ import (
 	"github.com/penstock-net/penstock/ring"
 )
 
-// What goes to a pod or the host passes here: frames become writes, and
-// neighbouring segments of a flow that came over the wire become one write, a
-// superframe, so that the pod's stack and socket wake once.
-//
-// Order: a flow has one open merge at most; whatever of the flow does not fit
-// it closes it first, and writes leave in the order in which they were begun.
-// A fragment, which has no ports to compare, closes all of its outbox.
-
-// mergeSlots is how many flows of one pod may be merged side by side.
-const mergeSlots = 8
+// What goes to a pod or the host passes here: frames become writes, of which
+// those of one flow grow together (merges.go), and each outbox is written in one go.
 
 // delivery is one write to a port.
 type delivery struct {
@@ -28,13 +20,7 @@ type delivery struct {
 	version     uint8        // of IP: the Ethernet type in front; 0: the frame has its own link header
 	unfinished  bool         // a piece of a frame that ends in a later write
 	to          Direction
-}
-
-// merge is a delivery that may still grow.
-type merge struct {
-	encap.Merge
-	delivery int32
-	hash     uint32
+	merge       int16 // which of the worker's merges lets it grow; noMerge: none
 }
 
 // outbox is one worker's way to one port.
@@ -44,10 +30,7 @@ type outbox struct {
 	queued      bool
 	broken      Reason // why the frame that is being written in pieces has lost one; dropNone: it has not
 	midway      bool   // the last delivery to a queue did not end its frame
-	generation  uint32
-	merges      [mergeSlots]merge
-	open        int // merges in use
-	oldest      int // which to close when all are in use
+	open        int    // merges: deliveries that may still grow
 	eth         [2][encap.EthernetLen]byte
 	mac         uint64 // that eth was made for
 	asked       int64  // when the pod was last asked for its MAC
@@ -58,7 +41,7 @@ type outbox struct {
 func (w *worker) enqueue(b *outbox, to Direction, f *frame, head, payload []byte, v encap.Virtio, ends bool) *delivery {
 	a := &w.arena
 	i := int32(len(a.deliveries))
-	a.deliveries = append(a.deliveries, delivery{v: v, first: -1, last: -1, next: -1, version: f.p.Version, to: to, unfinished: !ends})
+	a.deliveries = append(a.deliveries, delivery{v: v, first: -1, last: -1, next: -1, version: f.p.Version, to: to, unfinished: !ends, merge: noMerge})
 	d := &a.deliveries[i]
 	d.first = a.chain(-1, head)
 	d.last = d.first
@@ -82,7 +65,7 @@ func (w *worker) enqueue(b *outbox, to Direction, f *frame, head, payload []byte
 // is cut, a partial checksum that it cannot take is completed.
 func (w *worker) deliver(f *frame, b *outbox, to Direction) {
 	w.makeRoom()
-	b.closeFlow(w, f)
+	w.merges.closeFlow(&w.arena, b, f)
 	p := b.port
 	if p == nil {
 		w.drop(DropPortDown)
@@ -116,100 +99,10 @@ func (w *worker) deliverSegments(f *frame, b *outbox, to Direction) {
 	}
 }
 
-// deliverMerged is deliver for what came over the wire: it joins the open
-// merge of its flow if it can. Its checksum has been verified.
-func (w *worker) deliverMerged(f *frame, b *outbox) {
-	if b.port == nil || !b.port.gso || f.v.IsGSO() || !w.f.use.mergeWrites ||
-		f.p.Proto != encap.ProtoTCP && (f.p.Proto != encap.ProtoUDP || !b.port.uso) || f.p.Frag != encap.NotFrag {
-		w.deliver(f, b, Pod)
-		return
-	}
-	w.makeRoom()
-	a := &w.arena
-	if b.generation != a.generation {
-		b.generation, b.open, b.oldest = a.generation, 0, 0
-	}
-	for i := range b.merges[:b.open] {
-		m := &b.merges[i]
-		if m.hash != f.p.Hash || m.delivery < 0 || !m.SameFlow(f.ip(), &f.p) {
-			continue
-		}
-		if payload, ok := m.Add(f.ip(), &f.p); ok {
-			d := &a.deliveries[m.delivery]
-			d.last = a.chain(d.last, payload)
-			d.frames++
-			d.bytes += int32(f.p.Len)
-			w.tally.merged++
-			return
-		}
-		b.close(w, m)
-		b.start(w, m, f)
-		return
-	}
-	m := b.free(w)
-	b.start(w, m, f)
-}
-
-// free is an unused merge; if there is none, the oldest is closed.
-func (b *outbox) free(w *worker) *merge {
-	for i := range b.merges[:b.open] {
-		if b.merges[i].delivery < 0 {
-			return &b.merges[i]
-		}
-	}
-	if b.open < mergeSlots {
-		b.open++
-		return &b.merges[b.open-1]
-	}
-	m := &b.merges[b.oldest]
-	b.oldest = (b.oldest + 1) % mergeSlots
-	b.close(w, m)
-	return m
-}
-
-// start enqueues f and, if its kind can grow, opens a merge on it.
-func (b *outbox) start(w *worker, m *merge, f *frame) {
-	m.delivery = -1
-	v := f.v
-	v.HdrLen = uint16(encap.HeaderLen(f.ip(), &f.p))
-	w.enqueue(b, Pod, f, f.ip(), nil, v, true)
-	if m.Start(f.ip(), &f.p) {
-		m.delivery, m.hash = b.last, f.p.Hash
-	}
-}
-
-// close ends a merge: its headers now tell of the whole.
-func (b *outbox) close(w *worker, m *merge) {
-	if m.delivery < 0 {
-		return
-	}
-	if m.Segments() > 1 {
-		w.arena.deliveries[m.delivery].v = m.Finish()
-	}
-	m.delivery = -1
-}
-
-// closeFlow closes the merges that f must not overtake, nor be overtaken by.
-func (b *outbox) closeFlow(w *worker, f *frame) {
-	if b.generation != w.arena.generation {
-		return
-	}
-	for i := range b.merges[:b.open] {
-		m := &b.merges[i]
-		if m.delivery >= 0 && (f.p.Frag != encap.NotFrag || m.hash == f.p.Hash) {
-			b.close(w, m)
-		}
-	}
-}
-
 // flushOutbox writes all that waits for a port.
 func (w *worker) flushOutbox(b *outbox) {
 	a, p := &w.arena, w.packets
-	if b.generation == a.generation {
-		for i := range b.merges[:b.open] {
-			b.close(w, &b.merges[i])
-		}
-	}
+	w.merges.closeAll(a, b)
 	b.queued = false
 	if b.port == nil {
 		for i := b.first; i >= 0; i = a.deliveries[i].next {

@@ -63,7 +63,7 @@ func (w *worker) fragment(f *frame, mtu int, to *destination, last bool) {
 		room = to.peer.header.Len()
 	} else {
 		// The fragments must not be overtaken by what joins an older write.
-		w.outboxes[to.port.index].closeFlow(w, f)
+		w.merges.closeFlow(&w.arena, w.outboxes[to.port.index], f)
 	}
 	for i, n := 0, fs.Count(); i < n; i++ {
 		w.makeRoom()

@@ -191,6 +191,13 @@ func (r *rig) check(drops map[Reason]uint64) {
 			r.t.Errorf("dropped as %s: %d, want %d", reason, got, drops[reason])
 		}
 	}
+	for _, w := range r.f.workers {
+		for i := range w.merges.slots {
+			if w.merges.slots[i].box != nil {
+				r.t.Errorf("merge %d of worker %d is open between batches", i, w.index)
+			}
+		}
+	}
 }
 
 // udpPacket is an IP packet with a UDP datagram of n payload bytes.

@@ -57,6 +57,7 @@ type worker struct {
 	whole    []byte // a datagram that fragment.go puts together; made when it is first needed
 
 	arena     arena
+	merges    merges
 	transmits []*transmit // by peerState.index
 	outboxes  []*outbox   // by port.index
 	hostboxes []*outbox   // by the host queue's worker
@@ -113,7 +114,7 @@ func newWorker(f *Forwarder, index int) (*worker, error) {
 	w := &worker{f: f, index: index, tapsAt: &f.taps, flows: f.flows, poller: p, done: make(chan struct{}),
 		slab: ring.NewSlab(slabBytes), scratch: ring.NewSlab(scratchBytes), inbox: ring.NewInbox(inboxMessages, 65535),
 		datagrams: ring.NewDatagrams(maxMessages, maxIovecs), replays: ring.NewDatagrams(maxRunSegments, 3*maxRunSegments), packets: ring.NewPackets(maxMessages, maxIovecs),
-		arena: newArena(), spare: make([]byte, maxRunSegments*spareHeader)}
+		arena: newArena(), merges: newMerges(), spare: make([]byte, maxRunSegments*spareHeader)}
 	w.onError = w.socketError
 	return w, nil
 }
