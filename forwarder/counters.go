@@ -39,10 +39,11 @@ const (
 	switchUDPSegment = iota // for a peer
 	switchTunnelGSO         // for a kind of superframe
 	switchNativeTCP         // for the uplink
+	switchTUNBatch          // for a worker
 	switches
 )
 
-var switchNames = [switches]string{"udpSegment", "tunnelGSO", "nativeTCP"}
+var switchNames = [switches]string{"udpSegment", "tunnelGSO", "nativeTCP", "tunBatch"}
 
 // tally is what a worker has counted since its last publish: plain words that
 // only the worker touches, so that counting costs an add. A frame is one

@@ -71,7 +71,7 @@ type Forwarder struct {
 
 // use is what the switches and the kernel together allow.
 type use struct {
-	udpSegment, udpGRO, tunOffload, mergeWrites, uso, whole bool
+	udpSegment, udpGRO, tunOffload, tunBatch, mergeWrites, uso, whole bool
 
 	packetRing  ring.PacketRing
 	flood       float64 // frames a second from which on a wide ring is V3; 0: never
@@ -89,6 +89,7 @@ type environment struct {
 	createTUN  func(c ring.TUNConfig, offload bool) (ring.Port, ring.Offload, error)
 	adoptTUN   func(fd int, offload bool) (ring.Port, ring.Offload, error)
 	openHost   func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error)
+	openUring  func() (*ring.Uring, error)
 	openTunnel func(name string, queues int) ([]tunnel, error)
 }
 
@@ -155,6 +156,7 @@ func newForwarder(s Settings, env environment) (_ *Forwarder, err error) {
 		}
 		f.workers = append(f.workers, w)
 	}
+	f.openUrings()
 	if err := f.openHost(); err != nil {
 		return nil, err
 	}
@@ -188,6 +190,7 @@ func (f *Forwarder) choose() error {
 		udpSegment:  o.UDPSegment && f.found("udpSegment"),
 		udpGRO:      o.UDPGRO && f.found("udpGRO"),
 		tunOffload:  o.TUNOffload && f.found("tunOffload"),
+		tunBatch:    o.TUNBatch && f.found("tunBatch"),
 		mergeWrites: o.MergeWrites,
 		whole:       o.TunnelGSO && f.found("tunnelGSO"),
 		uso:         f.found("tunUSO"),
@@ -262,6 +265,23 @@ func (f *Forwarder) openTunnels() error {
 		f.fds.add(fmt.Sprintf("gso/%d", i), t.FD())
 	}
 	return nil
+}
+
+// openUrings makes a ring for each worker. Without one it reads and writes TUN queues by a system call a packet.
+func (f *Forwarder) openUrings() {
+	for _, w := range f.workers {
+		if !f.use.tunBatch {
+			return
+		}
+		u, err := f.env.openUring()
+		if err != nil {
+			f.switchedOff[switchTUNBatch].Add(1)
+			f.log.Warn("many packets of a TUN cannot be read at once; reading one by one", "worker", w.index, "error", err)
+			continue
+		}
+		f.fds.add(fmt.Sprintf("uring/%d", w.index), u.FD())
+		w.useUring(u)
+	}
 }
 
 // settle makes what workers read of the settings.
@@ -351,6 +371,10 @@ func (f *Forwarder) close() error {
 			f.fds.remove(w.tunnel.FD())
 			errs = append(errs, w.tunnel.Close())
 		}
+		if w.uring != nil {
+			f.fds.remove(w.uring.FD())
+			errs = append(errs, w.uring.Close())
+		}
 		errs = append(errs, w.poller.Close())
 	}
 	return errors.Join(errs...)
@@ -386,7 +410,7 @@ type Capability struct {
 func (f *Forwarder) Capabilities() []Capability {
 	used := map[string]bool{
 		"tun": true, "packetVnetHdr": true, "packetIgnoreOutgoing": true, "packetQdiscBypass": true,
-		"tunnelGSO": f.use.whole, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
+		"tunnelGSO": f.use.whole, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "tunBatch": f.use.tunBatch, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
 		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3 || f.use.flood > 0,
 		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1,
 	}

@@ -39,6 +39,7 @@ func kernel() environment {
 		openHost: func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error) {
 			return openTUN(ring.TUNConfig{Name: name, Queues: queues, Persistent: true, MTU: mtu}, offload)
 		},
+		openUring: ring.NewUring,
 		openTunnel: func(name string, queues int) ([]tunnel, error) {
 			qs, err := ring.OpenTunnel(name, queues)
 			var ts []tunnel

@@ -52,6 +52,7 @@ type Offload struct {
 	UDPSegment  bool // runs: many datagrams in one send
 	UDPGRO      bool // many datagrams in one receive
 	TUNOffload  bool // superframes and partial checksums on TUN devices
+	TUNBatch    bool // many packets of a TUN in one system call
 	MergeWrites bool // neighbouring segments of a flow in one write to the pod
 	PacketRing  string
 }

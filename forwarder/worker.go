@@ -17,10 +17,10 @@ import (
 // Sizes of a worker's memory. A batch is what one drain of one port or socket
 // gives; everything that it needs is taken from these and given back after.
 const (
-	batchFrames   = 64        // frames of one drain: more would let one port delay the others
-	slabBytes     = 2 << 20   // what a drain reads: 31 superframes, or a batch of small packets
-	scratchBytes  = 512 << 10 // headers of segments, fragments and answers
-	inboxMessages = 64        // receive buffers of 64 KiB; a page is taken when it is first used
+	batchFrames   = 64                           // frames of one drain: more would let one port delay the others
+	slabBytes     = batchFrames * ring.FrameRoom // what a drain reads
+	scratchBytes  = 512 << 10                    // headers of segments, fragments and answers
+	inboxMessages = 64                           // receive buffers of 64 KiB; a page is taken when it is first used
 	pollEvents    = 64
 )
 
@@ -45,8 +45,9 @@ type worker struct {
 	now     int64 // Unix seconds at the batch's begin
 	nanos   int64 // monotonic, the same moment
 
-	slab     *ring.Slab // what is read from ports; reset for each drain
-	scratch  *ring.Slab // what is written besides; reset after each flush
+	uring    *ring.Uring // by which TUN queues are read and written; nil: a system call each
+	slab     *ring.Slab  // what is read from ports; reset for each drain
+	scratch  *ring.Slab  // what is written besides; reset after each flush
 	inbox    *ring.Inbox
 	frames   [batchFrames]ring.Frame
 	frame    frame                          // the packet in hand
@@ -160,6 +161,9 @@ func (w *worker) run() {
 			w.serve(&events[i])
 		}
 		w.attention.turned(n)
+		if w.uring.Err() != nil {
+			w.leaveUring()
+		}
 		if limit = -1; w.blockable > 0 {
 			limit = unblockEvery
 			w.unblock()
@@ -199,6 +203,22 @@ func (w *worker) unblock() {
 			}
 		}
 	}
+}
+
+// useUring lets u read and write TUN queues; nil: none does.
+func (w *worker) useUring(u *ring.Uring) {
+	w.uring = u
+	w.slab.BatchReads(u)
+	w.packets.BatchWrites(u)
+}
+
+// leaveUring goes on without a ring that the kernel serves no more; nothing is lost with it.
+func (w *worker) leaveUring() {
+	w.f.switchedOff[switchTUNBatch].Add(1)
+	w.f.log.Warn("the kernel refused to read or write many packets of a TUN at once; doing it one by one", "worker", w.index, "error", w.uring.Err())
+	w.f.fds.remove(w.uring.FD())
+	_ = w.uring.Close()
+	w.useUring(nil)
 }
 
 // serve handles one ready source: a batch from end to end.

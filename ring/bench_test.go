@@ -114,3 +114,51 @@ func BenchmarkPacketWrite(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkTUN is reading and writing packets of 64 bytes of a TUN, by a system call each and by an io_uring; only the
+// reads and writes are in the time a packet.
+func BenchmarkTUN(b *testing.B) {
+	for _, n := range []int{1, 2, 3, 4, 16, 64} {
+		for _, by := range []string{"each", "uring"} {
+			var u *Uring
+			if by == "uring" {
+				u = newUring(b)
+			}
+			b.Run(fmt.Sprintf("read/%s/%d", by, n), func(b *testing.B) {
+				s := newTUNSource(b)
+				slab, fs := NewSlab(64*FrameRoom), make([]Frame, 64)
+				slab.BatchReads(u)
+				var reading time.Duration
+				read := 0
+				for b.Loop() {
+					s.send(b, n, 64)
+					from := time.Now()
+					slab.Reset()
+					k, err := s.q.Read(slab, fs)
+					reading += time.Since(from)
+					if read += k; k < n || err != nil {
+						b.Fatal(k, err)
+					}
+				}
+				b.ReportMetric(float64(reading.Nanoseconds())/float64(read), "ns/packet")
+			})
+			b.Run(fmt.Sprintf("write/%s/%d", by, n), func(b *testing.B) {
+				q, conn := tunSink(b)
+				conn.Close()
+				p, frame := NewPackets(n, 2*n), udpFrame(64, 1)[14:]
+				p.BatchWrites(u)
+				for b.Loop() {
+					p.Reset()
+					for range n {
+						p.Begin(Virtio{})
+						p.Append(frame)
+					}
+					if k, err := q.Write(p, 0); k != n || err != nil {
+						b.Fatal(k, err)
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/packet")
+			})
+		}
+	}
+}

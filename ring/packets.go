@@ -9,7 +9,12 @@ package ring
 //	messages └────── 0 ────────────┘ └───── 1 ──────┘ └── 2 …
 type Packets struct {
 	batch
-	hdrs [][VirtioLen]byte
+	hdrs  [][VirtioLen]byte
+	uring *Uring // that writes many to a TUN; nil: none
+
+	// What became of messages [doneFrom, doneTo), which a Uring has written.
+	doneFrom, doneTo int
+	done             [UringEntries]int32
 }
 
 // NewPackets makes room for a number of messages and of iovecs, of which each
@@ -20,7 +25,10 @@ func NewPackets(messages, iovecs int) *Packets {
 }
 
 // Reset forgets all messages; what was appended is no longer borrowed.
-func (p *Packets) Reset() { p.reset() }
+func (p *Packets) Reset() {
+	p.reset()
+	p.doneFrom, p.doneTo = 0, 0
+}
 
 // Begin opens the next message; false if there is no room for one with payload.
 func (p *Packets) Begin(v Virtio) bool {

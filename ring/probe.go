@@ -45,6 +45,7 @@ var probes = []struct {
 		return probeOffload(OffloadCSUM | OffloadTSO4 | OffloadTSO6 | OffloadTSOECN)
 	}},
 	{"tunUSO", "6.2", func() (string, error) { return probeOffload(OffloadCSUM | OffloadUSO4 | OffloadUSO6) }},
+	{"tunBatch", "5.11 (io_uring)", probeUring},
 	{"tunnelGSO", "6.17", probeTunnelGSO},
 	{"packetVnetHdr", "2.6.34", packetOptions(packetOption{unix.PACKET_VNET_HDR, 1, "PACKET_VNET_HDR"})},
 	{"packetV2", "4.6 (with virtio headers)", func() (string, error) { return probeRing(RingV2) }},
@@ -85,6 +86,26 @@ func probeOffload(o Offload) (string, error) {
 	}
 	defer q.Close()
 	return o.String(), q.SetOffload(o)
+}
+
+// probeUring asks an empty queue for a packet.
+func probeUring() (string, error) {
+	q, err := probeQueue(false, false)
+	if err != nil {
+		return "", err
+	}
+	defer q.Close()
+	u, err := NewUring()
+	if err != nil {
+		return "", err
+	}
+	defer u.Close()
+	s := NewSlab(FrameRoom)
+	s.BatchReads(u)
+	if _, errno := q.readMany(s, make([]Frame, 1)); errno != 0 {
+		return "", fmt.Errorf("read by io_uring: %w", errno)
+	}
+	return fmt.Sprintf("io_uring, %d packets a system call", UringEntries), u.Err()
 }
 
 // Tunnel offloads of linux/if_tun.h, not in x/sys; a TAP with a virtio header of

@@ -35,9 +35,10 @@ func (f *Frame) Bytes() []byte { return f.Mem[f.Start:] }
 // Slab is a worker's memory for one batch: a bump allocator that is taken back
 // as a whole. Its pages become resident when they are first used.
 type Slab struct {
-	mem  []byte // starts on a cache line
-	off  int    // end of what is allocated
-	last int    // start of the last allocation
+	mem   []byte // starts on a cache line
+	off   int    // end of what is allocated
+	last  int    // start of the last allocation
+	uring *Uring // that reads TUN queues into it; nil: none
 }
 
 // NewSlab makes a slab of size bytes, rounded up to a cache line.

@@ -146,3 +146,31 @@ func storeShared(b []byte, v uint32) {
 func misalignment(b []byte, align int) int {
 	return int(-uintptr(unsafe.Pointer(&b[0])) & uintptr(align-1))
 }
+
+// sysUringSetup makes a ring of n entries; params is struct io_uring_params.
+func sysUringSetup(n int, params []byte) (int, unix.Errno) {
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(n), uintptr(unsafe.Pointer(&params[0])), 0)
+	return int(fd), errno
+}
+
+// sysUringEnter submits n entries and waits for done completions, which is for
+// none where they complete at once. It is a raw call.
+func sysUringEnter(fd, n, done int) (int, unix.Errno) {
+	var flags uintptr
+	if done > 0 {
+		flags = 1 // IORING_ENTER_GETEVENTS
+	}
+	for {
+		got, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(n), uintptr(done), flags, 0, 0)
+		if errno != unix.EINTR {
+			return int(got), errno
+		}
+	}
+}
+
+// addressOf is where b begins, for a ring's entry. b must be on the heap, which
+// does not move, and kept alive until the kernel is done with it.
+func addressOf(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(&b[0]))) }
+
+// iovecsAt is where iovecs begin, on the same terms.
+func iovecsAt(iovs []unix.Iovec) uint64 { return uint64(uintptr(unsafe.Pointer(&iovs[0]))) }

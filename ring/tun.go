@@ -216,9 +216,10 @@ func adopt(fd int) (*Queue, error) {
 
 // Queue is one queue of a TUN or TAP device. It is a Port.
 type Queue struct {
-	fd   int
-	name string
-	tap  bool
+	fd     int
+	name   string
+	tap    bool
+	expect int // packets that the last Read found; 0 if they were long
 }
 
 // Name is the device's name when the queue was attached.
@@ -274,10 +275,8 @@ func (q *Queue) SetPersist(on bool) error {
 	return nil
 }
 
-// Read reads one packet a system call into the slab, until the queue is empty,
-// fs or the slab full. The virtio header lands in the headroom. A device that was
-// deleted shows as EBADFD.
-func (q *Queue) Read(s *Slab, fs []Frame) (n int, err error) {
+// readEach is Read by a system call a packet.
+func (q *Queue) readEach(s *Slab, fs []Frame) (n int, err error) {
 	for n < len(fs) {
 		mem := s.Alloc(FrameRoom)
 		if mem == nil {
@@ -311,17 +310,6 @@ func (q *Queue) Release() {}
 
 // TakeError is always nil: errors of a queue come from Read and Write.
 func (q *Queue) TakeError() error { return nil }
-
-// Write writes one packet a system call. EIO: the device is down. EINVAL: the
-// virtio header does not fit the packet.
-func (q *Queue) Write(p *Packets, from int) (n int, err error) {
-	for i := from; i < p.nmsg; i++ {
-		if _, errno := sysWritev(q.fd, p.message(i)); errno != 0 {
-			return i - from, errno
-		}
-	}
-	return p.nmsg - from, nil
-}
 
 // tunError adds what to do about the usual failures.
 func tunError(err error, format string, args ...any) error {

@@ -23,7 +23,7 @@ func vxlanCases() (cases []lab.Config) {
 		}
 	}
 	if matrix() {
-		off := "offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, mergeWrites: off, packetRing: off}"
+		off := "offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, tunBatch: off, mergeWrites: off, packetRing: off}"
 		for _, kind := range []lab.Kind{lab.Whole, lab.Cut} {
 			cases = append(cases,
 				lab.Config{Roles: []lab.Role{lab.Penstock, lab.KernelVXLAN}, Kind: kind, YAML: []string{off}},

@@ -117,6 +117,7 @@ type Offload struct {
 	UDPSegment  bool
 	UDPGRO      bool
 	TUNOffload  bool
+	TUNBatch    bool
 	MergeWrites bool
 	PacketRing  string // auto, v2, v3 or off
 }
@@ -149,7 +150,7 @@ func Default() *Config {
 		Host:    Host{Device: DefaultHostDevice},
 		Limits:  Limits{PodBuffer: 8 << 20, TotalBuffer: 512 << 20},
 		Native:  Native{Carrier: "off", Port: defaultNativePort},
-		Offload: Offload{TunnelGSO: true, UDPSegment: true, UDPGRO: true, TUNOffload: true, MergeWrites: true, PacketRing: "auto"},
+		Offload: Offload{TunnelGSO: true, UDPSegment: true, UDPGRO: true, TUNOffload: true, TUNBatch: true, MergeWrites: true, PacketRing: "auto"},
 		Control: Control{Socket: DefaultSocket},
 		Debug:   Debug{Listen: DefaultDebugListen},
 		State:   DefaultState,

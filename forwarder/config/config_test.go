@@ -105,7 +105,7 @@ host: {device: pst0, masquerade: true, forward: true}
 limits: {podBuffer: 1024KiB, totalBuffer: 1GiB}
 workers: 4
 native: {carrier: udp, port: 7000}
-offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, mergeWrites: off, packetRing: v3}
+offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, tunBatch: off, mergeWrites: off, packetRing: v3}
 control: {socket: /tmp/p.sock}
 debug: {listen: "0.0.0.0:1", allowRemote: true}
 metrics: {listen: ":2"}

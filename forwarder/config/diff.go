@@ -41,6 +41,7 @@ var settings = []setting{
 	{"offload.udpSegment", true, func(c *Config) string { return autoOrOff(c.Offload.UDPSegment) }},
 	{"offload.udpGRO", true, func(c *Config) string { return autoOrOff(c.Offload.UDPGRO) }},
 	{"offload.tunOffload", true, func(c *Config) string { return autoOrOff(c.Offload.TUNOffload) }},
+	{"offload.tunBatch", true, func(c *Config) string { return autoOrOff(c.Offload.TUNBatch) }},
 	{"offload.mergeWrites", true, func(c *Config) string { return autoOrOff(c.Offload.MergeWrites) }},
 	{"offload.packetRing", true, func(c *Config) string { return c.Offload.PacketRing }},
 	{"control.socket", true, func(c *Config) string { return c.Control.Socket }},

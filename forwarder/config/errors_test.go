@@ -125,13 +125,14 @@ encap: {type: gre}
 		"4:10: workers: this must be a whole number",
 		"5:15: encap.type: this must be udp, vxlan or ipip, not nothing",
 	}},
-	{"switches", needed + "offload: {tunnelGSO: on, udpSegment: true, udpGRO: v2, tunOffload: [off], mergeWrites: 0, packetRing: v4}\nnative: {carrier: sctp}\n", []string{
+	{"switches", needed + "offload: {tunnelGSO: on, udpSegment: true, udpGRO: v2, tunOffload: [off], mergeWrites: 0, packetRing: v4, tunBatch: on}\nnative: {carrier: sctp}\n", []string{
 		`3:22: offload.tunnelGSO: this must be auto or off, not "on"`,
 		"3:38: offload.udpSegment: this must be auto or off, not true",
 		`3:52: offload.udpGRO: this must be auto or off, not "v2"`,
 		"3:68: offload.tunOffload: this must be auto or off, not a list",
 		"3:88: offload.mergeWrites: this must be auto or off, not 0",
 		`3:103: offload.packetRing: this must be auto, v2, v3 or off, not "v4"`,
+		`3:117: offload.tunBatch: this must be auto or off, not "on"`,
 		`4:19: native.carrier: this must be auto, tcp, udp or off, not "sctp"`,
 	}},
 	{"sizes", needed + "limits: {podBuffer: 2MB, totalBuffer: lots}\n", []string{

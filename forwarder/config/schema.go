@@ -67,6 +67,7 @@ func (c *Config) decode(root *yaml.Node) {
 			field{"udpSegment", auto(&c.Offload.UDPSegment)},
 			field{"udpGRO", auto(&c.Offload.UDPGRO)},
 			field{"tunOffload", auto(&c.Offload.TUNOffload)},
+			field{"tunBatch", auto(&c.Offload.TUNBatch)},
 			field{"mergeWrites", auto(&c.Offload.MergeWrites)},
 			field{"packetRing", choice(&c.Offload.PacketRing, "auto", "v2", "v3", "off")},
 		)},

@@ -58,7 +58,7 @@ func newCollector(d *Daemon) *collector {
 	c.segmented = desc("segmented_superframes_total", "Superframes that were cut in software.")
 	c.whole = desc("whole_superframes_total", "Superframes that left encapsulated and uncut.")
 	c.widened = desc("wide_rings_total", "Wide rings that were opened for busy pods.")
-	c.switched = desc("switched_off_total", "Times that the kernel refused a mechanism while packets flowed, so that it is done without: udpSegment for a peer, tunnelGSO for a kind of superframe, nativeTCP for the uplink.", "mechanism")
+	c.switched = desc("switched_off_total", "Times that the kernel refused a mechanism while packets flowed, so that it is done without: udpSegment for a peer, tunnelGSO for a kind of superframe, nativeTCP for the uplink, tunBatch for a worker.", "mechanism")
 	c.batchSize = desc("batch_packets", "Frames that were read at once from one pod, the host or a tunnel socket.")
 	c.runSize = desc("run_datagrams", "Datagrams that were handed to a tunnel socket at once.")
 

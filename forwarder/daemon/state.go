@@ -95,7 +95,7 @@ func (s *state) settings(workers int, log *slog.Logger) forwarder.Settings {
 		Uplink:  s.uplink(),
 		Workers: workers, HostDevice: c.Host.Device, Native: s.native(),
 		Offload: forwarder.Offload{TunnelGSO: c.Offload.TunnelGSO, UDPSegment: c.Offload.UDPSegment, UDPGRO: c.Offload.UDPGRO,
-			TUNOffload: c.Offload.TUNOffload, MergeWrites: c.Offload.MergeWrites, PacketRing: c.Offload.PacketRing},
+			TUNOffload: c.Offload.TUNOffload, TUNBatch: c.Offload.TUNBatch, MergeWrites: c.Offload.MergeWrites, PacketRing: c.Offload.PacketRing},
 		PodBuffer: c.Limits.PodBuffer, TotalBuffer: c.Limits.TotalBuffer, Log: log,
 	}
 }

@@ -1,0 +1,332 @@
+//go:build linux
+
+package ring
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// tunSource is a TUN whose namespace sends numbered datagrams into it.
+type tunSource struct {
+	q    *Queue
+	u    *UDP
+	d    *Datagrams
+	to   Sockaddr // nobody's, behind the TUN
+	mem  []byte
+	sent uint32
+}
+
+func newTUNSource(t testing.TB) *tunSource {
+	t.Helper()
+	ns := newNS(t)
+	s := &tunSource{q: createTUN(t, ns, TUNConfig{Name: "tp0"})[0], d: NewDatagrams(64, 64), mem: make([]byte, 64*20500)}
+	if _, err := s.q.NegotiateOffload(); err != nil {
+		t.Fatal(err)
+	}
+	ns.up("tp0")
+	ns.address("tp0", "10.9.0.1/24")
+	s.u = openUDP(t, ns, UDPConfig{Local: netip.MustParseAddrPort("10.9.0.1:0")})
+	s.to = NewSockaddr(netip.MustParseAddrPort("10.9.0.9:9"))
+	return s
+}
+
+// send sends n datagrams of size bytes, the number first; from 2,000 bytes on they are superframes.
+func (s *tunSource) send(t testing.TB, n, size int) {
+	t.Helper()
+	segment := 0
+	if size > 2000 {
+		segment = 1000
+	}
+	for n > 0 {
+		s.d.Reset()
+		for i := range min(n, 64) {
+			b := s.mem[i*size : (i+1)*size]
+			binary.BigEndian.PutUint32(b, s.sent)
+			s.d.Begin(&s.to, 0, segment)
+			s.d.Append(b)
+			s.sent++
+		}
+		k, err := s.u.Send(s.d, 0)
+		if n -= k; k != s.d.Len() || err != nil {
+			t.Fatal(k, err)
+		}
+	}
+}
+
+// numbers are those of the datagrams among fs, which may have IPv6's chatter between them.
+func numbers(t testing.TB, fs []Frame) (list []uint32) {
+	t.Helper()
+	for i := range fs {
+		b := fs[i].Bytes()
+		if fs[i].Truncated || len(b) < 20 {
+			t.Fatalf("a frame of %d bytes, truncated %v", len(b), fs[i].Truncated)
+		}
+		if b[0] == 0x45 && b[9] == unix.IPPROTO_UDP {
+			if want := int(binary.BigEndian.Uint16(b[2:])); len(b) != want {
+				t.Fatalf("a frame of %d bytes says that it has %d", len(b), want)
+			}
+			list = append(list, binary.BigEndian.Uint32(b[28:]))
+		}
+	}
+	return list
+}
+
+func newUring(t testing.TB) *Uring {
+	t.Helper()
+	u, err := NewUring()
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) {
+		t.Skip(err)
+	}
+	must(t, err)
+	t.Cleanup(func() { u.Close() })
+	return u
+}
+
+// TestTUNBatchRead: whatever waits, few or many, short or long, is read once, in order, and a Read that is short of
+// what it was given has emptied the queue or the slab.
+func TestTUNBatchRead(t *testing.T) {
+	for name, rooms := range map[string]int{"room for all": 64, "room for five": 5, "room for one": 1} {
+		for _, batched := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, " ", batched), func(t *testing.T) {
+				s := newTUNSource(t)
+				slab, fs := NewSlab(rooms*FrameRoom), make([]Frame, 64)
+				if batched {
+					slab.BatchReads(newUring(t))
+				}
+				next := uint32(0)
+				for _, burst := range []struct{ n, size int }{{1, 20}, {2, 20}, {3, 20}, {4, 20}, {5, 900}, {64, 20}, {65, 20}, {3, 20}, {0, 20},
+					{40, 1400}, {200, 20}, {130, 4}, {20, 20500}, {1, 1400}, {30, 20500}, {7, 20}, {64, 20}} {
+					s.send(t, burst.n, burst.size)
+					for next < s.sent {
+						slab.Reset()
+						n, err := s.q.Read(slab, fs)
+						if err != nil || n == 0 {
+							t.Fatalf("%d of %d: Read says %d, %v", next, s.sent, n, err)
+						}
+						for _, got := range numbers(t, fs[:n]) {
+							if got != next {
+								t.Fatalf("number %d came where %d was due", got, next)
+							}
+							next++
+						}
+						if n < len(fs) && n < rooms && next < s.sent {
+							t.Errorf("Read took %d frames with room for %d, and %d were left", n, rooms, s.sent-next)
+						}
+					}
+					slab.Reset()
+					if n, err := s.q.Read(slab, fs); len(numbers(t, fs[:n])) > 0 || err != nil {
+						t.Fatalf("after all was read: %d frames, %v", n, err)
+					}
+				}
+				if err := slab.uring.Err(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// TestTUNBatchWrite: of many messages each arrives once and in order, but those that the kernel refuses, which are
+// named by their index.
+func TestTUNBatchWrite(t *testing.T) {
+	for _, batched := range []bool{false, true} {
+		for _, count := range []int{1, 3, 4, 63, 64, 65, 200} {
+			for _, bad := range []int{0, 1, 5} { // every bad-th is refused; 0: none
+				t.Run(fmt.Sprint(batched, count, bad), func(t *testing.T) {
+					p := NewPackets(count, 3*count)
+					if batched {
+						p.BatchWrites(newUring(t))
+					}
+					q, conn := tunSink(t)
+					var want []byte
+					for round := range 2 { // what became of the first must not be taken for the second
+						p.Reset()
+						for i := range count {
+							v, frame := Virtio{}, udpFrame(8, byte(i+round))[14:]
+							if bad > 0 && i%bad == bad-1 {
+								v = Virtio{Flags: NeedsCsum, GSOType: 99, GSOSize: 1, CsumStart: 20, CsumOffset: 6}
+							} else {
+								want = append(want, byte(i+round))
+							}
+							p.Begin(v)
+							p.Append(frame[:28])
+							p.Append(frame[28:])
+						}
+						for at := 0; at < count; at++ {
+							n, err := q.Write(p, at)
+							if at += n; err == nil {
+								if at != count {
+									t.Fatalf("no error, and %d of %d written", at, count)
+								}
+								break
+							}
+							if !errors.Is(err, unix.EINVAL) || bad == 0 || at%bad != bad-1 {
+								t.Fatalf("message %d: %v", at, err)
+							}
+						}
+					}
+					for i, w := range want {
+						if got := heard(t, conn); got != w {
+							t.Fatalf("datagram %d is %d, want %d", i, got, w)
+						}
+					}
+					conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+					if n, err := conn.Read(make([]byte, 100)); err == nil {
+						t.Errorf("one more of %d bytes", n)
+					}
+				})
+			}
+		}
+	}
+}
+
+// tunSink is a TUN, and a socket that hears what is written to it.
+func tunSink(t testing.TB) (*Queue, *net.UDPConn) {
+	t.Helper()
+	ns := newNS(t)
+	q := createTUN(t, ns, TUNConfig{Name: "tp0"})[0]
+	ns.up("tp0")
+	ns.address("tp0", "10.9.0.2/24")
+	var conn *net.UDPConn
+	ns.do(func() {
+		var err error
+		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.9.0.2:2000")))
+		must(t, err)
+	})
+	t.Cleanup(func() { conn.Close() })
+	must(t, conn.SetReadBuffer(4<<20))
+	return q, conn
+}
+
+func heard(t testing.TB, conn *net.UDPConn) byte {
+	t.Helper()
+	var b [100]byte
+	conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if n, err := conn.Read(b[:]); err != nil || n != 8 {
+		t.Fatalf("heard %d bytes, %v", n, err)
+	}
+	return b[0]
+}
+
+// TestUringRefused: a descriptor that knows no RWF_NOWAIT, and a ring that is gone, cost nothing but the ring.
+func TestUringRefused(t *testing.T) {
+	t.Run("no RWF_NOWAIT", func(t *testing.T) {
+		f, err := os.Open("/proc/version")
+		must(t, err)
+		defer f.Close()
+		slab, fs := NewSlab(8*FrameRoom), make([]Frame, 8)
+		slab.BatchReads(newUring(t))
+		q := &Queue{fd: int(f.Fd()), expect: 8}
+		if n, err := q.Read(slab, fs); n != 0 || err != nil {
+			t.Errorf("Read says %d, %v", n, err)
+		}
+		if err := slab.uring.Err(); !errors.Is(err, unix.EOPNOTSUPP) {
+			t.Errorf("the ring says %v", err)
+		}
+		slab.Reset()
+		if n, err := q.Read(slab, fs); n == 0 || err != nil {
+			t.Errorf("Read without the ring says %d, %v", n, err)
+		}
+	})
+	t.Run("gone while reading", func(t *testing.T) {
+		s := newTUNSource(t)
+		slab, fs := NewSlab(64*FrameRoom), make([]Frame, 64)
+		u := newUring(t)
+		slab.BatchReads(u)
+		next := uint32(0)
+		for round := range 3 {
+			if round == 1 {
+				spoil(t, u)
+			}
+			s.send(t, 100, 20)
+			for tries := 0; next < s.sent; tries++ {
+				if tries == 10 {
+					t.Fatalf("%d of %d were read", next, s.sent)
+				}
+				slab.Reset()
+				n, err := s.q.Read(slab, fs)
+				must(t, err)
+				for _, got := range numbers(t, fs[:n]) {
+					if got != next {
+						t.Fatalf("number %d came where %d was due", got, next)
+					}
+					next++
+				}
+			}
+			if (u.Err() != nil) != (round > 0) {
+				t.Errorf("round %d: %v", round, u.Err())
+			}
+		}
+	})
+	t.Run("gone while writing", func(t *testing.T) {
+		q, conn := tunSink(t)
+		u, p := newUring(t), NewPackets(100, 200)
+		p.BatchWrites(u)
+		for round := range 3 {
+			if round == 1 {
+				spoil(t, u)
+			}
+			p.Reset()
+			for i := range 100 {
+				p.Begin(Virtio{})
+				p.Append(udpFrame(8, byte(i))[14:])
+			}
+			if n, err := q.Write(p, 0); n != 100 || err != nil {
+				t.Fatalf("Write says %d, %v", n, err)
+			}
+			for i := range 100 {
+				if got := heard(t, conn); got != byte(i) {
+					t.Fatalf("datagram %d is %d", i, got)
+				}
+			}
+			if (u.Err() != nil) != (round > 0) {
+				t.Errorf("round %d: %v", round, u.Err())
+			}
+		}
+	})
+}
+
+// spoil puts another file in the place of the ring's descriptor.
+func spoil(t testing.TB, u *Uring) {
+	t.Helper()
+	f, err := os.Open("/dev/null")
+	must(t, err)
+	defer f.Close()
+	must(t, unix.Dup3(int(f.Fd()), u.fd, unix.O_CLOEXEC))
+}
+
+func TestTUNBatchAllocs(t *testing.T) {
+	s := newTUNSource(t)
+	q, conn := tunSink(t)
+	conn.Close()
+	u := newUring(t)
+	slab, fs, p := NewSlab(64*FrameRoom), make([]Frame, 64), NewPackets(64, 128)
+	slab.BatchReads(u)
+	p.BatchWrites(u)
+	frame := udpFrame(8, 1)[14:]
+	noAllocs(t, "reading and writing 64 packets", func() {
+		s.send(t, 64, 20)
+		slab.Reset()
+		if n, err := s.q.Read(slab, fs); n < 60 || err != nil {
+			t.Fatal(n, err)
+		}
+		p.Reset()
+		for range 64 {
+			p.Begin(Virtio{})
+			p.Append(frame)
+		}
+		if n, err := q.Write(p, 0); n != 64 || err != nil {
+			t.Fatal(n, err)
+		}
+	})
+	must(t, u.Err())
+}
