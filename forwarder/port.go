@@ -283,6 +283,9 @@ func (f *Forwarder) Ports() []PortInfo {
 	return infos
 }
 
+// PortCount is len(Ports()), without a look at each.
+func (f *Forwarder) PortCount() int { return len(*f.portList.Load()) }
+
 func (f *Forwarder) savePorts() {
 	list := slices.Clone(f.ports)
 	f.portList.Store(&list)

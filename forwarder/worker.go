@@ -86,6 +86,7 @@ type worker struct {
 	}
 	blockable int   // ports whose ring the kernel can block
 	unblocked int64 // ms since start when they were last looked at
+	lively    bool  // frames came since
 
 	attention attention
 	progress  atomic.Uint64 // turns of the loop: for the watchdog
@@ -165,8 +166,7 @@ func (w *worker) run() {
 			w.leaveUring()
 		}
 		if limit = -1; w.blockable > 0 {
-			limit = unblockEvery
-			w.unblock()
+			limit = w.unblock(n > 0)
 		}
 		if len(w.alarms) > 0 {
 			limit = w.serveAlarms(limit)
@@ -177,17 +177,28 @@ func (w *worker) run() {
 	}
 }
 
-// unblockEvery is how often, in ms, rings that the kernel can block are looked at.
-const unblockEvery = 1000
+// How often, in ms, rings that the kernel can block are looked at: where frames
+// came lately, and where none did. A worker that wakes on an idle node keeps Go's
+// monitor awake for ten milliseconds, which is most of what such a node costs.
+const (
+	unblockEvery = 1000
+	unblockIdle  = 5000
+)
 
 // unblock repairs rings that a frame which no virtio header can express has
-// blocked for good (see ring.PacketSocket.Unblock).
-func (w *worker) unblock() {
-	now := time.Since(w.f.started).Milliseconds()
-	if now-w.unblocked < unblockEvery {
-		return
+// blocked for good (see ring.PacketSocket.Unblock). It returns how many ms may pass
+// until the next look. busy says that frames came.
+func (w *worker) unblock(busy bool) (limit int) {
+	w.lively = w.lively || busy
+	limit = unblockIdle
+	if w.lively {
+		limit = unblockEvery
 	}
-	w.unblocked = now
+	now := time.Since(w.f.started).Milliseconds()
+	if now-w.unblocked < int64(limit) {
+		return limit
+	}
+	w.unblocked, w.lively = now, false
 	for _, p := range w.ports {
 		if p == nil || p.unblock == nil {
 			continue
@@ -203,6 +214,7 @@ func (w *worker) unblock() {
 			}
 		}
 	}
+	return limit
 }
 
 // useUring lets u read and write TUN queues; nil: none does.

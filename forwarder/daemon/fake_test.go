@@ -275,6 +275,8 @@ func (f fakePlane) Detach(c, i string) error {
 	f.mu.Unlock()
 	return nil
 }
+func (f fakePlane) PortCount() int { return len(f.Ports()) }
+
 func (f fakePlane) Ports() []forwarder.PortInfo {
 	f.mu.Lock()
 	defer f.mu.Unlock()

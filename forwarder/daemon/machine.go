@@ -31,6 +31,7 @@ type plane interface {
 	Descriptors() []forwarder.Descriptor
 	Detach(container, iface string) error
 	Ports() []forwarder.PortInfo
+	PortCount() int
 	Counters() forwarder.Counters
 	Progress() (turns []uint64, waiting []bool) // of the workers
 	Trace(forwarder.TraceSpec) (*forwarder.Trace, error)

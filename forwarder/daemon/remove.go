@@ -210,8 +210,9 @@ func ourName(name string) bool {
 	return ok && len(hex) == 11 && strings.Trim(hex, "0123456789abcdef") == ""
 }
 
-// While the daemon runs it looks at the directory of queued deletes every half second, and into it when it has changed: a plugin
-// that gave up waiting for us has left one, or wrote it while we started. Every pendingInterval it looks in any case.
+// While the daemon runs it looks into the directory of queued deletes when something has come there: a plugin that gave up waiting
+// for us has left one, or wrote it while we started. Where the kernel does not tell (inotify) it looks every pendingLook whether
+// it has changed; every pendingInterval it looks in any case.
 const (
 	pendingLook     = 500 * time.Millisecond
 	pendingInterval = 5 * time.Second
@@ -221,22 +222,27 @@ const (
 // watchPending finishes deletes that were queued while we ran, and collects tun pods whose namespace has gone and reservations that
 // nobody will ever use.
 func (d *Daemon) watchPending(ctx context.Context) error {
-	tick := time.NewTicker(pendingLook)
-	defer tick.Stop()
 	dir := control.PendingDir(d.state.Load().cfg.Control.Socket)
+	come, err := watchDir(ctx, dir)
+	if err != nil {
+		d.log.Info("the directory of queued deletes is not watched, but looked at every "+pendingLook.String(), "dir", dir, "error", err)
+	}
 	var changed, looked, collected time.Time
-	for {
+	for wait := pendingLook; ; {
+		told := false
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-come:
+			told = true
+		case <-time.After(wait):
 		}
 		var now time.Time
 		if fi, err := os.Stat(dir); err == nil {
 			now = fi.ModTime()
 		}
 		again := time.Since(looked) >= pendingInterval
-		if !now.Equal(changed) || again {
+		if told || again || !now.Equal(changed) {
 			changed, looked = now, time.Now()
 			if err := d.finishAllPending(ctx); err != nil && ctx.Err() == nil {
 				d.log.Warn("queued deletes are not finished; trying again", "error", err)
@@ -248,6 +254,9 @@ func (d *Daemon) watchPending(ctx context.Context) error {
 		if time.Since(collected) >= reservedGrace/4 {
 			collected = time.Now()
 			d.collectReservations(ctx)
+		}
+		if wait = pendingInterval; err != nil || d.pods.waiting() > 0 {
+			wait = pendingLook
 		}
 	}
 }

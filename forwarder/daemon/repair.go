@@ -23,7 +23,7 @@ const (
 	repairInterval = 200 * time.Millisecond // at most one look in this time, however much changes around us
 	repairShare    = 20                     // and looking takes a twentieth of the time at most
 	repairRetry    = time.Second            // after a look that has failed
-	repairTick     = 10 * time.Second       // a look in any case: no message is worth more than what it is about
+	repairTick     = time.Minute            // a look in any case: no message is worth more than what it is about
 )
 
 // watchHost keeps what is ours in the host's stack.

@@ -93,7 +93,7 @@ func (d *Daemon) sayStuck(g *gait, stuck []int, now time.Time, every time.Durati
 // statusText is what `systemctl status` shows.
 func (d *Daemon) statusText() string {
 	s := d.state.Load()
-	text := fmt.Sprintf("Forwarding: %s, MTU %d, %s, %s", s.kind, s.podMTU, plural(len(s.peers), "peer"), plural(len(d.plane.Ports()), "pod"))
+	text := fmt.Sprintf("Forwarding: %s, MTU %d, %s, %s", s.kind, s.podMTU, plural(len(s.peers), "peer"), plural(d.plane.PortCount(), "pod"))
 	if ok, why := d.health.ready(); !ok {
 		text = "Not ready: " + why
 	}

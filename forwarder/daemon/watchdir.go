@@ -1,0 +1,50 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// watchDir tells when something has come into dir, which may come and go itself; where it is to be must be there. One that
+// waits to be told of stands for all. It ends with ctx. An error: nodes with many containers run out of inotify instances
+// (fs.inotify.max_user_instances).
+func watchDir(ctx context.Context, dir string) (come <-chan struct{}, err error) {
+	dir = filepath.Clean(dir)
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", dir, err)
+	}
+	if err := w.Add(filepath.Dir(dir)); err != nil {
+		_ = w.Close()
+		return nil, fmt.Errorf("watch %s: %w", filepath.Dir(dir), err)
+	}
+	_ = w.Add(dir) // else it is added when it comes
+	told := make(chan struct{}, 1)
+	go func() {
+		defer w.Close()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case e := <-w.Events:
+				switch {
+				case !e.Has(fsnotify.Create): // a file that is moved here is created, too
+					continue
+				case e.Name == dir:
+					_ = w.Add(dir)
+				case filepath.Dir(e.Name) != dir:
+					continue
+				}
+			case <-w.Errors: // what was lost may have been ours
+			}
+			select {
+			case told <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return told, nil
+}
