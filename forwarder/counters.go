@@ -49,37 +49,39 @@ var switchNames = [switches]string{"udpSegment", "tunnelGSO", "nativeTCP", "tunB
 // only the worker touches, so that counting costs an add. A frame is one
 // received packet (a superframe is 1, a run of n is n).
 type tally struct {
-	received  [directions]uint64
-	generated [generatedKinds]uint64
-	forwarded [directions][encapKinds]struct{ packets, bytes uint64 }
-	dropped   [reasons]uint64
-	lost      uint64 // the sum of dropped; never published, never reset: who asks takes a difference
-	sends     uint64 // datagrams handed to the kernel; a run is one
-	runs      uint64 // of these, with UDP_SEGMENT
-	writes    uint64 // writes to ports
-	merged    uint64 // frames that travelled in a merged write behind its first
-	segmented uint64 // superframes cut in software
-	whole     uint64 // superframes that left encapsulated and uncut
-	datagrams uint64 // of all sends together
-	batches   sizes  // frames of what was read at once
-	runSizes  sizes  // datagrams of a send
+	received   [directions]uint64
+	generated  [generatedKinds]uint64
+	forwarded  [directions][encapKinds]struct{ packets, bytes uint64 }
+	dropped    [reasons]uint64
+	lost       uint64 // the sum of dropped; never published, never reset: who asks takes a difference
+	sends      uint64 // datagrams handed to the kernel; a run is one
+	runs       uint64 // of these, with UDP_SEGMENT
+	writes     uint64 // writes to ports
+	merged     uint64 // frames that travelled in a merged write behind its first
+	segmented  uint64 // superframes cut in software
+	whole      uint64 // superframes that left encapsulated and uncut
+	tunBatches uint64 // system calls that read or wrote many packets of a TUN
+	datagrams  uint64 // of all sends together
+	batches    sizes  // frames of what was read at once
+	runSizes   sizes  // datagrams of a send
 }
 
 // ledger is the published sum of a worker's tallies, read by anyone.
 type ledger struct {
-	received  [directions]atomic.Uint64
-	generated [generatedKinds]atomic.Uint64
-	forwarded [directions][encapKinds]struct{ packets, bytes atomic.Uint64 }
-	dropped   [reasons]atomic.Uint64
-	sends     atomic.Uint64
-	runs      atomic.Uint64
-	writes    atomic.Uint64
-	merged    atomic.Uint64
-	segmented atomic.Uint64
-	whole     atomic.Uint64
-	datagrams atomic.Uint64
-	batches   sizeLedger
-	runSizes  sizeLedger
+	received   [directions]atomic.Uint64
+	generated  [generatedKinds]atomic.Uint64
+	forwarded  [directions][encapKinds]struct{ packets, bytes atomic.Uint64 }
+	dropped    [reasons]atomic.Uint64
+	sends      atomic.Uint64
+	runs       atomic.Uint64
+	writes     atomic.Uint64
+	merged     atomic.Uint64
+	segmented  atomic.Uint64
+	whole      atomic.Uint64
+	tunBatches atomic.Uint64
+	datagrams  atomic.Uint64
+	batches    sizeLedger
+	runSizes   sizeLedger
 }
 
 // publish moves t into l: once per batch, so the atomics cost nothing per packet.
@@ -105,6 +107,7 @@ func (l *ledger) publish(t *tally) {
 	move(&l.merged, &t.merged)
 	move(&l.segmented, &t.segmented)
 	move(&l.whole, &t.whole)
+	move(&l.tunBatches, &t.tunBatches)
 	move(&l.datagrams, &t.datagrams)
 	l.batches.publish(&t.batches)
 	l.runSizes.publish(&t.runSizes)
@@ -131,7 +134,7 @@ type Counters struct {
 	Forwarded map[ForwardedKey]Volume
 	Dropped   map[string]uint64 // by reason; all reasons are present
 
-	Sends, Runs, Writes, Merged, Segmented, Whole uint64
+	Sends, Runs, Writes, Merged, Segmented, Whole, TUNBatches uint64
 
 	Widened     uint64            // wide rings opened
 	SwitchedOff map[string]uint64 // by mechanism: how often the kernel has refused it while packets flowed, so that it is not tried again

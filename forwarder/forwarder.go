@@ -60,6 +60,7 @@ type Forwarder struct {
 	keeper        *keeper
 	widened       atomic.Uint64 // wide rings opened
 	switchedOff   [switches]atomic.Uint64
+	batching      atomic.Int32 // workers with an io_uring
 
 	fds        registry
 	caps       []ring.Capability
@@ -262,6 +263,7 @@ func (f *Forwarder) openTunnels() error {
 	}
 	for i, t := range ts {
 		f.workers[i].tunnel = t
+		t.BatchWrites(f.workers[i].uring)
 		f.fds.add(fmt.Sprintf("gso/%d", i), t.FD())
 	}
 	return nil
@@ -281,6 +283,7 @@ func (f *Forwarder) openUrings() {
 		}
 		f.fds.add(fmt.Sprintf("uring/%d", w.index), u.FD())
 		w.useUring(u)
+		f.batching.Add(1)
 	}
 }
 
@@ -410,7 +413,7 @@ type Capability struct {
 func (f *Forwarder) Capabilities() []Capability {
 	used := map[string]bool{
 		"tun": true, "packetVnetHdr": true, "packetIgnoreOutgoing": true, "packetQdiscBypass": true,
-		"tunnelGSO": f.use.whole, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "tunBatch": f.use.tunBatch, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
+		"tunnelGSO": f.use.whole, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "tunBatch": f.batching.Load() > 0, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
 		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3 || f.use.flood > 0,
 		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1,
 	}
@@ -459,6 +462,7 @@ func (f *Forwarder) Counters() Counters {
 		c.Runs += l.runs.Load()
 		c.Writes += l.writes.Load()
 		c.Merged += l.merged.Load()
+		c.TUNBatches += l.tunBatches.Load()
 		c.Segmented += l.segmented.Load()
 		c.Whole += l.whole.Load()
 		l.batches.addTo(&c.Batches)

@@ -75,7 +75,11 @@ func (f *Forwarder) reopenTunnels() error {
 	}
 	for _, w := range f.workers {
 		old := w.tunnel
-		w.do(func(w *worker) error { w.tunnel = ts[w.index]; return nil })
+		w.do(func(w *worker) error {
+			w.tunnel = ts[w.index]
+			w.tunnel.BatchWrites(w.uring)
+			return nil
+		})
 		f.fds.remove(old.FD())
 		old.Close()
 		f.fds.add(fmt.Sprintf("gso/%d", w.index), ts[w.index].FD())

@@ -51,6 +51,7 @@ type run struct {
 	frames      int32 // frames that end in it
 	inner       int32 // bytes of these frames' IP packets
 
+	flow  uint32       // of the packet that began it
 	whole []byte       // a superframe for the TAP, from its virtio header on; else nil
 	at    int32        // where in whole the inner packet begins
 	v     encap.Virtio // the inner packet's
@@ -246,7 +247,7 @@ func (w *worker) beginRun(p *peer, e *egress, flow uint32, tos uint8) *run {
 	a, t := &w.arena, w.transmits[p.state.index]
 	s := t.at(e, a)
 	i := int32(len(a.runs))
-	a.runs = append(a.runs, run{peer: p, first: -1, last: -1, next: -1, tos: tos})
+	a.runs = append(a.runs, run{peer: p, first: -1, last: -1, next: -1, tos: tos, flow: flow})
 	if s.n == openRuns {
 		s.n = copy(s.open[:], s.open[1:])
 	}
@@ -291,9 +292,8 @@ func (w *worker) flushEgress(e *egress) {
 	d, a := w.datagrams, &w.arena
 	w.join(e)
 	for next := e.first; next >= 0; {
-		if r := &a.runs[next]; r.whole != nil {
-			w.sendWhole(e, r)
-			next = r.next
+		if a.runs[next].whole != nil {
+			next = w.sendWhole(e, next)
 			continue
 		}
 		d.Reset()

@@ -25,7 +25,8 @@ const GSODevice = "penstock-gso"
 
 // tunnel is a worker's queue of the TAP: *ring.Tunnel.
 type tunnel interface {
-	Write(b []byte) error
+	Write(frames [][]byte, errs []syscall.Errno) (n int)
+	BatchWrites(*ring.Uring)
 	FD() int
 	Close() error
 }
@@ -111,21 +112,51 @@ func (w *worker) transmitWhole(f *frame, p *peer) bool {
 	return true
 }
 
-// sendWhole writes a whole superframe; what the kernel does not take is cut.
-func (w *worker) sendWhole(e *egress, r *run) {
-	err := w.tunnel.Write(r.whole)
-	if err == nil {
-		w.tally.whole++
-		w.sent(e, r)
-		return
+// wholeAtOnce is how many superframes are written by one system call at most: 2 MiB.
+const wholeAtOnce = 32
+
+// sendWhole writes superframes that stand behind each other, from run first on;
+// what the kernel does not take is cut. It returns the run behind those it has tried.
+func (w *worker) sendWhole(e *egress, first int32) (next int32) {
+	a, n := &w.arena, 0
+	for i := first; i >= 0 && a.runs[i].whole != nil && n < wholeAtOnce; i = a.runs[i].next {
+		w.wholes[n], w.loaded[n] = a.runs[i].whole, i
+		n++
 	}
-	if err == syscall.EINVAL || err == syscall.EOPNOTSUPP {
-		if old := w.f.noWhole.Load(); w.f.noWhole.CompareAndSwap(old, old|wholeBit(r.v)) && old&wholeBit(r.v) == 0 {
-			w.f.switchedOff[switchTunnelGSO].Add(1)
-			w.f.log.Warn("the kernel refuses a kind of encapsulated superframe; cutting them from now on", "type", r.v.GSOType, "error", err)
+	n = w.tunnel.Write(w.wholes[:n], w.refusals[:])
+	for i, at := range w.loaded[:n] {
+		r := &a.runs[at]
+		next = r.next
+		errno := w.refusals[i]
+		if errno == 0 {
+			w.tally.whole++
+			w.sent(e, r)
+			continue
+		}
+		if errno == syscall.EINVAL || errno == syscall.EOPNOTSUPP {
+			if old := w.f.noWhole.Load(); w.f.noWhole.CompareAndSwap(old, old|wholeBit(r.v)) && old&wholeBit(r.v) == 0 {
+				w.f.switchedOff[switchTunnelGSO].Add(1)
+				w.f.log.Warn("the kernel refuses a kind of encapsulated superframe; cutting them from now on", "type", r.v.GSOType, "error", errno)
+			}
+		}
+		if w.overtaken(r, i+1, n) {
+			w.unsent(e, r, w.sendReason(r.peer, errno))
+			continue
+		}
+		w.resend(e, r)
+	}
+	return next
+}
+
+// overtaken reports whether another superframe of r's flow, of those from index
+// from on, has left already: cut, r would come behind it.
+func (w *worker) overtaken(r *run, from, n int) bool {
+	for i := from; i < n; i++ {
+		if w.refusals[i] == 0 && w.arena.runs[w.loaded[i]].flow == r.flow {
+			return true
 		}
 	}
-	w.resend(e, r)
+	return false
 }
 
 // resend cuts a superframe that could not leave whole, outside the arena, whose

@@ -13,18 +13,30 @@ import (
 // fakeTunnel keeps what is written, or refuses it.
 type fakeTunnel struct {
 	sent [][]byte
-	err  error
+	err  syscall.Errno
+	fail map[int]syscall.Errno // by how many were tried before
+	n    int
+	most int // of one Write; 0: all
 }
 
-func (f *fakeTunnel) Write(b []byte) error {
-	if f.err != nil {
-		return f.err
+func (f *fakeTunnel) Write(frames [][]byte, errs []syscall.Errno) (n int) {
+	for i, b := range frames {
+		if errs[i] = f.err; f.fail[f.n] != 0 {
+			errs[i] = f.fail[f.n]
+		}
+		if f.n++; errs[i] == 0 {
+			f.sent = append(f.sent, bytes.Clone(b))
+		}
+		if n++; n == f.most {
+			break
+		}
 	}
-	f.sent = append(f.sent, bytes.Clone(b))
-	return nil
+	return n
 }
-func (f *fakeTunnel) FD() int      { return -1 }
-func (f *fakeTunnel) Close() error { return nil }
+
+func (f *fakeTunnel) BatchWrites(*ring.Uring) {}
+func (f *fakeTunnel) FD() int                 { return -1 }
+func (f *fakeTunnel) Close() error            { return nil }
 
 // superframe is n bytes of TCP payload from a pod, to be cut into mss, as the kernel hands it over.
 func tcpSuperframe(n, mss int) ring.FakePacket {
@@ -85,7 +97,7 @@ func TestRefusedSuperframeIsCut(t *testing.T) {
 			tap.err = refused
 			pod.Inject(tcpSuperframe(40000, 1400))
 			r.turn()
-			tap.err = nil
+			tap.err = 0
 			pod.Inject(tcpSuperframe(40000, 1400))
 			r.turn()
 			if again := len(tap.sent) == 1; again == (refused == syscall.EINVAL) {
@@ -116,6 +128,53 @@ func TestRefusedSuperframeIsCut(t *testing.T) {
 				t.Errorf("%d bytes by the sockets, want %d", payload, want)
 			}
 			r.check(nil)
+		})
+	}
+}
+
+// TestSuperframesTogether: several leave by one write, however many of them it tries; one that is refused is cut if none of
+// its flow has left behind it, and lost if one has, as it would come too late.
+func TestSuperframesTogether(t *testing.T) {
+	const late = syscall.ENOBUFS
+	for _, c := range []struct {
+		name  string
+		flows string // the flow of each superframe
+		most  int
+		fail  map[int]syscall.Errno
+		cut   int // of the superframes
+		lost  uint64
+	}{
+		{name: "all", flows: "aabba"},
+		{name: "two at a time", flows: "aabbaab", most: 2},
+		{name: "one of another flow", flows: "abbb", fail: map[int]syscall.Errno{0: late}, cut: 1},
+		{name: "the last of its flow", flows: "aabb", fail: map[int]syscall.Errno{1: late}, cut: 1},
+		{name: "one with another behind it", flows: "aba", fail: map[int]syscall.Errno{0: late}, lost: 1},
+		{name: "the first two of three", flows: "aaa", fail: map[int]syscall.Errno{0: late, 1: late}, lost: 2},
+		{name: "the last two of three", flows: "aaa", fail: map[int]syscall.Errno{1: late, 2: late}, cut: 2},
+		{name: "all of a kind", flows: "abab", fail: map[int]syscall.Errno{0: syscall.EINVAL, 1: syscall.EINVAL, 2: syscall.EINVAL, 3: syscall.EINVAL}, cut: 4},
+		{name: "behind what was tried", flows: "aab", most: 2, fail: map[int]syscall.Errno{1: late}, cut: 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r, tap, pod := newWholeRig(t, encap.KindVXLAN)
+			tap.most, tap.fail = c.most, c.fail
+			for _, flow := range []byte(c.flows) {
+				p := tcpSuperframe(10000, 1400)
+				p.Data[encap.EthernetLen+20+1] = flow // its source port; the partial checksum has no ports in it
+				pod.Inject(p)
+			}
+			r.turn()
+			if got, want := len(tap.sent), len(c.flows)-c.cut-int(c.lost); got != want {
+				t.Errorf("%d left whole, want %d", got, want)
+			}
+			if n := r.f.Counters(); n.Segmented != uint64(c.cut) || n.Whole != uint64(len(tap.sent)) {
+				t.Errorf("%d were cut, want %d; %d whole", n.Segmented, c.cut, n.Whole)
+			}
+			var drops map[Reason]uint64
+			if c.lost > 0 {
+				drops = map[Reason]uint64{DropSendNoBuffers: c.lost}
+			}
+			r.check(drops)
+			r.expect(uint64(len(c.flows))-c.lost, 0, 0)
 		})
 	}
 }

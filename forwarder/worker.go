@@ -17,10 +17,10 @@ import (
 // Sizes of a worker's memory. A batch is what one drain of one port or socket
 // gives; everything that it needs is taken from these and given back after.
 const (
-	batchFrames   = 64                           // frames of one drain: more would let one port delay the others
-	slabBytes     = batchFrames * ring.FrameRoom // what a drain reads
-	scratchBytes  = 512 << 10                    // headers of segments, fragments and answers
-	inboxMessages = 64                           // receive buffers of 64 KiB; a page is taken when it is first used
+	batchFrames   = 64        // frames of one drain: more would let one port delay the others
+	slabBytes     = 2 << 20   // what a drain reads: 31 superframes, or a batch of small packets
+	scratchBytes  = 512 << 10 // headers of segments, fragments and answers
+	inboxMessages = 64        // receive buffers of 64 KiB; a page is taken when it is first used
 	pollEvents    = 64
 )
 
@@ -67,7 +67,9 @@ type worker struct {
 	datagrams *ring.Datagrams
 	replays   *ring.Datagrams
 	loaded    [maxMessages]int32 // which run or delivery each message is
-	spare     []byte             // headers of segments that are sent outside the arena
+	wholes    [wholeAtOnce][]byte
+	refusals  [wholeAtOnce]syscall.Errno
+	spare     []byte // headers of segments that are sent outside the arena
 	packets   *ring.Packets
 
 	taps   *taps       // that show this batch; nil: none
@@ -222,10 +224,14 @@ func (w *worker) useUring(u *ring.Uring) {
 	w.uring = u
 	w.slab.BatchReads(u)
 	w.packets.BatchWrites(u)
+	if w.tunnel != nil {
+		w.tunnel.BatchWrites(u)
+	}
 }
 
 // leaveUring goes on without a ring that the kernel serves no more; nothing is lost with it.
 func (w *worker) leaveUring() {
+	w.f.batching.Add(-1)
 	w.f.switchedOff[switchTUNBatch].Add(1)
 	w.f.log.Warn("the kernel refused to read or write many packets of a TUN at once; doing it one by one", "worker", w.index, "error", w.uring.Err())
 	w.f.fds.remove(w.uring.FD())
@@ -252,6 +258,7 @@ func (w *worker) serve(e *ring.Event) {
 	case tokenNativeTCP:
 		w.serveTCP(e.Error())
 	}
+	w.tally.tunBatches += w.uring.TakeCalls()
 	w.tally.batches.note(w.tally.received[Pod] + w.tally.received[Host] + w.tally.received[Wire])
 	w.ledger.publish(&w.tally)
 }

@@ -28,7 +28,9 @@ type Reader interface {
 type Writer interface {
 	// Write hands the messages of p from index from on to the kernel, in order,
 	// and never blocks. n were taken; err says why message from+n was not, and
-	// is nil if all were. The caller counts it and goes on at from+n+1.
+	// is nil if all were. The caller counts it and goes on at from+n+1: messages
+	// behind it may be written already, and what became of them is remembered in p
+	// until its Reset.
 	Write(p *Packets, from int) (n int, err error)
 }
 

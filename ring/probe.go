@@ -102,7 +102,7 @@ func probeUring() (string, error) {
 	defer u.Close()
 	s := NewSlab(FrameRoom)
 	s.BatchReads(u)
-	if _, errno := q.readMany(s, make([]Frame, 1)); errno != 0 {
+	if _, _, errno := q.readMany(s, make([]Frame, 1)); errno != 0 {
 		return "", fmt.Errorf("read by io_uring: %w", errno)
 	}
 	return fmt.Sprintf("io_uring, %d packets a system call", UringEntries), u.Err()

@@ -38,7 +38,8 @@ type Slab struct {
 	mem   []byte // starts on a cache line
 	off   int    // end of what is allocated
 	last  int    // start of the last allocation
-	uring *Uring // that reads TUN queues into it; nil: none
+	uring *Uring // that reads TUN queues; nil: none
+	many  *Slab  // into which it reads; taken back with this one
 }
 
 // NewSlab makes a slab of size bytes, rounded up to a cache line.
@@ -50,7 +51,11 @@ func NewSlab(size int) *Slab {
 }
 
 // Reset takes back everything that was allocated.
-func (s *Slab) Reset() { s.off, s.last = 0, 0 }
+func (s *Slab) Reset() {
+	if s.off, s.last = 0, 0; s.many != nil {
+		s.many.Reset()
+	}
+}
 
 // Alloc returns n bytes of unknown content that start on a cache line, or nil
 // if they are not there. They are the caller's until Reset.

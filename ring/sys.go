@@ -12,7 +12,8 @@ import (
 // This file and no other of the package's non-test files imports unsafe. The raw
 // calls do not tell Go's scheduler that they are made: right for calls that
 // never block, wrong for any other. Pointers become uintptr only within the
-// call's argument list (rule 4 of package unsafe). All retry after EINTR.
+// call's argument list (rule 4 of package unsafe), but for addressOf and iovecsAt.
+// All retry after EINTR.
 
 // mmsghdr is struct mmsghdr of sys/socket.h; Go pads it as C does.
 type mmsghdr struct {
@@ -153,17 +154,23 @@ func sysUringSetup(n int, params []byte) (int, unix.Errno) {
 	return int(fd), errno
 }
 
-// sysUringEnter submits n entries and waits for done completions, which is for
-// none where they complete at once. It is a raw call.
-func sysUringEnter(fd, n, done int) (int, unix.Errno) {
-	var flags uintptr
-	if done > 0 {
-		flags = 1 // IORING_ENTER_GETEVENTS
-	}
+// sysUringEnter submits n entries, all of which complete at once.
+func sysUringEnter(fd, n int) (int, unix.Errno) {
 	for {
-		got, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(n), uintptr(done), flags, 0, 0)
+		got, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(n), 0, 0, 0, 0)
 		if errno != unix.EINTR {
 			return int(got), errno
+		}
+	}
+}
+
+// sysUringWait blocks until n entries are complete; Go's scheduler knows.
+func sysUringWait(fd, n int) unix.Errno {
+	const getEvents = 1 // IORING_ENTER_GETEVENTS
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), 0, uintptr(n), getEvents, 0, 0)
+		if errno != unix.EINTR {
+			return errno
 		}
 	}
 }

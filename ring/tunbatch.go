@@ -2,149 +2,173 @@
 
 package ring
 
-import "golang.org/x/sys/unix"
+import (
+	"runtime"
 
-// A TUN queue by way of an io_uring, where it pays: for lone packets, and for
-// long ones, a system call each costs no more.
+	"golang.org/x/sys/unix"
+)
+
+// A TUN queue by way of an io_uring, where it pays: for a lone packet a system
+// call costs no more. Short packets gain what a system call costs, long ones that
+// nobody takes the processor away between two of them.
 
 const (
 	// fewReads packets are read one by one before the ring is asked, which for a
 	// lone packet costs more than a second read that finds nothing.
 	fewReads = 2
-	// fewWrites messages are written one by one.
+	// fewWrites messages, or fewer, are written one by one.
 	fewWrites = 1
-	// longPacket is from which average length, in bytes, on a system call is
-	// nothing beside the copying.
-	longPacket = 4096
+	// atOnce is after how many bytes nothing more is read before it is handled, or
+	// written in one system call, of which Go's scheduler does not know.
+	atOnce = 2 << 20
 )
 
-// BatchReads lets u read TUN queues into this slab; nil: none does.
-func (s *Slab) BatchReads(u *Uring) { s.uring = u }
+// BatchReads lets u read TUN queues into the slab; nil: none does. It takes 4 MiB
+// of address space, as each of the packets may be the longest.
+func (s *Slab) BatchReads(u *Uring) {
+	if s.uring, s.many = u, nil; u != nil {
+		s.many = NewSlab(UringEntries * FrameRoom)
+	}
+}
 
-// BatchWrites lets u write these messages to TUN queues; nil: none does.
+// BatchWrites lets u write the messages to TUN queues; nil: none does.
 func (p *Packets) BatchWrites(u *Uring) { p.uring = u }
 
 // Read reads packets into the slab, until the queue is empty, fs or the slab
-// full: the first few one by one, and all that may be there by the slab's io_uring.
-// The virtio header lands in the headroom. A device that was deleted shows as EBADFD.
+// full: the first few one by one, then by the slab's io_uring. The virtio
+// header lands in the headroom. A device that was deleted shows as EBADFD.
 func (q *Queue) Read(s *Slab, fs []Frame) (n int, err error) {
-	each := fs
 	if s.uring.works() {
-		// As many as last time are likely there again.
-		if q.expect > fewReads {
-			each = nil
-		} else {
-			each = fs[:min(len(fs), fewReads)]
+		n, err = q.readBatched(s, fs)
+		if q.expect = n; n > 0 {
+			q.expect = min(n, n*atOnce/max(bytesOf(fs[:n]), 1))
 		}
-	}
-	if n, err = q.readEach(s, each); err != nil || n < len(each) || n == len(fs) {
-		q.expect = n
 		return n, err
 	}
-	asked := q.expect + fewReads
-	for n < len(fs) {
-		want := min(asked, len(fs)-n, UringEntries, s.Left()/FrameRoom)
+	return q.readEach(s, fs)
+}
+
+func (q *Queue) readBatched(s *Slab, fs []Frame) (n int, err error) {
+	// As many as last time are likely there again.
+	if q.expect <= fewReads {
+		few := min(len(fs), fewReads)
+		if n, err = q.readEach(s, fs[:few]); n < few || err != nil {
+			return n, err
+		}
+	}
+	for asked := q.expect + fewReads; s.uring.works() && bytesOf(fs[:n]) < atOnce; asked *= 2 {
+		want := min(asked, len(fs)-n, UringEntries, s.many.Left()/FrameRoom)
 		if want == 0 {
-			if n == 0 {
-				err = ErrNoRoom
-			}
 			break
 		}
-		got, errno := q.readMany(s, fs[n:n+want])
-		if n += got; got < want {
-			if n == 0 && errno != 0 {
-				err = errno
-			}
+		got, done, errno := q.readMany(s, fs[n:n+want])
+		if n += got; errno != 0 && n == 0 {
+			return 0, errno
+		}
+		if got < done {
+			return n, nil // it is empty
+		}
+		if done < want {
 			break
 		}
-		asked *= 2
 	}
-	q.expect = n
-	if bytes := 0; n > 0 {
-		for i := range fs[:n] {
-			bytes += len(fs[i].Mem)
-		}
-		if bytes > n*longPacket {
-			q.expect = 0
-		}
+	if n == len(fs) || n > 0 && s.uring.works() {
+		return n, nil
 	}
-	return n, err
+	got, err := q.readEach(s, fs[n:])
+	if n > 0 {
+		err = nil // comes again, or the slab is reset first
+	}
+	return n + got, err
+}
+
+func bytesOf(fs []Frame) (n int) {
+	for i := range fs {
+		n += len(fs[i].Bytes())
+	}
+	return n
 }
 
 // readMany reads len(fs) packets at most, for which the slab has room, in one
-// system call. errno is of the first read that failed but for want of a packet.
-func (q *Queue) readMany(s *Slab, fs []Frame) (n int, errno unix.Errno) {
-	const front = Headroom - VirtioLen
-	mem := s.Alloc(len(fs) * FrameRoom)
+// system call: done reads gave n packets. errno is of the first that failed but
+// for want of a packet.
+func (q *Queue) readMany(s *Slab, fs []Frame) (n, done int, errno unix.Errno) {
+	mem := s.many.Alloc(len(fs) * FrameRoom)
 	for i := range fs {
-		s.uring.add(uringRead, q.fd, addressOf(mem[i*FrameRoom+front:]), FrameRoom-front)
+		s.uring.add(uringRead, q.fd, addressOf(mem[i*FrameRoom+readFront:]), FrameRoom-readFront)
 	}
-	end := 0
-	for i, r := range s.uring.submit() {
+	results := s.uring.submit()
+	runtime.KeepAlive(mem)
+	n, end, errno := gather(results, mem, fs)
+	s.many.Trim(len(mem) - end)
+	if errno == unix.EOPNOTSUPP {
+		s.uring.fail(len(results), errno) // this kernel's TUN knows no RWF_NOWAIT
+		return 0, 0, 0
+	}
+	return n, len(results), errno
+}
+
+// readFront is what stands before the virtio header.
+const readFront = Headroom - VirtioLen
+
+// gather makes frames of what was read into mem, FrameRoom apart. A packet that
+// came while others were read may stand behind a read that found none.
+func gather(results []int32, mem []byte, fs []Frame) (n, end int, errno unix.Errno) {
+	for i, r := range results {
 		if r < VirtioLen {
 			if e := unix.Errno(-r); r < 0 && e != unix.EAGAIN && errno == 0 {
 				errno = e
 			}
-			continue // a packet that came meanwhile may stand behind it
+			continue
 		}
 		at := i * FrameRoom
-		end = at + front + int(r)
+		end = at + readFront + int(r)
 		f := &fs[n]
-		f.Virtio, _ = ParseVirtio(mem[at+front:])
+		f.Virtio, _ = ParseVirtio(mem[at+readFront:])
 		f.Mem, f.Start = mem[at:end:end], Headroom
 		// The kernel cuts silently to the buffer (tun_put_user).
-		f.Truncated, f.VLAN = int(r) == FrameRoom-front, false
+		f.Truncated, f.VLAN = int(r) == FrameRoom-readFront, false
 		n++
 	}
-	s.Trim(len(mem) - end)
-	return n, s.uring.refused(errno)
-}
-
-// refused: a kernel whose TUN knows no RWF_NOWAIT says so by EOPNOTSUPP. The
-// ring is not used again; what it has not done is not lost.
-func (u *Uring) refused(errno unix.Errno) unix.Errno {
-	if errno == unix.EOPNOTSUPP {
-		u.fail(1, errno)
-		return 0
-	}
-	return errno
+	return n, end, errno
 }
 
 // Write hands the messages to the device. EIO: it is down. EINVAL: the virtio
 // header does not fit the packet.
 func (q *Queue) Write(p *Packets, from int) (n int, err error) {
-	i := from
-	for ; i < p.nmsg; i++ {
-		if i >= p.doneTo {
-			if p.nmsg-i <= fewWrites || !p.uring.works() || !q.writeMany(p, i) {
-				break
-			}
+	for i := from; i < p.nmsg; i++ {
+		if i >= p.doneTo && p.nmsg-i > fewWrites && p.uring.works() {
+			q.writeMany(p, i)
 		}
-		if r := p.done[i-p.doneFrom]; r < 0 {
-			return i - from, unix.Errno(-r)
+		errno := unix.Errno(0)
+		if i < p.doneTo {
+			errno = unix.Errno(-min(p.done[i-p.doneFrom], 0))
+		} else {
+			_, errno = sysWritev(q.fd, p.message(i))
 		}
-	}
-	for ; i < p.nmsg; i++ {
-		if _, errno := sysWritev(q.fd, p.message(i)); errno != 0 {
+		if errno != 0 {
 			return i - from, errno
 		}
 	}
-	return i - from, nil
+	return p.nmsg - from, nil
 }
 
-// writeMany writes messages from the given one on, UringEntries at most, in one
-// system call, and notes in p what became of each: one that fails does not keep
-// back those behind it, of which the caller asks when it has been told of the
-// failure. false: none was written.
-func (q *Queue) writeMany(p *Packets, from int) bool {
-	for i := from; i < min(p.nmsg, from+UringEntries); i++ {
-		m := p.message(i)
+// writeMany writes messages from the given one on in one system call, and notes
+// in p what became of each that was tried: one that fails does not keep back those
+// behind it, of which the caller asks when it has been told of the failure.
+func (q *Queue) writeMany(p *Packets, from int) {
+	to, bytes := from, 0
+	for to < min(p.nmsg, from+UringEntries) && bytes < atOnce {
+		m := p.message(to)
 		p.uring.add(uringWritev, q.fd, iovecsAt(m), len(m))
+		bytes += p.Bytes(to)
+		to++
 	}
 	results := p.uring.submit()
-	if len(results) > 0 && p.uring.refused(unix.Errno(-min(results[0], 0))) == 0 && !p.uring.works() {
-		return false
+	runtime.KeepAlive(p)
+	if len(results) > 0 && results[0] == -int32(unix.EOPNOTSUPP) {
+		p.uring.fail(len(results), unix.EOPNOTSUPP)
+		return
 	}
 	p.doneFrom, p.doneTo = from, from+copy(p.done[:], results)
-	return len(results) > 0
 }

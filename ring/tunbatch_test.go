@@ -17,6 +17,7 @@ import (
 
 // tunSource is a TUN whose namespace sends numbered datagrams into it.
 type tunSource struct {
+	ns   *testNS
 	q    *Queue
 	u    *UDP
 	d    *Datagrams
@@ -28,7 +29,7 @@ type tunSource struct {
 func newTUNSource(t testing.TB) *tunSource {
 	t.Helper()
 	ns := newNS(t)
-	s := &tunSource{q: createTUN(t, ns, TUNConfig{Name: "tp0"})[0], d: NewDatagrams(64, 64), mem: make([]byte, 64*20500)}
+	s := &tunSource{ns: ns, q: createTUN(t, ns, TUNConfig{Name: "tp0"})[0], d: NewDatagrams(64, 64), mem: make([]byte, 64*20500)}
 	if _, err := s.q.NegotiateOffload(); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +119,7 @@ func TestTUNBatchRead(t *testing.T) {
 							}
 							next++
 						}
-						if n < len(fs) && n < rooms && next < s.sent {
+						if n < len(fs) && n < rooms && next < s.sent && bytesOf(fs[:n]) < atOnce {
 							t.Errorf("Read took %d frames with room for %d, and %d were left", n, rooms, s.sent-next)
 						}
 					}
@@ -189,6 +190,156 @@ func TestTUNBatchWrite(t *testing.T) {
 	}
 }
 
+// TestTUNBatchCutShort: a message that the kernel refuses before it begins ends what one system call does; those behind it
+// are written once all the same.
+func TestTUNBatchCutShort(t *testing.T) {
+	for _, bad := range []int{0, 1, 5, 8, 9} {
+		p := NewPackets(10, 20)
+		u := newUring(t)
+		p.BatchWrites(u)
+		q, conn := tunSink(t)
+		for i := range 10 {
+			p.Begin(Virtio{})
+			p.Append(udpFrame(8, byte(i))[14:])
+		}
+		p.message(bad)[1].Len = 1 << 63
+		n, err := q.Write(p, 0)
+		if n != bad || !errors.Is(err, unix.EINVAL) {
+			t.Fatalf("Write says %d, %v, want %d, EINVAL", n, err, bad)
+		}
+		if bad < 9 {
+			if n, err = q.Write(p, bad+1); n != 9-bad || err != nil {
+				t.Fatalf("Write from %d says %d, %v", bad+1, n, err)
+			}
+		}
+		for i := range 10 {
+			if i == bad {
+				continue
+			}
+			if got := heard(t, conn); got != byte(i) {
+				t.Fatalf("message %d was refused, and %d came where %d was due", bad, got, i)
+			}
+		}
+		conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if n, err := conn.Read(make([]byte, 100)); err == nil {
+			t.Errorf("one more of %d bytes", n)
+		}
+		must(t, u.Err())
+	}
+}
+
+// TestTUNBatchBytes: long messages are not written by one long system call, nor read without end.
+func TestTUNBatchBytes(t *testing.T) {
+	q, conn := tunSink(t)
+	conn.Close()
+	p, u := NewPackets(64, 128), newUring(t)
+	p.BatchWrites(u)
+	frame := udpFrame(40000, 1)[14:]
+	for range 64 {
+		p.Begin(Virtio{})
+		p.Append(frame)
+	}
+	if n, err := q.Write(p, 0); n != 64 || err != nil {
+		t.Fatal(n, err)
+	}
+	if calls := u.TakeCalls(); calls != 2 { // of 53 and 11
+		t.Errorf("%d system calls", calls)
+	}
+
+	s, slab, fs := newTUNSource(t), NewSlab(64*FrameRoom), make([]Frame, 64)
+	slab.BatchReads(u)
+	s.send(t, 300, 20500)
+	for left := 300; left > 0; {
+		slab.Reset()
+		n, err := s.q.Read(slab, fs)
+		if err != nil || n == 0 || bytesOf(fs[:n]) > 2*atOnce {
+			t.Fatalf("%d frames of %d bytes, %v", n, bytesOf(fs[:n]), err)
+		}
+		left -= len(numbers(t, fs[:n]))
+	}
+}
+
+// TestTunnelBatch: a TAP takes several frames at once as it takes them one by one, and tells of each.
+func TestTunnelBatch(t *testing.T) {
+	for _, batched := range []bool{false, true} {
+		t.Run(fmt.Sprint(batched), func(t *testing.T) {
+			ns := newNS(t)
+			var tap *Tunnel
+			ns.do(func() {
+				ts, err := OpenTunnel("tptap", 1)
+				if err != nil {
+					t.Skip("needs kernel 6.17: ", err)
+				}
+				tap = ts[0]
+			})
+			defer tap.Close()
+			if batched {
+				tap.BatchWrites(newUring(t))
+			}
+			var frames [][]byte
+			for i := range 150 {
+				size := 8
+				if i%3 == 0 {
+					size = 1400
+				}
+				frames = append(frames, append(make([]byte, TunnelHeaderLen), udpFrame(size, byte(i))...))
+			}
+			errs := make([]unix.Errno, len(frames))
+			if n := tap.Write(frames, errs); n < 1 || errs[0] != unix.EIO {
+				t.Errorf("down, Write says %d, %v", n, errs[0])
+			}
+			ns.up("tptap")
+			var heard *PacketSocket
+			ns.do(func() { heard = openPacket(t, PacketConfig{Device: "tptap", RecvBuffer: 32 << 20}) })
+			frames[100] = frames[100][:TunnelHeaderLen+5] // shorter than an Ethernet header
+			for at := 0; at < len(frames); {
+				n := tap.Write(frames[at:], errs[at:])
+				if n < 1 || !batched && n > 1 || batched && n > UringEntries {
+					t.Fatalf("Write has tried %d", n)
+				}
+				at += n
+			}
+			for i, errno := range errs {
+				if (errno != 0) != (i == 100) {
+					t.Errorf("frame %d: %v", i, errno)
+				}
+			}
+			for i, p := range collect(t, heard, 149, 64) {
+				if i >= 100 {
+					i++
+				}
+				if p.Data[42] != byte(i) {
+					t.Fatalf("frame %d comes as number %d", p.Data[42], i)
+				}
+			}
+		})
+	}
+}
+
+// TestGather: what was read is put together from the places where it lies, whatever stands between.
+func TestGather(t *testing.T) {
+	const n = 6
+	mem, fs := make([]byte, n*FrameRoom), make([]Frame, n)
+	for i := range n {
+		copy(mem[i*FrameRoom+Headroom:], []byte{byte(i), byte(i)})
+	}
+	full := int32(FrameRoom - readFront)
+	got, end, errno := gather([]int32{VirtioLen + 2, -int32(unix.EAGAIN), full, -int32(unix.EIO), -int32(unix.EBADFD), VirtioLen + 1}, mem, fs)
+	if got != 3 || end != 5*FrameRoom+Headroom+1 || errno != unix.EIO {
+		t.Fatalf("%d frames, end %d, %v", got, end, errno)
+	}
+	for i, want := range []struct {
+		first     byte
+		length    int
+		truncated bool
+	}{{0, 2, false}, {2, int(full) - VirtioLen, true}, {5, 1, false}} {
+		f := &fs[i]
+		if b := f.Bytes(); b[0] != want.first || len(b) != want.length || f.Truncated != want.truncated || cap(f.Mem) != len(f.Mem) || f.Start != Headroom {
+			t.Errorf("frame %d begins with %d, has %d bytes, truncated %v, room for %d behind it", i, b[0], len(b), f.Truncated, cap(f.Mem)-len(f.Mem))
+		}
+	}
+}
+
 // tunSink is a TUN, and a socket that hears what is written to it.
 func tunSink(t testing.TB) (*Queue, *net.UDPConn) {
 	t.Helper()
@@ -226,16 +377,54 @@ func TestUringRefused(t *testing.T) {
 		slab, fs := NewSlab(8*FrameRoom), make([]Frame, 8)
 		slab.BatchReads(newUring(t))
 		q := &Queue{fd: int(f.Fd()), expect: 8}
-		if n, err := q.Read(slab, fs); n != 0 || err != nil {
+		if n, err := q.Read(slab, fs); n == 0 || err != nil {
 			t.Errorf("Read says %d, %v", n, err)
 		}
 		if err := slab.uring.Err(); !errors.Is(err, unix.EOPNOTSUPP) {
 			t.Errorf("the ring says %v", err)
 		}
-		slab.Reset()
-		if n, err := q.Read(slab, fs); n == 0 || err != nil {
-			t.Errorf("Read without the ring says %d, %v", n, err)
+	})
+	t.Run("no RWF_NOWAIT to write", func(t *testing.T) {
+		f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0)
+		must(t, err)
+		defer f.Close()
+		p, q := NewPackets(8, 16), &Queue{fd: int(f.Fd())}
+		p.BatchWrites(newUring(t))
+		for range 8 {
+			p.Begin(Virtio{})
+			p.Append([]byte("0"))
 		}
+		// What is written there is nonsense, and the file says so; what matters is who does.
+		if n, err := q.Write(p, 0); n != 0 || !errors.Is(err, unix.EINVAL) {
+			t.Errorf("Write says %d, %v", n, err)
+		}
+		if err := p.uring.Err(); !errors.Is(err, unix.EOPNOTSUPP) {
+			t.Errorf("the ring says %v", err)
+		}
+	})
+	t.Run("the device is deleted", func(t *testing.T) {
+		s := newTUNSource(t)
+		slab, fs := NewSlab(8*FrameRoom), make([]Frame, 64)
+		slab.BatchReads(newUring(t))
+		l, err := s.ns.h.LinkByName("tp0")
+		must(t, err)
+		must(t, s.ns.h.LinkDel(l))
+		s.q.expect = 20
+		if n, err := s.q.Read(slab, fs); n != 0 || !errors.Is(err, unix.EBADFD) {
+			t.Errorf("Read says %d, %v; want EBADFD", n, err)
+		}
+		p := NewPackets(8, 16)
+		p.BatchWrites(slab.uring)
+		for range 8 {
+			p.Begin(Virtio{})
+			p.Append(udpFrame(8, 1)[14:])
+		}
+		for at := range 8 {
+			if n, err := s.q.Write(p, at); n != 0 || !errors.Is(err, unix.EBADFD) {
+				t.Errorf("Write from %d says %d, %v; want EBADFD", at, n, err)
+			}
+		}
+		must(t, slab.uring.Err())
 	})
 	t.Run("gone while reading", func(t *testing.T) {
 		s := newTUNSource(t)

@@ -4,6 +4,7 @@ package ring
 
 import (
 	"encoding/binary"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,7 +14,10 @@ import (
 // in one write (kernel 6.17, drivers/net/tun.c and include/linux/virtio_net.h,
 // virtio_net_hdr_tnl_to_skb). Whoever redirects the TAP's ingress to the uplink
 // sees them as one skb, which the NIC or the kernel cuts late, or never.
-type Tunnel struct{ q *Queue }
+type Tunnel struct {
+	q     *Queue
+	uring *Uring // that writes several; nil: one at a time
+}
 
 // TunnelHeaderLen is the virtio header in front of a superframe for a Tunnel.
 const TunnelHeaderLen = tunnelHeaderLen
@@ -59,7 +63,7 @@ func OpenTunnel(name string, queues int) ([]*Tunnel, error) {
 	}
 	var ts []*Tunnel
 	for _, q := range qs {
-		ts = append(ts, &Tunnel{q})
+		ts = append(ts, &Tunnel{q: q})
 	}
 	for _, t := range ts {
 		if err := t.prepare(); err != nil {
@@ -90,14 +94,31 @@ func (t *Tunnel) FD() int { return t.q.fd }
 // Attached is false once somebody has deleted the device.
 func (t *Tunnel) Attached() bool { return t.q.Attached() }
 
-// Write writes one superframe: TunnelHeaderLen bytes of header, then the frame.
-// When it returns the frame is in the uplink's queue, behind all that was sent
-// before, or dropped. EIO: the device is down. EINVAL: the metadata does not fit.
-func (t *Tunnel) Write(b []byte) error {
-	if _, errno := sysWrite(t.q.fd, b); errno != 0 {
-		return errno
+// BatchWrites lets u write several superframes in one system call; nil: none does.
+func (t *Tunnel) BatchWrites(u *Uring) { t.uring = u }
+
+// Write writes superframes, each TunnelHeaderLen bytes of header, then the frame,
+// in their order. It has tried n of them, at least one, and errs, which is as
+// long as frames, says what became of each of these: 0, it is in the uplink's queue
+// behind all that was sent before, or dropped there; EIO, the device is down;
+// EINVAL, the metadata does not fit. One that fails does not keep back those behind it.
+func (t *Tunnel) Write(frames [][]byte, errs []unix.Errno) (n int) {
+	if len(frames) > 1 && t.uring.works() {
+		for bytes := 0; n < min(len(frames), UringEntries) && bytes < atOnce; n++ {
+			t.uring.add(uringWrite, t.q.fd, addressOf(frames[n]), len(frames[n]))
+			bytes += len(frames[n])
+		}
+		results := t.uring.submit()
+		runtime.KeepAlive(frames)
+		for i, r := range results {
+			errs[i] = unix.Errno(-min(r, 0))
+		}
+		if len(results) > 0 {
+			return len(results)
+		}
 	}
-	return nil
+	_, errs[0] = sysWrite(t.q.fd, frames[0])
+	return 1
 }
 
 // Close detaches the queue; the device stays.

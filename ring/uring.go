@@ -27,7 +27,8 @@ type Uring struct {
 	tail, head     uint32 // ours: what we have submitted, and seen completed
 	queued         int    // entries since the last submit
 	results        [UringEntries]int32
-	err            error // why it is of no use any more
+	calls          uint64 // submits
+	err            error  // why it is of no use any more
 }
 
 // UringEntries is how many reads or writes one system call does at most.
@@ -39,6 +40,7 @@ const (
 	uringSqe       = 64
 	uringCqe       = 16
 	uringRead      = 22 // IORING_OP_READ, kernel 5.6
+	uringWrite     = 23 // IORING_OP_WRITE
 	uringWritev    = 2  // IORING_OP_WRITEV
 	uringNowait    = 8  // RWF_NOWAIT, which TUN takes from kernel 5.11 on (tun_chr_open sets FMODE_NOWAIT)
 	uringSingle    = 1  // IORING_FEAT_SINGLE_MMAP
@@ -58,7 +60,6 @@ func NewUring() (*Uring, error) {
 	if errno != 0 {
 		return nil, setup(errno, "see the sysctl kernel.io_uring_disabled; a container's seccomp filter may forbid it", "make an io_uring")
 	}
-	unix.CloseOnExec(fd)
 	u := &Uring{fd: fd}
 	if err := u.open(params); err != nil {
 		_ = u.Close()
@@ -114,6 +115,14 @@ func (u *Uring) Err() error {
 	return u.err
 }
 
+// TakeCalls is how many system calls the ring has made since it was last asked.
+func (u *Uring) TakeCalls() (n uint64) {
+	if u != nil {
+		n, u.calls = u.calls, 0
+	}
+	return n
+}
+
 // works: a ring that was lent and has not failed.
 func (u *Uring) works() bool { return u != nil && u.err == nil }
 
@@ -132,27 +141,32 @@ func (u *Uring) add(op byte, fd int, address uint64, length int) {
 }
 
 // submit does what was added and says what became of each: a length, or a
-// negative errno. The results live until the next submit. If there are fewer,
-// the ring has failed and the rest was not done.
+// negative errno. The results live until the next submit. If there are fewer, the
+// rest was not done: for want of memory, or the ring has failed (Err).
 func (u *Uring) submit() []int32 {
 	n := u.queued
-	u.tail, u.queued = u.tail+uint32(n), 0
-	storeShared(u.sqTail, u.tail)
-	submitted, errno := sysUringEnter(u.fd, n, 0)
+	u.queued = 0
+	u.calls++
+	storeShared(u.sqTail, u.tail+uint32(n))
+	done, errno := sysUringEnter(u.fd, n)
 	if errno != 0 {
-		submitted = 0
+		done = 0
 	}
-	if submitted < n {
-		u.fail(n-submitted, errno)
+	u.tail += uint32(done)
+	storeShared(u.sqTail, u.tail) // takes back what the kernel has not taken
+	if errno != 0 && errno != unix.EAGAIN && errno != unix.ENOMEM && errno != unix.EBUSY {
+		u.fail(n, errno)
 	}
-	for seen := u.collect(submitted); seen < submitted; seen += u.collect(submitted) {
+	for i := range done {
+		u.results[i] = -int32(unix.EIO)
+	}
+	for seen := u.collect(done); seen < done && u.err == nil; seen += u.collect(done) {
 		// Not observed: an operation that did not end at once. It has our memory.
-		if _, errno := sysUringEnter(u.fd, 0, submitted-seen); errno != 0 {
-			u.fail(submitted-seen, errno)
-			return u.results[:0]
+		if errno := sysUringWait(u.fd, done-seen); errno != 0 {
+			u.fail(done-seen, errno) // these count as failed, and are not done again
 		}
 	}
-	return u.results[:submitted]
+	return u.results[:done]
 }
 
 // collect takes the completions that are there, of n operations.
@@ -168,9 +182,7 @@ func (u *Uring) collect(n int) (seen int) {
 	return seen
 }
 
+// fail gives the ring up.
 func (u *Uring) fail(operations int, errno unix.Errno) {
-	if errno == 0 {
-		errno = unix.EAGAIN
-	}
 	u.err = fmt.Errorf("io_uring did not do %d operations: %w", operations, errno)
 }
