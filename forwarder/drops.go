@@ -80,7 +80,7 @@ const (
 // penstockctl read it.
 var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	dropNone:            {"none", "not dropped", ""},
-	DropTruncated:       {"truncated", "the port's receive buffer had no room for a superframe, which the kernel then cut", "raise limits.podBuffer, or slow the pod down"},
+	DropTruncated:       {"truncated", "the port's receive buffer had no room for a superframe, which the kernel then cut", "a few when a pod begins to send much are nothing; else raise limits.podBuffer, or slow the pod down"},
 	DropNotIP:           {"not_ip", "neither IPv4, IPv6 nor an ARP request for the gateway", "nothing, unless a pod needs another protocol: Penstock carries IP only"},
 	DropShort:           {"short", "shorter than its headers say", "find the sender: penstockctl ports and peers show who receives malformed packets"},
 	DropBadVersion:      {"bad_version", "the IP version does not fit the frame's type", "find the sender of malformed packets"},
@@ -92,7 +92,7 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropBadL4:           {"bad_l4", "a TCP, UDP or ICMP header is cut or its length impossible", "find the sender of malformed packets"},
 	DropBadVirtio:       {"bad_virtio", "offload metadata does not fit the packet", "report it: the kernel or a peer wrote impossible metadata"},
 
-	DropUnknownPeer:  {"unknown_peer", "from an underlay address that is no peer", "add the sender to peers, or block it at the underlay"},
+	DropUnknownPeer:  {"unknown_peer", "from an underlay address that is no peer", "penstockctl capture --reason unknown_peer shows who sends: add it to peers, or block it at the underlay"},
 	DropWrongEncap:   {"wrong_encap", "the peer is known, but uses another encapsulation or port", "make encap (type, port) of both nodes agree, or override it for this peer"},
 	DropBadGRO:       {"bad_gro", "a coalesced buffer is neither a run nor a superframe", "report it with a capture"},
 	DropBadOuter:     {"bad_outer", "the outer IP header of an ipip packet, or of a piece of the native stream, is impossible", "find what else sends this protocol to this node"},

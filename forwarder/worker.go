@@ -197,8 +197,8 @@ func (w *worker) unblock(busy bool) (limit int) {
 		limit = unblockEvery
 	}
 	now := time.Since(w.f.started).Milliseconds()
-	if now-w.unblocked < int64(limit) {
-		return limit
+	if since := now - w.unblocked; since < int64(limit) {
+		return limit - int(since)
 	}
 	w.unblocked, w.lively = now, false
 	for _, p := range w.ports {

@@ -8,7 +8,7 @@ import "errors"
 type Reader interface {
 	// Read fills fs with the frames that wait, in the order of their arrival,
 	// and never blocks: n == 0 and no error means that nothing is there, and
-	// n < len(fs) that all is drained or the slab is full. An error comes only
+	// n < len(fs) that all is drained, the slab full, or enough for one turn. An error comes only
 	// with n == 0; ErrNoRoom says that the slab cannot take one more frame.
 	Read(s *Slab, fs []Frame) (n int, err error)
 

@@ -219,7 +219,7 @@ type Queue struct {
 	fd     int
 	name   string
 	tap    bool
-	expect int // packets that the last Read found; 0 if they were long
+	expect int // packets that the last Read found, but no more than make atOnce bytes
 }
 
 // Name is the device's name when the queue was attached.

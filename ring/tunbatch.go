@@ -35,8 +35,8 @@ func (s *Slab) BatchReads(u *Uring) {
 func (p *Packets) BatchWrites(u *Uring) { p.uring = u }
 
 // Read reads packets into the slab, until the queue is empty, fs or the slab
-// full: the first few one by one, then by the slab's io_uring. The virtio
-// header lands in the headroom. A device that was deleted shows as EBADFD.
+// full, or some 2 MiB read: the first few one by one, then by the slab's io_uring.
+// The virtio header lands in the headroom. A device that was deleted shows as EBADFD.
 func (q *Queue) Read(s *Slab, fs []Frame) (n int, err error) {
 	if s.uring.works() {
 		n, err = q.readBatched(s, fs)
@@ -62,14 +62,12 @@ func (q *Queue) readBatched(s *Slab, fs []Frame) (n int, err error) {
 			break
 		}
 		got, done, errno := q.readMany(s, fs[n:n+want])
-		if n += got; errno != 0 && n == 0 {
-			return 0, errno
+		n += got
+		if errno != 0 || done < want {
+			break // what is wrong with the device, read(2) says: a ring may lack memory
 		}
 		if got < done {
 			return n, nil // it is empty
-		}
-		if done < want {
-			break
 		}
 	}
 	if n == len(fs) || n > 0 && s.uring.works() {
@@ -101,7 +99,7 @@ func (q *Queue) readMany(s *Slab, fs []Frame) (n, done int, errno unix.Errno) {
 	runtime.KeepAlive(mem)
 	n, end, errno := gather(results, mem, fs)
 	s.many.Trim(len(mem) - end)
-	if errno == unix.EOPNOTSUPP {
+	if errno == unix.EOPNOTSUPP && n == 0 {
 		s.uring.fail(len(results), errno) // this kernel's TUN knows no RWF_NOWAIT
 		return 0, 0, 0
 	}

@@ -384,6 +384,25 @@ func TestUringRefused(t *testing.T) {
 			t.Errorf("the ring says %v", err)
 		}
 	})
+	t.Run("no memory", func(t *testing.T) {
+		s := newTUNSource(t)
+		slab, fs := NewSlab(8*FrameRoom), make([]Frame, 64)
+		slab.BatchReads(newUring(t))
+		s.send(t, 5, 20)
+		s.q.expect = 10
+		// A ring that can read nothing at all: there is no such descriptor for it, but there is for read(2).
+		fd := s.q.fd
+		s.q.fd = 1 << 20
+		if n, err := s.q.Read(slab, fs); n != 0 || !errors.Is(err, unix.EBADF) {
+			t.Errorf("Read says %d, %v; want what read(2) says", n, err)
+		}
+		s.q.fd = fd
+		must(t, slab.uring.Err())
+		slab.Reset()
+		if n, err := s.q.Read(slab, fs); len(numbers(t, fs[:n])) != 5 || err != nil {
+			t.Errorf("then Read says %d, %v", n, err)
+		}
+	})
 	t.Run("no RWF_NOWAIT to write", func(t *testing.T) {
 		f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0)
 		must(t, err)

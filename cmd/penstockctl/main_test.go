@@ -114,7 +114,7 @@ func TestCommands(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
 		{"status", "VTEP MAC 02:01:dd:0b:1c:70"},
 		{"status", "up 1h1m"},
-		{"status", "needs 6.17; refused"},
+		{"status", "refused; needs 6.17"},
 		{"ports", "10.244.1.2 fd00:10:244:1::2"},
 		{"ports", "1.2M"},
 		{"pods", "default/web-1"},

@@ -108,6 +108,10 @@ func (t *tool) printStatus(s control.Status, before control.TotalTraffic, second
 	if s.Encap == "vxlan" {
 		encap += fmt.Sprintf(", VNI %d, VTEP MAC %s", s.VNI, s.VTEPMAC)
 	}
+	config := s.Config
+	if s.Rejected != "" {
+		config += "; its last reload was rejected: " + strings.ReplaceAll(s.Rejected, "\n", "; ")
+	}
 	now := s.Traffic
 	facts := &table{out: t.out, flexible: 1, bare: true}
 	for _, f := range [][2]string{
@@ -121,7 +125,7 @@ func (t *tool) printStatus(s control.Status, before control.TotalTraffic, second
 			rate(8*grew(before.Forwarded.Bytes, now.Forwarded.Bytes, seconds)), rate(grew(before.Dropped, now.Dropped, seconds)))},
 		{"so far", fmt.Sprintf("%s frames received, %s forwarded, %s dropped", count(now.Received), count(now.Forwarded.Packets), count(now.Dropped))},
 		{"daemon", fmt.Sprintf("%s, up %s, %s, %s, log level %s", s.Version, duration(time.Duration(s.UptimeSeconds)*time.Second), counted(s.Workers, "worker"), s.Device, s.LogLevel)},
-		{"configuration", s.Config},
+		{"configuration", config},
 	} {
 		facts.row(f[0], f[1])
 	}
@@ -131,7 +135,7 @@ func (t *tool) printStatus(s control.Status, before control.TotalTraffic, second
 	for _, c := range s.Capabilities {
 		detail := c.Detail
 		if !c.Found && c.Needs != "" {
-			detail = strings.Trim("needs "+c.Needs+"; "+detail, "; ")
+			detail = strings.Trim(detail+"; needs "+c.Needs, "; ")
 		}
 		caps.row(c.Name, yes(c.Found), yes(c.Used), detail)
 	}

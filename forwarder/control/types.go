@@ -39,8 +39,9 @@ type Status struct {
 	ClusterCIDRs  []netip.Prefix `json:"clusterCIDRs"`
 	Peers         int            `json:"peers"`
 	Ports         int            `json:"ports"`
-	Waiting       int            `json:"waiting,omitempty"` // tun pods whose queue `penstock adopt` must bring
-	Config        string         `json:"config"`            // path of the configuration file
+	Waiting       int            `json:"waiting,omitempty"`  // tun pods whose queue `penstock adopt` must bring
+	Config        string         `json:"config"`             // path of the configuration file
+	Rejected      string         `json:"rejected,omitempty"` // why the last reload of it was
 	LogLevel      string         `json:"logLevel"`
 	Traffic       TotalTraffic   `json:"traffic"`
 }

@@ -26,6 +26,7 @@ func (d *Daemon) Reload(ctx context.Context) (control.Reloaded, error) {
 	d.reloads.note(err, time.Now())
 	defer func() { notify(d.log, "STATUS="+d.statusText()) }()
 	if err != nil {
+		d.log.Error("the configuration was not reloaded; what ran before goes on", "config", d.path, "error", err)
 		return control.Reloaded{}, err
 	}
 	// The feed learns what holds now; its sink finds it in force already.

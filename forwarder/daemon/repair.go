@@ -24,6 +24,7 @@ const (
 	repairShare    = 20                     // and looking takes a twentieth of the time at most
 	repairRetry    = time.Second            // after a look that has failed
 	repairTick     = time.Minute            // a look in any case: no message is worth more than what it is about
+	repairForward  = 10 * time.Second
 )
 
 // watchHost keeps what is ours in the host's stack.
@@ -42,7 +43,7 @@ func (d *Daemon) watchHost(ctx context.Context) error {
 	g.Go(func() error {
 		return d.again(ctx, "nft rules are not watched, and looked at every "+repairTick.String(), func() error { return d.machine.WatchRules(ctx, moved) })
 	})
-	for wait := repairTick; ctx.Err() == nil; {
+	for wait := d.repairTick(); ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
 			continue
@@ -50,7 +51,7 @@ func (d *Daemon) watchHost(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 		began := time.Now()
-		if wait = repairTick; d.repair(ctx) != nil {
+		if wait = d.repairTick(); d.repair(ctx) != nil {
 			wait = repairRetry
 		}
 		select {
@@ -59,6 +60,14 @@ func (d *Daemon) watchHost(ctx context.Context) error {
 		}
 	}
 	return g.Wait()
+}
+
+// repairTick is when to look in any case. iptables says nothing of its chains.
+func (d *Daemon) repairTick() time.Duration {
+	if d.state.Load().cfg.Host.Forward {
+		return repairForward
+	}
+	return repairTick
 }
 
 // repair looks at everything once.

@@ -28,7 +28,7 @@ func (d *Daemon) Status(context.Context) (control.Status, error) {
 		Device: c.Host.Device, Ready: ready, Reason: reason, Capabilities: d.capabilities(),
 		Version: control.Version(), Started: d.started.UTC(), UptimeSeconds: int64(time.Since(d.started).Seconds()), Workers: d.workers,
 		PodCIDRs: c.Node.PodCIDRs, ClusterCIDRs: c.Network.CIDRs, Peers: len(s.peers), Ports: len(d.plane.Ports()), Waiting: d.pods.waiting(),
-		Config: d.path, LogLevel: d.LogLevel(),
+		Config: d.path, Rejected: d.reloads.failure(), LogLevel: d.LogLevel(),
 	}, nil
 }
 

@@ -2,14 +2,18 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
+	"strings"
 
 	"github.com/fsnotify/fsnotify"
 )
 
 // watchDir tells when something has come into dir, which may come and go itself; where it is to be must be there. One that
-// waits to be told of stands for all. It ends with ctx. An error: nodes with many containers run out of inotify instances
+// waits to be told of stands for all. It ends with ctx, and
+// is of no use once the place itself has gone: look at times. An error: nodes with many containers run out of inotify instances
 // (fs.inotify.max_user_instances).
 func watchDir(ctx context.Context, dir string) (come <-chan struct{}, err error) {
 	dir = filepath.Clean(dir)
@@ -21,7 +25,10 @@ func watchDir(ctx context.Context, dir string) (come <-chan struct{}, err error)
 		_ = w.Close()
 		return nil, fmt.Errorf("watch %s: %w", filepath.Dir(dir), err)
 	}
-	_ = w.Add(dir) // else it is added when it comes
+	if err := w.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is added when it comes
+		_ = w.Close()
+		return nil, fmt.Errorf("watch %s: %w", dir, err)
+	}
 	told := make(chan struct{}, 1)
 	go func() {
 		defer w.Close()
@@ -35,7 +42,7 @@ func watchDir(ctx context.Context, dir string) (come <-chan struct{}, err error)
 					continue
 				case e.Name == dir:
 					_ = w.Add(dir)
-				case filepath.Dir(e.Name) != dir:
+				case filepath.Dir(e.Name) != dir || strings.HasPrefix(filepath.Base(e.Name), "."): // one that is being written
 					continue
 				}
 			case <-w.Errors: // what was lost may have been ours

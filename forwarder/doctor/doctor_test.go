@@ -120,6 +120,20 @@ func TestNoFileAtTheDefault(t *testing.T) {
 	}
 }
 
+// TestRejectedReload: a file that is valid and all the same not what runs is a warning, with the daemon's reason.
+func TestRejectedReload(t *testing.T) {
+	for why, want := range map[string]Result{"": OK, "workers: 1 → 2 needs a restart\nencap.vni: 1 → 7 needs a restart": Warning} {
+		var x examination
+		x.up, x.path = true, "p.yaml"
+		x.status.Rejected = why
+		x.configuration()
+		got := x.report.Checks[0]
+		if got.Result != want || why != "" && !strings.HasSuffix(got.Finding, "workers: 1 → 2 needs a restart; encap.vni: 1 → 7 needs a restart") {
+			t.Errorf("%q: %+v", why, got)
+		}
+	}
+}
+
 func TestClocks(t *testing.T) {
 	var x examination
 	at := func(ms int64) outcome {

@@ -35,6 +35,9 @@ func (x *examination) configuration() {
 		// The daemon may have been started with another file: this is a place that nobody named.
 		x.add("configuration", Warning, "if the daemon's is elsewhere, penstockctl doctor --config PATH checks it; if there is none, penstockctl config example shows what belongs into it",
 			"no file is at the default place %s, and where the daemon's is only the daemon could say", x.path)
+	case x.badConfig == nil && x.up && x.status.Rejected != "":
+		x.add("configuration", Warning, "systemctl restart penstockd, if a key needs one; else systemctl reload penstockd, as it is valid now",
+			"%s is valid, but its last reload was rejected: %s", x.path, strings.ReplaceAll(x.status.Rejected, "\n", "; "))
 	case x.badConfig == nil:
 		x.ok("configuration", "%s is valid", x.path)
 	case x.up:
@@ -70,7 +73,7 @@ func (x *examination) kernel() {
 			x.add("kernel", Failure, "load the module tun, or use a kernel that has it", "TUN devices do not work: %s", c.Detail)
 			return
 		case !c.Found:
-			missing = append(missing, fmt.Sprintf("%s (needs %s)", c.Name, c.Needs))
+			missing = append(missing, fmt.Sprintf("%s (%s; needs %s)", c.Name, c.Detail, c.Needs))
 		case !c.Used:
 			off = append(off, c.Name)
 		}

@@ -164,12 +164,25 @@ func TestWatchRoutes(t *testing.T) {
 	go host.Do(func() { ended <- WatchRoutes(ctx, func() { n.Add(1) }) })
 	time.Sleep(100 * time.Millisecond)
 	n.Store(0)
+	heard := func(what string) {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); n.Load() == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("nothing heard of %s", what)
+			}
+		}
+		time.Sleep(2 * settle) // what comes with it
+		n.Store(0)
+	}
 	host.Up("eth0.peer")
 	host.Route("203.0.113.0/24", "192.0.2.2")
-	for deadline := time.Now().Add(30 * time.Second); n.Load() == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("nothing heard of a new route")
-		}
+	heard("a new route")
+	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/eth0/rp_filter"} {
+		host.Sysctl(path, "1")
+		time.Sleep(2 * settle) // it may have been so
+		n.Store(0)
+		host.Sysctl(path, "0")
+		heard(path)
 	}
 	cancel()
 	if err := <-ended; err != nil {

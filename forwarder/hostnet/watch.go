@@ -16,8 +16,9 @@ import (
 // and its routes one message each.
 const settle = 50 * time.Millisecond
 
-// The same bits as 1<<(RTNLGRP_…-1) for links, addresses and routes of both families (linux/rtnetlink.h, RTMGRP_*).
-const watchGroups = 1 | 0x10 | 0x40 | 0x100 | 0x400
+// The same bits as 1<<(RTNLGRP_…-1) for links, addresses and routes of both families (linux/rtnetlink.h, RTMGRP_*), and for the
+// sysctls of forwarding and of reverse paths (RTNLGRP_IPV4_NETCONF is 24, RTNLGRP_IPV6_NETCONF 25).
+const watchGroups = 1 | 0x10 | 0x40 | 0x100 | 0x400 | 1<<(24-1) | 1<<(25-1)
 
 // WatchUnderlay calls fn once at the start, and then whenever what find(addr), FindUnderlay or FindUplink, says is not what it said
 // before: a new MTU, up or down, on another device, or gone (the error is ErrNoAddress then). It blocks until ctx is done (nil) or
