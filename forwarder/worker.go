@@ -235,8 +235,9 @@ func (w *worker) leaveUring() {
 	w.f.switchedOff[switchTUNBatch].Add(1)
 	w.f.log.Warn("the kernel refused to read or write many packets of a TUN at once; doing it one by one", "worker", w.index, "error", w.uring.Err())
 	w.f.fds.remove(w.uring.FD())
-	_ = w.uring.Close()
+	u := w.uring
 	w.useUring(nil)
+	_ = u.Close()
 }
 
 // serve handles one ready source: a batch from end to end.

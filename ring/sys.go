@@ -175,8 +175,8 @@ func sysUringWait(fd, n int) unix.Errno {
 	}
 }
 
-// addressOf is where b begins, for a ring's entry. b must be on the heap, which
-// does not move, and kept alive until the kernel is done with it.
+// addressOf is where b begins, for a ring's entry. b must be mapped or on the heap,
+// which does not move, and kept alive until the kernel is done with it.
 func addressOf(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(&b[0]))) }
 
 // iovecsAt is where iovecs begin, on the same terms.

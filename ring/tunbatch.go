@@ -23,11 +23,11 @@ const (
 	atOnce = 2 << 20
 )
 
-// BatchReads lets u read TUN queues into the slab; nil: none does. It takes 4 MiB
-// of address space, as each of the packets may be the longest.
+// BatchReads lets u read TUN queues for this slab, into memory of its own; nil:
+// none does. u must be closed after the last frame is done with.
 func (s *Slab) BatchReads(u *Uring) {
 	if s.uring, s.many = u, nil; u != nil {
-		s.many = NewSlab(UringEntries * FrameRoom)
+		s.many = &Slab{mem: u.memory}
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 type Uring struct {
 	fd             int
 	rings, entries []byte // mapped: heads, tails and completions; what is submitted
+	memory         []byte // mapped: what is read by it; no part of Go's heap, whose size decides how much garbage there may be
 	sqTail, cqHead []byte // words in rings
 	cqTail         []byte
 	cqes           []byte
@@ -79,6 +80,9 @@ func (u *Uring) open(params []byte) (err error) {
 	if u.rings, err = unix.Mmap(u.fd, 0, max(array+4*sqes, completions+uringCqe*cqes), prot, flags); err == nil {
 		u.entries, err = unix.Mmap(u.fd, uringOffSqes, uringSqe*sqes, prot, flags)
 	}
+	if err == nil {
+		u.memory, err = unix.Mmap(-1, 0, UringEntries*FrameRoom, prot, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	}
 	if err != nil {
 		return setup(err, "", "map an io_uring")
 	}
@@ -95,13 +99,12 @@ func (u *Uring) open(params []byte) (err error) {
 // FD is the descriptor.
 func (u *Uring) FD() int { return u.fd }
 
-// Close gives the ring back.
+// Close gives the ring back, and the memory of all frames that were read by it.
 func (u *Uring) Close() error {
-	if u.rings != nil {
-		_ = unix.Munmap(u.rings)
-	}
-	if u.entries != nil {
-		_ = unix.Munmap(u.entries)
+	for _, m := range [][]byte{u.rings, u.entries, u.memory} {
+		if m != nil {
+			_ = unix.Munmap(m)
+		}
 	}
 	return unix.Close(u.fd)
 }
