@@ -288,8 +288,21 @@ func testFlowsShared(t *testing.T, pods, allowed int, spread bool) {
 			t.Errorf("greedy pod %d has %d of %d", pod, len(had), capacity)
 		}
 	}
-	refused := 0
-	for pod := 10; pod < 60; pod++ {
+	// A pod whose hash gives it the share of a greedy one gets what that leaves, which is little (flowshare.go).
+	unlucky := func(pod int) bool {
+		for g := range greedy {
+			if m.shareOf(new(key(pod, 0))) == m.shareOf(new(key(g, 0))) {
+				return true
+			}
+		}
+		return false
+	}
+	refused, modest := 0, 0
+	for pod := 10; modest < 50; pod++ {
+		if unlucky(pod) {
+			continue
+		}
+		modest++
 		for i := range 20 {
 			if !add(pod, i) {
 				refused++
