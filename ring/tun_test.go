@@ -287,17 +287,7 @@ func transfer(from, to net.Conn, seed uint64, size int64) error {
 
 // A superframe written to a TUN reaches a socket as the datagrams it stands for.
 func TestTUNWriteUSO(t *testing.T) {
-	ns := newNS(t)
-	q := createTUN(t, ns, TUNConfig{Name: "tp0"})[0]
-	ns.up("tp0")
-	ns.address("tp0", "10.9.0.2/24")
-	var conn *net.UDPConn
-	ns.do(func() {
-		var err error
-		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.9.0.2:2000")))
-		must(t, err)
-	})
-	defer conn.Close()
+	q, conn := tunSink(t)
 	frame := udpFrame(3000, 7)[14:]
 	p := NewPackets(4, 8)
 	p.Begin(Virtio{Flags: NeedsCsum, GSOType: GSOUDPL4, HdrLen: 28, GSOSize: 1200, CsumStart: 20, CsumOffset: 6})
