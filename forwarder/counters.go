@@ -40,10 +40,11 @@ const (
 	switchTunnelGSO         // for a kind of superframe
 	switchNativeTCP         // for the uplink
 	switchTUNBatch          // for a worker
+	switchPriority          // for a worker
 	switches
 )
 
-var switchNames = [switches]string{"udpSegment", "tunnelGSO", "nativeTCP", "tunBatch"}
+var switchNames = [switches]string{"udpSegment", "tunnelGSO", "nativeTCP", "tunBatch", "priority"}
 
 // tally is what a worker has counted since its last publish: plain words that
 // only the worker touches, so that counting costs an add. A frame is one
@@ -61,6 +62,7 @@ type tally struct {
 	segmented  uint64 // superframes cut in software
 	whole      uint64 // superframes that left encapsulated and uncut
 	tunBatches uint64 // system calls that read or wrote many packets of a TUN
+	priorities uint64 // changes of the thread's priority
 	datagrams  uint64 // of all sends together
 	batches    sizes  // frames of what was read at once
 	runSizes   sizes  // datagrams of a send
@@ -79,6 +81,7 @@ type ledger struct {
 	segmented  atomic.Uint64
 	whole      atomic.Uint64
 	tunBatches atomic.Uint64
+	priorities atomic.Uint64
 	datagrams  atomic.Uint64
 	batches    sizeLedger
 	runSizes   sizeLedger
@@ -108,6 +111,7 @@ func (l *ledger) publish(t *tally) {
 	move(&l.segmented, &t.segmented)
 	move(&l.whole, &t.whole)
 	move(&l.tunBatches, &t.tunBatches)
+	move(&l.priorities, &t.priorities)
 	move(&l.datagrams, &t.datagrams)
 	l.batches.publish(&t.batches)
 	l.runSizes.publish(&t.runSizes)
@@ -134,7 +138,7 @@ type Counters struct {
 	Forwarded map[ForwardedKey]Volume
 	Dropped   map[string]uint64 // by reason; all reasons are present
 
-	Sends, Runs, Writes, Merged, Segmented, Whole, TUNBatches uint64
+	Sends, Runs, Writes, Merged, Segmented, Whole, TUNBatches, Priorities uint64
 
 	Widened     uint64            // wide rings opened
 	SwitchedOff map[string]uint64 // by mechanism: how often the kernel has refused it while packets flowed, so that it is not tried again

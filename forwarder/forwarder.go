@@ -72,7 +72,7 @@ type Forwarder struct {
 
 // use is what the switches and the kernel together allow.
 type use struct {
-	udpSegment, udpGRO, tunOffload, tunBatch, mergeWrites, uso, whole bool
+	udpSegment, udpGRO, tunOffload, tunBatch, mergeWrites, uso, whole, priority bool
 
 	packetRing  ring.PacketRing
 	flood       float64 // frames a second from which on a wide ring is V3; 0: never
@@ -92,6 +92,8 @@ type environment struct {
 	openHost   func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error)
 	openUring  func() (*ring.Uring, error)
 	openTunnel func(name string, queues int) ([]tunnel, error)
+
+	setPriority func(ring.Priority) error // of the calling thread
 }
 
 // tunnelPorts is which UDP ports, and whether ipip, are tunnels here.
@@ -193,6 +195,7 @@ func (f *Forwarder) choose() error {
 		tunOffload:  o.TUNOffload && f.found("tunOffload"),
 		tunBatch:    o.TUNBatch && f.found("tunBatch"),
 		mergeWrites: o.MergeWrites,
+		priority:    f.settings.Priority && f.found("priority"),
 		whole:       o.TunnelGSO && f.found("tunnelGSO"),
 		uso:         f.found("tunUSO"),
 		maxSegments: 1,
@@ -415,7 +418,7 @@ func (f *Forwarder) Capabilities() []Capability {
 		"tun": true, "packetVnetHdr": true, "packetIgnoreOutgoing": true, "packetQdiscBypass": true,
 		"tunnelGSO": f.use.whole, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "tunBatch": f.batching.Load() > 0, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
 		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3 || f.use.flood > 0,
-		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1,
+		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1, "priority": f.use.priority,
 	}
 	var cs []Capability
 	for _, c := range f.caps {
@@ -463,6 +466,7 @@ func (f *Forwarder) Counters() Counters {
 		c.Writes += l.writes.Load()
 		c.Merged += l.merged.Load()
 		c.TUNBatches += l.tunBatches.Load()
+		c.Priorities += l.priorities.Load()
 		c.Segmented += l.segmented.Load()
 		c.Whole += l.whole.Load()
 		l.batches.addTo(&c.Batches)

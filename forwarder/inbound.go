@@ -146,6 +146,9 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 		w.drop(DropTunnelLoop)
 		return
 	}
+	if f.p.Proto == encap.ProtoTCP {
+		w.standing.stream += f.p.Len
+	}
 	mtu := w.live.podMTU
 	if h.kind == hopPort {
 		mtu = h.port.mtu

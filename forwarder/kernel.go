@@ -39,7 +39,8 @@ func kernel() environment {
 		openHost: func(name string, mtu, queues int, offload bool) ([]ring.Port, ring.Offload, error) {
 			return openTUN(ring.TUNConfig{Name: name, Queues: queues, Persistent: true, MTU: mtu}, offload)
 		},
-		openUring: ring.NewUring,
+		openUring:   ring.NewUring,
+		setPriority: ring.SetPriority,
 		openTunnel: func(name string, queues int) ([]tunnel, error) {
 			qs, err := ring.OpenTunnel(name, queues)
 			var ts []tunnel

@@ -29,6 +29,7 @@ type Settings struct {
 	ClampMSS    bool
 
 	Workers    int    // 0: one for two cores
+	Priority   bool   // workers may go before other threads; see priority.go
 	HostDevice string // the node's TUN, made before New with Workers queues' worth of multi-queue
 
 	Native      Native

@@ -91,6 +91,7 @@ type worker struct {
 	lively    bool  // frames came since
 
 	attention attention
+	standing  standing
 	progress  atomic.Uint64 // turns of the loop: for the watchdog
 	asleep    atomic.Bool   // waiting for packets
 	thread    atomic.Int32  // its kernel thread, so that its time can be told from others'
@@ -146,6 +147,9 @@ func (w *worker) run() {
 	w.thread.Store(int32(syscall.Gettid()))
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
+	if w.standing.used = w.f.use.priority; w.standing.used {
+		w.take(ring.PriorityPrompt)
+	}
 	limit := 0 // ms that may pass until something other than a packet is due
 	for !w.stopping {
 		if w.commands.waiting.Load() {
@@ -162,6 +166,9 @@ func (w *worker) run() {
 		}
 		for i := range events[:n] {
 			w.serve(&events[i])
+		}
+		if n > 0 {
+			w.ranked(w.attention.frames)
 		}
 		w.attention.turned(n)
 		if w.uring.Err() != nil {

@@ -11,22 +11,23 @@ import (
 var switches = []coreCase{
 	{
 		name:  "all on",
-		used:  []string{"tunnelGSO", "udpSegment", "udpGRO", "tunOffload", "tunUSO", "tunBatch", "packetV2", "packetV3"},
-		moves: []string{"penstock_send_runs_total", "penstock_merged_packets_total", "penstock_tun_batches_total"},
+		used:  []string{"tunnelGSO", "udpSegment", "udpGRO", "tunOffload", "tunUSO", "tunBatch", "packetV2", "packetV3", "priority"},
+		moves: []string{"penstock_send_runs_total", "penstock_merged_packets_total", "penstock_tun_batches_total", "penstock_priority_changes_total"},
 	},
 	{name: "tunnelGSO off", yaml: []string{"offload: {tunnelGSO: off}"}, unused: []string{"tunnelGSO"}},
 	{name: "udpSegment off", yaml: []string{"offload: {udpSegment: off}"}, unused: []string{"udpSegment"}, still: []string{"penstock_send_runs_total"}},
 	{name: "udpGRO off", yaml: []string{"offload: {udpGRO: off}"}, unused: []string{"udpGRO"}},
 	{name: "tunOffload off", yaml: []string{"offload: {tunOffload: off}"}, unused: []string{"tunOffload", "tunUSO"}},
 	{name: "tunBatch off", yaml: []string{"offload: {tunBatch: off}"}, unused: []string{"tunBatch"}, still: []string{"penstock_tun_batches_total"}},
+	{name: "priority off", yaml: []string{"priority: off"}, unused: []string{"priority"}, still: []string{"penstock_priority_changes_total"}},
 	{name: "mergeWrites off", yaml: []string{"offload: {mergeWrites: off}"}, still: []string{"penstock_merged_packets_total"}},
 	{name: "packetRing v3", yaml: []string{"offload: {packetRing: v3}"}, used: []string{"packetV3"}, unused: []string{"packetV2"}, lossy: true},
 	{name: "packetRing off", yaml: []string{"offload: {packetRing: off}"}, unused: []string{"packetV2", "packetV3"}},
 	{
 		name:   "all off",
-		yaml:   []string{"offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, tunBatch: off, mergeWrites: off, packetRing: off}"},
-		unused: []string{"tunnelGSO", "udpSegment", "udpGRO", "tunOffload", "tunUSO", "tunBatch", "packetV2", "packetV3"},
-		still:  []string{"penstock_send_runs_total", "penstock_merged_packets_total", "penstock_tun_batches_total"},
+		yaml:   []string{"offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, tunBatch: off, mergeWrites: off, packetRing: off}\npriority: off"},
+		unused: []string{"tunnelGSO", "udpSegment", "udpGRO", "tunOffload", "tunUSO", "tunBatch", "packetV2", "packetV3", "priority"},
+		still:  []string{"penstock_send_runs_total", "penstock_merged_packets_total", "penstock_tun_batches_total", "penstock_priority_changes_total"},
 	},
 }
 

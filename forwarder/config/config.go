@@ -52,16 +52,17 @@ type Config struct {
 	// Peers is the static feed. Encap and Port are set where a peer differs from
 	// us: a peer with another encapsulation and no port has the default port of
 	// its encapsulation. Zero values mean "as ours".
-	Peers   []feed.Peer
-	Host    Host
-	Limits  Limits
-	Workers int // 0: one for two cores
-	Native  Native
-	Offload Offload
-	Control Control
-	Debug   Debug
-	Metrics Metrics
-	State   string // directory, absolute
+	Peers    []feed.Peer
+	Host     Host
+	Limits   Limits
+	Workers  int  // 0: one for two cores
+	Priority bool // workers may go before other threads: true is auto
+	Native   Native
+	Offload  Offload
+	Control  Control
+	Debug    Debug
+	Metrics  Metrics
+	State    string // directory, absolute
 
 	src source // where each key stands, for Complete
 }
@@ -145,15 +146,16 @@ type Metrics struct {
 func Default() *Config {
 	name, _ := os.Hostname() // without one, node.name is asked for
 	return &Config{
-		Node:    Node{Name: name},
-		Encap:   Encap{Type: "vxlan", Port: encap.KindVXLAN.DefaultPort(), VNI: 1},
-		Host:    Host{Device: DefaultHostDevice},
-		Limits:  Limits{PodBuffer: 8 << 20, TotalBuffer: 512 << 20},
-		Native:  Native{Carrier: "off", Port: defaultNativePort},
-		Offload: Offload{TunnelGSO: true, UDPSegment: true, UDPGRO: true, TUNOffload: true, TUNBatch: true, MergeWrites: true, PacketRing: "auto"},
-		Control: Control{Socket: DefaultSocket},
-		Debug:   Debug{Listen: DefaultDebugListen},
-		State:   DefaultState,
-		src:     source{file: "defaults"},
+		Node:     Node{Name: name},
+		Encap:    Encap{Type: "vxlan", Port: encap.KindVXLAN.DefaultPort(), VNI: 1},
+		Host:     Host{Device: DefaultHostDevice},
+		Limits:   Limits{PodBuffer: 8 << 20, TotalBuffer: 512 << 20},
+		Priority: true,
+		Native:   Native{Carrier: "off", Port: defaultNativePort},
+		Offload:  Offload{TunnelGSO: true, UDPSegment: true, UDPGRO: true, TUNOffload: true, TUNBatch: true, MergeWrites: true, PacketRing: "auto"},
+		Control:  Control{Socket: DefaultSocket},
+		Debug:    Debug{Listen: DefaultDebugListen},
+		State:    DefaultState,
+		src:      source{file: "defaults"},
 	}
 }

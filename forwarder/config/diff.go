@@ -35,6 +35,7 @@ var settings = []setting{
 	{"limits.podBuffer", true, func(c *Config) string { return sizeString(c.Limits.PodBuffer) }},
 	{"limits.totalBuffer", true, func(c *Config) string { return sizeString(c.Limits.TotalBuffer) }},
 	{"workers", true, func(c *Config) string { return fmt.Sprint(c.Workers) }},
+	{"priority", true, func(c *Config) string { return autoOrOff(c.Priority) }},
 	{"native.carrier", true, func(c *Config) string { return c.Native.Carrier }},
 	{"native.port", true, func(c *Config) string { return fmt.Sprint(c.Native.Port) }},
 	{"offload.tunnelGSO", true, func(c *Config) string { return autoOrOff(c.Offload.TunnelGSO) }},

@@ -22,17 +22,17 @@ type collector struct {
 	d     *Daemon
 	descs []*prometheus.Desc
 
-	received, generated, forwardedPackets, forwardedBytes, dropped               *prometheus.Desc
-	sends, runs, writes, merged, segmented, whole, tunBatches, widened, switched *prometheus.Desc
-	batchSize, runSize                                                           *prometheus.Desc
-	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen                       *prometheus.Desc
-	nativeOn, nativeUnits, nativeBytes                                           *prometheus.Desc
-	portPackets, portBytes, portDropped, portLost, portSeen                      *prometheus.Desc
-	buildInfo, ready, started, mtu, peers, ports, routes, addresses              *prometheus.Desc
-	workers, workerTurns, workerAsleep, workerCPU                                *prometheus.Desc
-	found, used                                                                  *prometheus.Desc
-	reloads, reloaded, reloadedAt                                                *prometheus.Desc
-	flowsForgotten, flowsPreloaded, flowOverruns                                 *prometheus.Desc
+	received, generated, forwardedPackets, forwardedBytes, dropped                           *prometheus.Desc
+	sends, runs, writes, merged, segmented, whole, tunBatches, priorities, widened, switched *prometheus.Desc
+	batchSize, runSize                                                                       *prometheus.Desc
+	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen                                   *prometheus.Desc
+	nativeOn, nativeUnits, nativeBytes                                                       *prometheus.Desc
+	portPackets, portBytes, portDropped, portLost, portSeen                                  *prometheus.Desc
+	buildInfo, ready, started, mtu, peers, ports, routes, addresses                          *prometheus.Desc
+	workers, workerTurns, workerAsleep, workerCPU                                            *prometheus.Desc
+	found, used                                                                              *prometheus.Desc
+	reloads, reloaded, reloadedAt                                                            *prometheus.Desc
+	flowsForgotten, flowsPreloaded, flowOverruns                                             *prometheus.Desc
 }
 
 func newCollector(d *Daemon) *collector {
@@ -58,8 +58,9 @@ func newCollector(d *Daemon) *collector {
 	c.segmented = desc("segmented_superframes_total", "Superframes that were cut in software.")
 	c.whole = desc("whole_superframes_total", "Superframes that left encapsulated and uncut.")
 	c.tunBatches = desc("tun_batches_total", "System calls of the io_uring, by which many packets of a TUN are read or written, and many superframes to the TAP.")
+	c.priorities = desc("priority_changes_total", "Times that a worker changed its place among other threads: first for requests and for bulk TCP, as everyone for floods of small packets.")
 	c.widened = desc("wide_rings_total", "Wide rings that were opened for busy pods.")
-	c.switched = desc("switched_off_total", "Times that the kernel refused a mechanism while packets flowed, so that it is done without: udpSegment for a peer, tunnelGSO for a kind of superframe, nativeTCP for the uplink, tunBatch for a worker (also when its ring cannot be made).", "mechanism")
+	c.switched = desc("switched_off_total", "Times that the kernel refused a mechanism while packets flowed, so that it is done without: udpSegment for a peer, tunnelGSO for a kind of superframe, nativeTCP for the uplink, tunBatch for a worker (also when its ring cannot be made), priority for a worker.", "mechanism")
 	c.batchSize = desc("batch_packets", "Frames that were read at once from one pod, the host or a tunnel socket.")
 	c.runSize = desc("run_datagrams", "Datagrams that were handed to a tunnel socket at once.")
 
@@ -169,6 +170,7 @@ func (c *collector) traffic(out sink, n forwarder.Counters) {
 	out.counter(c.segmented, n.Segmented)
 	out.counter(c.whole, n.Whole)
 	out.counter(c.tunBatches, n.TUNBatches)
+	out.counter(c.priorities, n.Priorities)
 	out.counter(c.widened, n.Widened)
 	for mechanism, v := range n.SwitchedOff {
 		out.counter(c.switched, v, mechanism)
