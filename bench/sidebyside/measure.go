@@ -158,10 +158,10 @@ func finish(ctx context.Context, ways []*way, b burden, used load.CPU) (sample, 
 }
 
 // A daemon is idle when what a hundred new devices and their pods say (router solicitations, for 12 s) is over, and a second would
-// show either nothing or one garbage collection.
+// show either nothing or one garbage collection. A minute has all that is done now and then in it.
 const (
 	idleAfter = 15 * time.Second
-	idleFor   = 10 * time.Second
+	idleFor   = 60 * time.Second
 )
 
 // measureIdle reads what the first node's daemon holds and uses while nothing happens.
