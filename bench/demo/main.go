@@ -48,6 +48,7 @@ func run(ctx context.Context) int {
 	}
 	fmt.Println()
 	t.print(os.Stdout)
+	fmt.Print(legend)
 	if n := len(t.failures); n > 0 {
 		fmt.Printf("\n%d checks failed; %s.\n", n, gone())
 		for _, f := range t.failures {
@@ -58,6 +59,13 @@ func run(ctx context.Context) int {
 	fmt.Printf("\nEverything crossed intact, in %.0f seconds; %s.\n", time.Since(begin).Seconds(), gone())
 	return 0
 }
+
+// legend says how the figures are to be read.
+const legend = `
+How fast it is, the throughput rows say: one way, over one stream or flow, for a second and a half. The other rows check that everything
+arrives: what they take is mostly checking. "Echoed" were sent, received by a pod of the other node, and came back. "Accounted for" means that,
+over both daemons, frames received + generated = sent + dropped by name; a flood of small datagrams overflows somewhere on its way.
+`
 
 // gone says what is left, after a look. Devices and rules live and die with their namespaces.
 func gone() string {

@@ -68,9 +68,41 @@ func (b *bundle) bundleHost() {
 	b.value("ip-routes.json", routes, errors.Join(errs...))
 	b.value("neighbours.json", neighbours, nil)
 
+	qdiscs, filters, err := traffic(links)
+	b.value("qdiscs.json", qdiscs, err)
+	b.value("tc-filters.json", filters, err)
+
 	tables, err := hostnet.DumpTables()
 	b.text("nft.txt", tables, err)
 	b.text("sysctls.txt", sysctls(links), nil)
+}
+
+// traffic is what tc(8) shows of each device: a qdisc or filter of somebody else may hold, drop or redirect what is ours.
+func traffic(links []netlink.Link) (qdiscs, filters []any, err error) {
+	var errs []error
+	for _, l := range links {
+		list, err := netlink.QdiscList(l)
+		errs = append(errs, err)
+		for _, q := range list {
+			a := q.Attrs()
+			o := map[string]any{"device": l.Attrs().Name, "type": q.Type(), "handle": netlink.HandleStr(a.Handle), "parent": netlink.HandleStr(a.Parent)}
+			if a.Statistics != nil {
+				o["statistics"] = a.Statistics
+			}
+			qdiscs = append(qdiscs, o)
+		}
+		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+			list, err := netlink.FilterList(l, parent)
+			if err != nil {
+				continue // a device without clsact has none
+			}
+			for _, f := range list {
+				a := f.Attrs()
+				filters = append(filters, map[string]any{"device": l.Attrs().Name, "type": f.Type(), "ingress": parent == netlink.HANDLE_MIN_INGRESS, "priority": a.Priority, "filter": fmt.Sprintf("%+v", f)})
+			}
+		}
+	}
+	return qdiscs, filters, errors.Join(errs...)
 }
 
 // sysctls are those that the data path or its neighbours depend on.

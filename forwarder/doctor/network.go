@@ -36,6 +36,8 @@ func (x *examination) network(ctx context.Context) {
 func (x *examination) checkUnderlay(context.Context) {
 	u := x.underlay
 	switch {
+	case !x.address.IsValid() && !x.up && x.badConfig != nil:
+		x.skip("underlay", "neither the daemon nor a valid configuration says the node's address")
 	case !x.address.IsValid():
 		x.add("underlay", Failure, "set node.address", "this node has no default route to take its address from")
 	case x.noUnderlay != nil:
