@@ -61,6 +61,7 @@ type Forwarder struct {
 	widened       atomic.Uint64 // wide rings opened
 	switchedOff   [switches]atomic.Uint64
 	batching      atomic.Int32 // workers with an io_uring
+	first         atomic.Int32 // workers that may go before other threads
 
 	fds        registry
 	caps       []ring.Capability
@@ -418,7 +419,7 @@ func (f *Forwarder) Capabilities() []Capability {
 		"tun": true, "packetVnetHdr": true, "packetIgnoreOutgoing": true, "packetQdiscBypass": true,
 		"tunnelGSO": f.use.whole, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "tunBatch": f.batching.Load() > 0, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
 		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3 || f.use.flood > 0,
-		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1, "priority": f.use.priority,
+		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1, "priority": f.first.Load() > 0,
 	}
 	var cs []Capability
 	for _, c := range f.caps {

@@ -146,9 +146,7 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 		w.drop(DropTunnelLoop)
 		return
 	}
-	if f.p.Proto == encap.ProtoTCP {
-		w.standing.stream += f.p.Len
-	}
+	w.standing.saw(&f.p)
 	mtu := w.live.podMTU
 	if h.kind == hopPort {
 		mtu = h.port.mtu

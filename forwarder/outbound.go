@@ -75,9 +75,7 @@ func (w *worker) outboundFrame(in *port, r *ring.Frame) int {
 		w.drop(DropMulticast)
 		return f.p.Len
 	}
-	if f.p.Proto == encap.ProtoTCP {
-		w.standing.stream += f.p.Len
-	}
+	w.standing.saw(&f.p)
 	w.route(f)
 	return f.p.Len
 }

@@ -51,6 +51,9 @@ func (w *worker) next(events []ring.Event, limit int) (n int, err error) {
 		w.asleep.Store(false)
 		s.dozed = true
 	default:
+		if limit != 0 {
+			w.rested()
+		}
 		w.asleep.Store(limit != 0)
 		n, err = w.poller.Wait(events, limit)
 		w.asleep.Store(false)

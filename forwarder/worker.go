@@ -148,7 +148,8 @@ func (w *worker) run() {
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
 	if w.standing.used = w.f.use.priority; w.standing.used {
-		w.take(ring.PriorityPrompt)
+		w.f.first.Add(1)
+		w.take(ring.PriorityFirst)
 	}
 	limit := 0 // ms that may pass until something other than a packet is due
 	for !w.stopping {
@@ -168,7 +169,7 @@ func (w *worker) run() {
 			w.serve(&events[i])
 		}
 		if n > 0 {
-			w.ranked(w.attention.frames)
+			w.ranked()
 		}
 		w.attention.turned(n)
 		if w.uring.Err() != nil {
@@ -474,6 +475,7 @@ func (w *worker) drop(r Reason) {
 func (w *worker) dropN(r Reason, n int) {
 	w.tally.dropped[r] += uint64(n)
 	w.tally.lost += uint64(n)
+	w.standing.loose += n
 }
 
 var faultReason = [encap.NumFaults]Reason{

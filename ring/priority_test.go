@@ -14,17 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// scheduled is a thread's nice value and policy, as the kernel says it (proc_pid_stat(5), fields 19 and 41).
-func scheduled(t *testing.T, tid int) (nice, policy int) {
+// niceOf is a thread's nice value, as the kernel says it (proc_pid_stat(5), field 19).
+func niceOf(t *testing.T, tid int) int {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
 	must(t, err)
 	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // field 3 is the first
-	nice, err = strconv.Atoi(f[19-3])
+	nice, err := strconv.Atoi(f[19-3])
 	must(t, err)
-	policy, err = strconv.Atoi(f[41-3])
-	must(t, err)
-	return nice, policy
+	return nice
 }
 
 // onThread runs fn on a thread that ends with it: not the main thread, which cannot end.
@@ -64,31 +62,29 @@ func without(t *testing.T, fn func()) {
 
 // TestPriority: it is that of the calling thread alone, and goes back to the process's own.
 func TestPriority(t *testing.T) {
-	main, _ := scheduled(t, os.Getpid())
+	main := niceOf(t, os.Getpid())
+	var refused error
 	onThread(func() {
-		tid := unix.Gettid()
 		for _, c := range []struct {
-			p            Priority
-			nice, policy int
-		}{
-			{PriorityPrompt, niceFirst, unix.SCHED_NORMAL},
-			{PrioritySteady, niceFirst, unix.SCHED_BATCH},
-			{PriorityEven, main, unix.SCHED_NORMAL},
-			{PrioritySteady, niceFirst, unix.SCHED_BATCH},
-			{PriorityPrompt, niceFirst, unix.SCHED_NORMAL},
-		} {
-			if err := SetPriority(c.p); errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
-				t.Skip("needs CAP_SYS_NICE: ", err)
-			} else if err != nil {
-				t.Error(err)
+			p    Priority
+			nice int
+		}{{PriorityFirst, niceFirst}, {PriorityEven, main}, {PriorityFirst, niceFirst}} {
+			if refused = SetPriority(c.p); refused != nil {
+				return
 			}
-			if nice, policy := scheduled(t, tid); nice != c.nice || policy != c.policy {
-				t.Errorf("%v: nice %d, policy %d; want %d, %d", c.p, nice, policy, c.nice, c.policy)
+			if nice := niceOf(t, unix.Gettid()); nice != c.nice {
+				t.Errorf("%v: nice %d, want %d", c.p, nice, c.nice)
 			}
 		}
 	})
-	if nice, policy := scheduled(t, os.Getpid()); nice != main || policy != unix.SCHED_NORMAL {
-		t.Errorf("the main thread has nice %d and policy %d now", nice, policy)
+	switch {
+	case errors.Is(refused, unix.EACCES) || errors.Is(refused, unix.EPERM):
+		t.Skip("needs CAP_SYS_NICE: ", refused)
+	case refused != nil:
+		t.Error(refused)
+	}
+	if nice := niceOf(t, os.Getpid()); nice != main {
+		t.Errorf("the main thread has nice %d now", nice)
 	}
 }
 
@@ -100,12 +96,12 @@ func TestPriorityRefused(t *testing.T) {
 		t.Skip("RLIMIT_NICE allows it to everyone here")
 	}
 	without(t, func() {
-		err := SetPriority(PriorityPrompt)
+		err := SetPriority(PriorityFirst)
 		if !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "LimitNICE=-19") {
 			t.Errorf("without a permission: %v", err)
 		}
-		if nice, policy := scheduled(t, unix.Gettid()); nice != niceEven() || policy != unix.SCHED_NORMAL {
-			t.Errorf("refused, it has nice %d and policy %d", nice, policy)
+		if nice := niceOf(t, unix.Gettid()); nice != niceEven() {
+			t.Errorf("refused, it has nice %d", nice)
 		}
 	})
 }
@@ -120,10 +116,13 @@ func TestPriorityLimit(t *testing.T) {
 	}
 	defer unix.Setrlimit(unix.RLIMIT_NICE, &was)
 	without(t, func() {
-		for _, p := range []Priority{PrioritySteady, PriorityEven, PriorityPrompt} {
+		for _, p := range []Priority{PriorityFirst, PriorityEven, PriorityFirst} {
 			if err := SetPriority(p); err != nil {
 				t.Errorf("%v: %v", p, err)
 			}
+		}
+		if nice := niceOf(t, unix.Gettid()); nice != niceFirst {
+			t.Errorf("nice %d", nice)
 		}
 	})
 }

@@ -57,7 +57,7 @@ var probes = []struct {
 	{"udpNoCheck6", "3.16", probeNoCheck6},
 	{"rawIPIP", "any, with CAP_NET_RAW", probeRaw},
 	{"reusePort", "3.9", probeReusePort},
-	{"priority", "any, with LimitNICE=-19 or CAP_SYS_NICE", probePriority},
+	{"priority", "LimitNICE=-19 or CAP_SYS_NICE", probePriority},
 }
 
 // probeQueue makes a device that goes with its only descriptor. It cannot be

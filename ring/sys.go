@@ -181,10 +181,3 @@ func addressOf(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(&b[0]))) 
 
 // iovecsAt is where iovecs begin, on the same terms.
 func iovecsAt(iovs []unix.Iovec) uint64 { return uint64(uintptr(unsafe.Pointer(&iovs[0]))) }
-
-// sysSetScheduler gives the calling thread a policy that has no parameters (sched_setscheduler(2)).
-func sysSetScheduler(policy int) unix.Errno {
-	var param int32 // struct sched_param: a static priority, 0 for these
-	_, _, errno := unix.Syscall(unix.SYS_SCHED_SETSCHEDULER, 0, uintptr(policy), uintptr(unsafe.Pointer(&param)))
-	return errno
-}

@@ -58,7 +58,7 @@ func newCollector(d *Daemon) *collector {
 	c.segmented = desc("segmented_superframes_total", "Superframes that were cut in software.")
 	c.whole = desc("whole_superframes_total", "Superframes that left encapsulated and uncut.")
 	c.tunBatches = desc("tun_batches_total", "System calls of the io_uring, by which many packets of a TUN are read or written, and many superframes to the TAP.")
-	c.priorities = desc("priority_changes_total", "Times that a worker changed its place among other threads: first for requests and for bulk TCP, as everyone for floods of small packets.")
+	c.priorities = desc("priority_changes_total", "Times that a worker changed its place among other threads: first, or as everyone in a flood.")
 	c.widened = desc("wide_rings_total", "Wide rings that were opened for busy pods.")
 	c.switched = desc("switched_off_total", "Times that the kernel refused a mechanism while packets flowed, so that it is done without: udpSegment for a peer, tunnelGSO for a kind of superframe, nativeTCP for the uplink, tunBatch for a worker (also when its ring cannot be made), priority for a worker.", "mechanism")
 	c.batchSize = desc("batch_packets", "Frames that were read at once from one pod, the host or a tunnel socket.")
