@@ -160,6 +160,9 @@ func newForwarder(s Settings, env environment) (_ *Forwarder, err error) {
 		}
 		f.workers = append(f.workers, w)
 	}
+	if f.use.priority {
+		f.first.Store(int32(len(f.workers)))
+	}
 	f.openUrings()
 	if err := f.openHost(); err != nil {
 		return nil, err

@@ -30,6 +30,7 @@ func (w *worker) inbound(l *lane, n int) {
 		}
 		if d.Truncated {
 			w.tally.received[Wire]++
+			w.frame.judged = false
 			w.drop(DropTruncated)
 			continue
 		}
@@ -49,6 +50,7 @@ func (w *worker) stranger(r Reason, d ring.Datagram) {
 		n = (len(d.Data) + d.Segment - 1) / d.Segment
 	}
 	w.tally.received[Wire] += uint64(n)
+	w.standing.loose += n
 	w.dropN(r, n)
 	if w.taps != nil {
 		w.tapOuter(r)
@@ -98,6 +100,7 @@ func innerLength(b []byte) int {
 // inner segments of gso bytes (0: not known). It returns its inner length.
 func (w *worker) receiveOne(p *peer, b []byte, gso int, outerTOS uint8) int {
 	w.tally.received[Wire]++
+	w.frame.judged = false
 	if w.taps != nil {
 		w.tapped.hand, w.tapped.outer.Data = nil, b
 	}
@@ -146,7 +149,7 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 		w.drop(DropTunnelLoop)
 		return
 	}
-	w.standing.saw(&f.p)
+	w.standing.saw(f)
 	mtu := w.live.podMTU
 	if h.kind == hopPort {
 		mtu = h.port.mtu

@@ -17,6 +17,7 @@ type frame struct {
 	by  *peer // who sent it over the wire; else nil
 
 	native bool // by the native stream: v is what the peer says
+	judged bool // the worker's standing has seen it
 }
 
 func (f *frame) ip() []byte { return f.mem[f.at:] }
@@ -75,7 +76,7 @@ func (w *worker) outboundFrame(in *port, r *ring.Frame) int {
 		w.drop(DropMulticast)
 		return f.p.Len
 	}
-	w.standing.saw(&f.p)
+	w.standing.saw(f)
 	w.route(f)
 	return f.p.Len
 }

@@ -23,9 +23,10 @@ const (
 	rankSpan = 5e6
 	// floodFrames a second are a flood; less than half of it ends it.
 	floodFrames = 30e3
-	// streamFrame bytes a TCP packet and more, acknowledgements among them, are bulk.
+	// streamFrame is how many bytes TCP packets have on average, acknowledgements among
+	// them, if they are bulk.
 	streamFrame = 500
-	// bigFrame bytes of other packets count as one more: there are superframes among them.
+	// bigFrame bytes of a packet that is not TCP's count as one more: it may be a superframe.
 	bigFrame = 2048
 )
 
@@ -36,12 +37,14 @@ type standing struct {
 	now   ring.Priority
 	begun int64 // ns: when counting began
 
-	loose         int // packets but TCP's, and what was dropped
+	loose         int // packets but TCP's, and what was dropped before it was known
 	stream, bytes int // TCP packets
 }
 
-// saw counts a packet.
-func (s *standing) saw(p *encap.Packet) {
+// saw counts the frame in hand, once.
+func (s *standing) saw(f *frame) {
+	f.judged = true
+	p := &f.p
 	if p.Proto == encap.ProtoTCP {
 		s.stream++
 		s.bytes += p.Len
@@ -82,6 +85,7 @@ func (w *worker) ranked() {
 func (w *worker) rested() {
 	if s := &w.standing; s.used && s.now == ring.PriorityEven {
 		w.take(ring.PriorityFirst)
+		s.begun, s.loose, s.stream, s.bytes = w.nanos, 0, 0, 0
 	}
 }
 
@@ -92,8 +96,8 @@ func (w *worker) take(p ring.Priority) {
 		s.used, s.now = false, ring.PriorityEven
 		w.f.first.Add(-1)
 		w.f.switchedOff[switchPriority].Add(1)
-		w.f.log.Warn("a worker cannot go before other threads; it is as everyone from now on", "worker", w.index, "error", err)
-		_ = w.f.env.setPriority(ring.PriorityEven) // as far as it may
+		even := w.f.env.setPriority(ring.PriorityEven) // raising a nice value is never refused by the kernel itself
+		w.f.log.Warn("a worker cannot go before other threads", "worker", w.index, "error", err, "asEveryone", even == nil)
 		return
 	}
 	s.now = p

@@ -51,7 +51,7 @@ func (w *worker) next(events []ring.Event, limit int) (n int, err error) {
 		w.asleep.Store(false)
 		s.dozed = true
 	default:
-		if limit != 0 {
+		if limit < 0 || limit > dozeMs {
 			w.rested()
 		}
 		w.asleep.Store(limit != 0)

@@ -148,7 +148,6 @@ func (w *worker) run() {
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
 	if w.standing.used = w.f.use.priority; w.standing.used {
-		w.f.first.Add(1)
 		w.take(ring.PriorityFirst)
 	}
 	limit := 0 // ms that may pass until something other than a packet is due
@@ -168,9 +167,6 @@ func (w *worker) run() {
 		for i := range events[:n] {
 			w.serve(&events[i])
 		}
-		if n > 0 {
-			w.ranked()
-		}
 		w.attention.turned(n)
 		if w.uring.Err() != nil {
 			w.leaveUring()
@@ -184,6 +180,7 @@ func (w *worker) run() {
 		if w.native != nil {
 			limit = w.nativeTimers(limit)
 		}
+		w.ranked()
 	}
 }
 
@@ -465,6 +462,9 @@ func (w *worker) growOutboxes(n int) {
 
 // drop ends the frame in hand.
 func (w *worker) drop(r Reason) {
+	if !w.frame.judged {
+		w.standing.loose++
+	}
 	w.dropN(r, 1)
 	if w.taps != nil {
 		w.tapDrop(r)
@@ -475,7 +475,6 @@ func (w *worker) drop(r Reason) {
 func (w *worker) dropN(r Reason, n int) {
 	w.tally.dropped[r] += uint64(n)
 	w.tally.lost += uint64(n)
-	w.standing.loose += n
 }
 
 var faultReason = [encap.NumFaults]Reason{

@@ -62,9 +62,9 @@ func run(ctx context.Context) int {
 
 // legend says how the figures are to be read.
 const legend = `
-How fast it is, the throughput rows say: one way, over one stream or flow, for a second and a half. The other rows check that everything
-arrives: what they take is mostly checking. "Echoed" were sent, received by a pod of the other node, and came back. "Accounted for" means that,
-over both daemons, frames received + generated = sent + dropped by name; a flood of small datagrams overflows somewhere on its way.
+Only the throughput rows measure speed: one way, one stream or flow, a second and a half. The times of the others are mostly checking.
+Echoed datagrams came back from a pod of the other node. Frames are accounted for if, on each node, received + generated = forwarded +
+dropped, exactly; the throughput of datagrams is what arrived, as the sender is not held back.
 `
 
 // gone says what is left, after a look. Devices and rules live and die with their namespaces.

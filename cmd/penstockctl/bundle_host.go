@@ -68,7 +68,7 @@ func (b *bundle) bundleHost() {
 	b.value("ip-routes.json", routes, errors.Join(errs...))
 	b.value("neighbours.json", neighbours, nil)
 
-	qdiscs, filters, err := traffic(links)
+	qdiscs, filters, err := traffic(links, names)
 	b.value("qdiscs.json", qdiscs, err)
 	b.value("tc-filters.json", filters, err)
 
@@ -77,28 +77,26 @@ func (b *bundle) bundleHost() {
 	b.text("sysctls.txt", sysctls(links), nil)
 }
 
-// traffic is what tc(8) shows of each device: a qdisc or filter of somebody else may hold, drop or redirect what is ours.
-func traffic(links []netlink.Link) (qdiscs, filters []any, err error) {
-	var errs []error
-	for _, l := range links {
-		list, err := netlink.QdiscList(l)
-		errs = append(errs, err)
-		for _, q := range list {
-			a := q.Attrs()
-			o := map[string]any{"device": l.Attrs().Name, "type": q.Type(), "handle": netlink.HandleStr(a.Handle), "parent": netlink.HandleStr(a.Parent)}
-			if a.Statistics != nil {
-				o["statistics"] = a.Statistics
-			}
-			qdiscs = append(qdiscs, o)
+// traffic is every qdisc, and the filters of clsact: what somebody else has put there may hold, drop or redirect what is ours.
+func traffic(links []netlink.Link, names map[int]string) (qdiscs, filters []any, err error) {
+	list, err := netlink.QdiscList(nil)
+	for _, q := range list {
+		a := q.Attrs()
+		o := map[string]any{"device": names[a.LinkIndex], "type": q.Type(), "handle": netlink.HandleStr(a.Handle), "parent": netlink.HandleStr(a.Parent)}
+		if a.Statistics != nil {
+			o["statistics"] = a.Statistics
 		}
-		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		qdiscs = append(qdiscs, o)
+	}
+	errs := []error{err}
+	for _, l := range links {
+		for side, parent := range map[string]uint32{"ingress": netlink.HANDLE_MIN_INGRESS, "egress": netlink.HANDLE_MIN_EGRESS} {
 			list, err := netlink.FilterList(l, parent)
-			if err != nil {
-				continue // a device without clsact has none
+			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) { // those: it has no clsact
+				errs = append(errs, fmt.Errorf("filters at the %s of %s: %w", side, l.Attrs().Name, err))
 			}
 			for _, f := range list {
-				a := f.Attrs()
-				filters = append(filters, map[string]any{"device": l.Attrs().Name, "type": f.Type(), "ingress": parent == netlink.HANDLE_MIN_INGRESS, "priority": a.Priority, "filter": fmt.Sprintf("%+v", f)})
+				filters = append(filters, map[string]any{"device": l.Attrs().Name, "type": f.Type(), "side": side, "filter": f})
 			}
 		}
 	}

@@ -97,7 +97,7 @@ func TestBundleKeepsSecrets(t *testing.T) {
 	if err := json.Unmarshal([]byte(parts["cni.json"]), &lists); err != nil || len(lists) != 3 || !strings.Contains(parts["cni.json"], "1400") {
 		t.Errorf("%v %s", err, parts["cni.json"])
 	}
-	for _, name := range []string{"doctor.json", "penstock.yaml", "links.json", "ip-routes.json", "sysctls.txt", "version.txt", "nft.txt"} {
+	for _, name := range []string{"doctor.json", "penstock.yaml", "links.json", "qdiscs.json", "tc-filters.json", "ip-routes.json", "sysctls.txt", "version.txt", "nft.txt"} {
 		if _, ok := parts[name]; !ok {
 			t.Errorf("%s is missing", name)
 		}
