@@ -1,5 +1,7 @@
 package forwarder
 
+import "github.com/penstock-net/penstock/encap"
+
 // Reason says why a frame was dropped. Every reason has a name, which is the
 // label of penstock_dropped_packets_total, what it means and what to do.
 type Reason uint8
@@ -154,4 +156,29 @@ func Reasons() []Reason {
 		rs = append(rs, r)
 	}
 	return rs
+}
+
+// faultReason is the drop that each fault of encap's is.
+var faultReason = [encap.NumFaults]Reason{
+	encap.FaultShort:             DropShort,
+	encap.FaultBadVersion:        DropBadVersion,
+	encap.FaultBadHeaderLength:   DropBadHeaderLength,
+	encap.FaultBadTotalLength:    DropBadTotalLength,
+	encap.FaultBadHeaderChecksum: DropBadIPChecksum,
+	encap.FaultBadOptions:        DropBadOptions,
+	encap.FaultSourceRoute:       DropBadOptions,
+	encap.FaultBadExtension:      DropBadOptions,
+	encap.FaultBadFragment:       DropBadFragment,
+	encap.FaultBadL4Length:       DropBadL4,
+	encap.FaultBadVirtio:         DropBadVirtio,
+	encap.FaultNotIP:             DropNotIP,
+	encap.FaultBadVXLAN:          DropBadVXLAN,
+	encap.FaultWrongVNI:          DropWrongVNI,
+	encap.FaultWrongMAC:          DropWrongVTEPMAC,
+	encap.FaultBadOuter:          DropBadOuter,
+	encap.FaultBadChecksum:       DropInnerChecksum,
+	encap.FaultBadGRO:            DropBadGRO,
+	encap.FaultLongHeader:        DropBadOptions,
+	encap.FaultDontFragment:      DropTooBig,
+	encap.FaultBadMTU:            DropTooBig,
 }

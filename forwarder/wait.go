@@ -15,6 +15,8 @@ import "github.com/penstock-net/penstock/ring"
 // frames that they make meanwhile are one batch. Where they come one by one
 // nothing follows at once: asking first would only be a system call more.
 //
+// Before it sleeps it takes the first place among threads again (priority.go).
+//
 // An idle worker has no timer of its own: it dozes once after the last frame.
 
 const (

@@ -462,7 +462,7 @@ func (w *worker) growOutboxes(n int) {
 
 // drop ends the frame in hand.
 func (w *worker) drop(r Reason) {
-	if !w.frame.judged {
+	if !w.frame.judged { // junk takes a worker's time as well
 		w.standing.loose++
 	}
 	w.dropN(r, 1)
@@ -475,28 +475,4 @@ func (w *worker) drop(r Reason) {
 func (w *worker) dropN(r Reason, n int) {
 	w.tally.dropped[r] += uint64(n)
 	w.tally.lost += uint64(n)
-}
-
-var faultReason = [encap.NumFaults]Reason{
-	encap.FaultShort:             DropShort,
-	encap.FaultBadVersion:        DropBadVersion,
-	encap.FaultBadHeaderLength:   DropBadHeaderLength,
-	encap.FaultBadTotalLength:    DropBadTotalLength,
-	encap.FaultBadHeaderChecksum: DropBadIPChecksum,
-	encap.FaultBadOptions:        DropBadOptions,
-	encap.FaultSourceRoute:       DropBadOptions,
-	encap.FaultBadExtension:      DropBadOptions,
-	encap.FaultBadFragment:       DropBadFragment,
-	encap.FaultBadL4Length:       DropBadL4,
-	encap.FaultBadVirtio:         DropBadVirtio,
-	encap.FaultNotIP:             DropNotIP,
-	encap.FaultBadVXLAN:          DropBadVXLAN,
-	encap.FaultWrongVNI:          DropWrongVNI,
-	encap.FaultWrongMAC:          DropWrongVTEPMAC,
-	encap.FaultBadOuter:          DropBadOuter,
-	encap.FaultBadChecksum:       DropInnerChecksum,
-	encap.FaultBadGRO:            DropBadGRO,
-	encap.FaultLongHeader:        DropBadOptions,
-	encap.FaultDontFragment:      DropTooBig,
-	encap.FaultBadMTU:            DropTooBig,
 }

@@ -90,13 +90,16 @@ func traffic(links []netlink.Link, names map[int]string) (qdiscs, filters []any,
 	}
 	errs := []error{err}
 	for _, l := range links {
-		for side, parent := range map[string]uint32{"ingress": netlink.HANDLE_MIN_INGRESS, "egress": netlink.HANDLE_MIN_EGRESS} {
-			list, err := netlink.FilterList(l, parent)
+		for _, side := range []struct {
+			name   string
+			parent uint32
+		}{{"ingress", netlink.HANDLE_MIN_INGRESS}, {"egress", netlink.HANDLE_MIN_EGRESS}} {
+			list, err := netlink.FilterList(l, side.parent)
 			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) { // those: it has no clsact
-				errs = append(errs, fmt.Errorf("filters at the %s of %s: %w", side, l.Attrs().Name, err))
+				errs = append(errs, fmt.Errorf("filters at the %s of %s: %w", side.name, l.Attrs().Name, err))
 			}
 			for _, f := range list {
-				filters = append(filters, map[string]any{"device": l.Attrs().Name, "type": f.Type(), "side": side, "filter": f})
+				filters = append(filters, map[string]any{"device": l.Attrs().Name, "type": f.Type(), "side": side.name, "filter": f})
 			}
 		}
 	}
