@@ -95,11 +95,11 @@ var errLost = errors.New("load: no answer")
 
 // datagram sends a request until its own answer comes; an older one is passed over.
 func (j *running) datagram(fd int, request, answer []byte) error {
-	if _, err := unix.Write(fd, request); err != nil && !again(err) {
+	if _, err := write(fd, request); err != nil && !again(err) {
 		return fmt.Errorf("load: send: %w", err)
 	}
 	for end := now() + answerLost; ; {
-		n, err := unix.Read(fd, answer)
+		n, err := read(fd, answer)
 		switch {
 		case err == nil && n == len(request) && binary.LittleEndian.Uint64(answer) == binary.LittleEndian.Uint64(request):
 			return nil
@@ -113,7 +113,7 @@ func (j *running) datagram(fd int, request, answer []byte) error {
 
 // exchange is a request and its answer on a stream.
 func (j *running) exchange(fd int, request, answer []byte) error {
-	if _, err := unix.Write(fd, request); err != nil {
+	if _, err := write(fd, request); err != nil {
 		return fmt.Errorf("load: request: %w", err)
 	}
 	if err := j.fill(fd, answer); err != nil {
@@ -125,7 +125,7 @@ func (j *running) exchange(fd int, request, answer []byte) error {
 // fill reads until b is full.
 func (j *running) fill(fd int, b []byte) error {
 	for end := now() + connectTime; len(b) > 0; {
-		n, err := unix.Read(fd, b)
+		n, err := read(fd, b)
 		switch {
 		case err != nil && !again(err):
 			return err
@@ -150,7 +150,7 @@ func (j *running) answerStream(t *thread, fd int) error {
 		} else if err != nil {
 			return err
 		}
-		if _, err := unix.Write(fd, b); err != nil {
+		if _, err := write(fd, b); err != nil {
 			return err
 		}
 		t.count(1, 2*len(b))
@@ -168,10 +168,11 @@ func (j *running) answerDatagrams() (ports []uint16, err error) {
 		ports = append(ports, port)
 		j.run(func(t *thread) error {
 			b := make([]byte, 2048)
+			var from unix.RawSockaddrInet4
 			for !j.stopped.Load() {
-				n, from, err := unix.Recvfrom(fd, b, 0)
+				n, err := receiveFrom(fd, b, &from)
 				if err == nil {
-					err = unix.Sendto(fd, b[:n], 0, from)
+					_, err = sendTo(fd, b[:n], &from)
 				}
 				switch {
 				case err == nil:

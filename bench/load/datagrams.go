@@ -164,7 +164,7 @@ func (j *running) receiveDatagrams() (ports []uint16, err error) {
 	j.run(func(t *thread) error {
 		events := make([]unix.EpollEvent, len(fds))
 		for !j.stopped.Load() {
-			n, err := unix.EpollWait(epoll, events, int(tick.Milliseconds()))
+			n, err := epollWait(epoll, events)
 			if err != nil && !errors.Is(err, unix.EINTR) {
 				return fmt.Errorf("load: epoll_wait: %w", err)
 			}

@@ -10,7 +10,7 @@
 //
 // Sender and receiver are processes of their own (this very program started again, see [Main]), so that the Go
 // scheduler of one never stands in the way of the other; each flow of work has a locked thread and blocking
-// system calls. Nothing here is cleverer than what a pod may do: one socket buffer a datagram (sendmmsg and
+// system calls that the Go scheduler is not told of (calls.go), as a program in C makes them. Nothing here is cleverer than what a pod may do: one socket buffer a datagram (sendmmsg and
 // recvmmsg save the system calls, but there is no UDP_SEGMENT and no UDP_GRO), TCP by large writes and reads with
 // the default congestion control and buffers, no splice, no MSG_TRUNC, no zero copy.
 //

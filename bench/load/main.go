@@ -25,6 +25,7 @@ func Main() {
 	}
 	// Threads block in system calls and hardly allocate; a collection in the middle of a run would be measured too.
 	debug.SetGCPercent(-1)
+	quiet()
 	control := os.NewFile(3, "control")
 	read := bufio.NewReader(control)
 	w := &worker{pods: pods}

@@ -38,7 +38,7 @@ func (m *messages) set(i int, b []byte, name *unix.RawSockaddrInet4) {
 
 // send hands messages from..to to the kernel and returns how many it took.
 func (m *messages) send(fd, from, to int) (int, error) {
-	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd),
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(&m.hdrs[from])), uintptr(to-from), 0, 0, 0)
 	if errno != 0 {
 		return 0, errno
@@ -48,7 +48,7 @@ func (m *messages) send(fd, from, to int) (int, error) {
 
 // receive fills messages from the first on; len of each is what came.
 func (m *messages) receive(fd, flags int) (int, error) {
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd),
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(&m.hdrs[0])), uintptr(len(m.hdrs)), uintptr(flags), 0, 0)
 	if errno != 0 {
 		return 0, errno

@@ -55,7 +55,7 @@ func (j *running) sendStreams() error {
 	for _, fd := range fds {
 		j.run(func(t *thread) error {
 			for !j.stopped.Load() {
-				n, err := unix.Write(fd, payload)
+				n, err := write(fd, payload)
 				if err != nil && !again(err) {
 					return fmt.Errorf("load: write: %w", err)
 				}
@@ -116,7 +116,7 @@ func (j *running) listen(serve func(t *thread, fd int) error) (ports []uint16, e
 func (j *running) readStream(t *thread, fd int) error {
 	b := make([]byte, chunk)
 	for !j.stopped.Load() {
-		n, err := unix.Read(fd, b)
+		n, err := read(fd, b)
 		switch {
 		case err != nil && again(err):
 		case err != nil:
