@@ -30,8 +30,9 @@ type Flow struct {
 type Job struct {
 	Kind  Kind
 	Flows []Flow
-	Sizes []int // of the datagrams, in turn, shuffled over the flows; of requests and responses the first
-	Burst int   // datagrams of one flow in a row; 0: 1. Only with several flows from one pod
+	Sizes []int  // of the datagrams, in turn, shuffled over the flows; of requests and responses the first
+	Burst int    // datagrams of one flow in a row; 0: 1. Only with several flows from one pod
+	TCP   string // congestion control of every stream, as tcp(7) names it; "": the machine's own
 }
 
 // Mark is the state of a job at one moment.

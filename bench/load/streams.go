@@ -20,6 +20,10 @@ func (j *running) connected(f Flow) (int, error) {
 	if err != nil {
 		return -1, err
 	}
+	if err := j.control(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
 	for end := now() + connectTime; ; {
 		err = unix.Connect(fd, sockaddr(f.At))
 		if err == nil || errors.Is(err, unix.EISCONN) {
@@ -35,6 +39,18 @@ func (j *running) connected(f Flow) (int, error) {
 		return -1, fmt.Errorf("load: TCP_NODELAY: %w", err)
 	}
 	return fd, nil
+}
+
+// control sets the congestion control of a socket that is not connected yet, as BBR's pacing outlives it;
+// connections of a listener take over its own.
+func (j *running) control(fd int) error {
+	if j.TCP == "" {
+		return nil
+	}
+	if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, j.TCP); err != nil {
+		return fmt.Errorf("load: congestion control %q (see /proc/sys/net/ipv4/tcp_available_congestion_control): %w", j.TCP, err)
+	}
+	return nil
 }
 
 // sendStreams writes without a limit, a thread a stream. All are connected before the first byte.
@@ -79,6 +95,9 @@ func (j *running) listen(serve func(t *thread, fd int) error) (ports []uint16, e
 	for _, f := range j.Flows {
 		fd, port, err := j.receiving(f, streamSocket)
 		if err != nil {
+			return nil, err
+		}
+		if err := j.control(fd); err != nil {
 			return nil, err
 		}
 		if err := unix.Listen(fd, 64); err != nil {

@@ -41,6 +41,12 @@ func thisMachine() machine {
 	return m
 }
 
+// ownControl is the congestion control that TCP has here if nobody asks for another.
+func ownControl() string {
+	b, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	return strings.TrimSpace(string(b))
+}
+
 // commit is git's name of what is measured.
 func commit() string {
 	out, err := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=12").Output()

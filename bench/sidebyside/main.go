@@ -33,6 +33,7 @@ type options struct {
 	pairs   int
 	seconds float64
 	burst   int
+	tcp     string
 	yaml    string
 	dir     string
 	list    bool
@@ -48,6 +49,7 @@ func main() {
 	flag.IntVar(&o.pairs, "n", 0, "`pairs` a cell (15; with -full or -profile 5 or 1)")
 	flag.Float64Var(&o.seconds, "seconds", 0, "measured seconds a sample (1.5; with -full 1, with -profile 5)")
 	flag.IntVar(&o.burst, "burst", 1, "datagrams of one flow in a row, where there are many flows")
+	flag.StringVar(&o.tcp, "tcp", "", "congestion control of all streams: bbr, cubic (the machine's own)")
 	flag.StringVar(&o.yaml, "yaml", "", "configuration merged over every Penstock's own: \"offload: {packetRing: v3}\"")
 	flag.StringVar(&o.dir, "dir", "bench/results", "`directory` for the results")
 	flag.BoolVar(&o.list, "list", false, "list the cells and end")
@@ -83,6 +85,9 @@ func (o *options) defaults() {
 		pairs, seconds = 1, 5
 	case o.full:
 		pairs, seconds = 5, 1
+	}
+	if o.tcp == "" {
+		o.tcp = ownControl()
 	}
 	if o.pairs <= 0 {
 		o.pairs = pairs

@@ -13,8 +13,8 @@ func (r *results) markdown() []byte {
 	w := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	w("# Penstock beside the kernel's VXLAN")
 	w("")
-	w("%s, %d cores, %d MiB; Linux %s; commit %s; %s. %d pairs a cell, %.1f s a sample; how to read it: docs/performance.md.",
-		r.Machine.CPU, r.Machine.Cores, r.Machine.MemoryMiB, r.Machine.Kernel, r.Commit, r.Started.Format(time.DateTime)+" UTC", r.Pairs, r.Seconds)
+	w("%s, %d cores, %d MiB; Linux %s; commit %s; %s. %d pairs a cell, %.1f s a sample; TCP with %s; how to read it: docs/performance.md.",
+		r.Machine.CPU, r.Machine.Cores, r.Machine.MemoryMiB, r.Machine.Kernel, r.Commit, r.Started.Format(time.DateTime)+" UTC", r.Pairs, r.Seconds, r.TCP)
 	if r.Burst > 1 {
 		w("Datagrams of one flow in a row: %d.", r.Burst)
 	}

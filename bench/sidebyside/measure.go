@@ -27,7 +27,7 @@ type way struct {
 }
 
 // measure makes one run of a load in a network.
-func measure(ctx context.Context, n *network, b burden, burst int, seconds float64) (s sample, err error) {
+func measure(ctx context.Context, n *network, b burden, o options, seconds float64) (s sample, err error) {
 	if b.Shape == idle {
 		return measureIdle(ctx, n, seconds)
 	}
@@ -43,7 +43,7 @@ func measure(ctx context.Context, n *network, b burden, burst int, seconds float
 					w.take.Stop()
 				}
 			}()
-			if err := n.start(w, from, b, burst); err != nil {
+			if err := n.start(w, from, b, o); err != nil {
 				return nil, err
 			}
 		}
@@ -72,21 +72,21 @@ func measure(ctx context.Context, n *network, b burden, burst int, seconds float
 }
 
 // start opens the receivers of every flow, then the senders to them.
-func (n *network) start(w *way, from int, b burden, burst int) error {
+func (n *network) start(w *way, from int, b burden, o options) error {
 	to := 1 - from
 	var at, dst []load.Flow
 	for i := range b.Flows {
 		p := i % len(n.pods[to])
 		at = append(at, load.Flow{Pod: p, At: netip.AddrPortFrom(n.pods[to][p].IP4, 0)})
 	}
-	ports, err := w.take.Start(load.Job{Kind: b.Kinds[1], Flows: at, Sizes: b.Sizes})
+	ports, err := w.take.Start(load.Job{Kind: b.Kinds[1], Flows: at, Sizes: b.Sizes, TCP: o.tcp})
 	if err != nil {
 		return err
 	}
 	for i, f := range at {
 		dst = append(dst, load.Flow{Pod: i % len(n.pods[from]), At: netip.AddrPortFrom(f.At.Addr(), ports[i])})
 	}
-	_, err = w.send.Start(load.Job{Kind: b.Kinds[0], Flows: dst, Sizes: b.Sizes, Burst: burst})
+	_, err = w.send.Start(load.Job{Kind: b.Kinds[0], Flows: dst, Sizes: b.Sizes, Burst: o.burst, TCP: o.tcp})
 	return err
 }
 

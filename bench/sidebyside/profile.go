@@ -53,7 +53,7 @@ func profileCell(ctx context.Context, o options, n *networks, c cell, dir string
 	var s sample
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		s, err = measure(ctx, network, c.Burden, o.burst, o.seconds+0.2)
+		s, err = measure(ctx, network, c.Burden, o, o.seconds+0.2)
 		return err
 	})
 	if pause(ctx, warmUp) == nil {

@@ -17,6 +17,7 @@ type results struct {
 	Pairs    int
 	Seconds  float64
 	Burst    int
+	TCP      string  // congestion control of all streams
 	YAML     string  `json:",omitempty"`
 	Daemon   string  // SHA-256 of penstockd, by which an interrupted run is known again
 	Others   float64 // cores that others used before the run began
@@ -61,7 +62,7 @@ func newResults(o options) (*results, error) {
 	}
 	r := &results{
 		Machine: thisMachine(), Commit: commit(), Started: time.Now().UTC().Truncate(time.Second),
-		Pairs: o.pairs, Seconds: o.seconds, Burst: o.burst, YAML: o.yaml, dir: o.dir, name: name,
+		Pairs: o.pairs, Seconds: o.seconds, Burst: o.burst, TCP: o.tcp, YAML: o.yaml, dir: o.dir, name: name,
 	}
 	var err error
 	if r.Daemon, err = daemonSum(); err != nil {
@@ -92,7 +93,7 @@ func newResults(o options) (*results, error) {
 // continues reports whether old is the same run, broken off.
 func (r *results) continues(old *results) bool {
 	return !old.Complete && old.Daemon == r.Daemon && old.Machine == r.Machine &&
-		old.Pairs == r.Pairs && old.Seconds == r.Seconds && old.Burst == r.Burst && old.YAML == r.YAML
+		old.Pairs == r.Pairs && old.Seconds == r.Seconds && old.Burst == r.Burst && old.TCP == r.TCP && old.YAML == r.YAML
 }
 
 func (r *results) path(ext string) string { return filepath.Join(r.dir, r.name+"."+ext) }

@@ -152,6 +152,7 @@ func TestResume(t *testing.T) {
 		"seconds": func(o *options) { o.seconds = 2 },
 		"yaml":    func(o *options) { o.yaml = "workers: 1" },
 		"burst":   func(o *options) { o.burst = 2 },
+		"tcp":     func(o *options) { o.tcp = "reno" },
 		"only":    func(o *options) { o.only = "udp" },
 		"full":    func(o *options) { o.full = true },
 	} {

@@ -121,7 +121,7 @@ func (n *networks) measure(ctx context.Context, s subject, c cell, o options) (s
 	if err != nil {
 		return nil, err
 	}
-	result, err := measure(ctx, network, c.Burden, o.burst, o.seconds)
+	result, err := measure(ctx, network, c.Burden, o, o.seconds)
 	if err != nil {
 		for _, node := range network.lab.Nodes {
 			if d := node.Daemon; d != nil && d.Process.Exited() {
