@@ -1,6 +1,9 @@
 package forwarder
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // Direction names where a frame comes from or goes to.
 type Direction uint8
@@ -153,9 +156,9 @@ type Counters struct {
 
 // WorkerCounters is how one worker is doing.
 type WorkerCounters struct {
-	Turns  uint64 // of its loop
-	Asleep bool   // it waits for packets at this moment
-	Thread int    // its kernel thread; 0 before it runs
+	Turns  uint64        // of its loop
+	Asleep bool          // it waits for packets at this moment
+	CPU    time.Duration // used, as of when it last slept, or some milliseconds ago
 }
 
 // PeerCounters is the traffic with one peer. LastSeen is in Unix seconds, 0 for never.

@@ -16,7 +16,8 @@
 //
 // To peers that agree, frames go as the native stream: native.go says how.
 //
-// Read it in a packet's order: worker.go (the loop), wait.go (between turns), outbound.go, transmit.go
+// Read it in a packet's order: worker.go (the loop), wait.go, priority.go and
+// thread.go (between turns), outbound.go, transmit.go
 // (frames become datagrams), inbound.go, deliver.go (frames become writes to a
 // port), answer.go (ICMP, ARP and neighbour answers). Beside that way stand
 // port.go, peer.go and endpoint.go (what ports, peers and sockets are),

@@ -62,6 +62,7 @@ type Forwarder struct {
 	switchedOff   [switches]atomic.Uint64
 	batching      atomic.Int32 // workers with an io_uring
 	first         atomic.Int32 // workers that may go before other threads
+	moving        sync.Mutex   // held by a worker that finds itself on another thread
 
 	fds        registry
 	caps       []ring.Capability
@@ -94,7 +95,7 @@ type environment struct {
 	openUring  func() (*ring.Uring, error)
 	openTunnel func(name string, queues int) ([]tunnel, error)
 
-	setPriority func(ring.Priority) error // of the calling thread
+	setPriority func(thread int, p ring.Priority) error // of one of our threads
 }
 
 // tunnelPorts is which UDP ports, and whether ipip, are tunnels here.
@@ -476,7 +477,7 @@ func (f *Forwarder) Counters() Counters {
 		l.batches.addTo(&c.Batches)
 		l.runSizes.addTo(&c.RunSizes)
 		c.RunSizes.Sum += l.datagrams.Load()
-		c.Workers = append(c.Workers, WorkerCounters{Turns: w.progress.Load(), Asleep: w.asleep.Load(), Thread: int(w.thread.Load())})
+		c.Workers = append(c.Workers, WorkerCounters{Turns: w.progress.Load(), Asleep: w.asleep.Load(), CPU: time.Duration(w.stay.cpu.Load())})
 	}
 	for _, n := range c.Received {
 		c.Batches.Sum += n

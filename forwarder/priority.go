@@ -89,17 +89,24 @@ func (w *worker) rested() {
 	}
 }
 
-// take gives the worker's thread a priority. A kernel that refuses is not asked again.
+// take changes the worker's priority.
 func (w *worker) take(p ring.Priority) {
-	s := &w.standing
-	if err := w.f.env.setPriority(p); err != nil {
+	if w.assign(p) {
+		w.standing.now = p
+		w.tally.priorities++
+	}
+}
+
+// assign gives the worker's thread a priority. A kernel that refuses is not asked again.
+func (w *worker) assign(p ring.Priority) bool {
+	s, thread := &w.standing, int(w.stay.thread.Load())
+	if err := w.f.env.setPriority(thread, p); err != nil {
 		s.used, s.now = false, ring.PriorityEven
 		w.f.first.Add(-1)
 		w.f.switchedOff[switchPriority].Add(1)
-		even := w.f.env.setPriority(ring.PriorityEven) // raising a nice value is never refused by the kernel itself
+		even := w.f.env.setPriority(thread, ring.PriorityEven) // raising a nice value is never refused by the kernel itself
 		w.f.log.Warn("a worker cannot go before other threads", "worker", w.index, "error", err, "asEveryone", even == nil)
-		return
+		return false
 	}
-	s.now = p
-	w.tally.priorities++
+	return true
 }

@@ -49,7 +49,7 @@ func TestRanked(t *testing.T) {
 	w := r.f.workers[0]
 	var asked []ring.Priority
 	var refusal error
-	r.f.env.setPriority = func(p ring.Priority) error {
+	r.f.env.setPriority = func(_ int, p ring.Priority) error {
 		asked = append(asked, p)
 		return refusal
 	}
@@ -121,7 +121,7 @@ func TestPriorityLive(t *testing.T) {
 	var mu sync.Mutex
 	var asked []ring.Priority
 	r.f.use.priority = true
-	r.f.env.setPriority = func(p ring.Priority) error {
+	r.f.env.setPriority = func(_ int, p ring.Priority) error {
 		mu.Lock()
 		defer mu.Unlock()
 		asked = append(asked, p)

@@ -55,6 +55,8 @@ func (w *worker) next(events []ring.Event, limit int) (n int, err error) {
 	default:
 		if limit < 0 || limit > dozeMs {
 			w.rested()
+			w.takeTime()
+			w.stay.slept = true
 		}
 		w.asleep.Store(limit != 0)
 		n, err = w.poller.Wait(events, limit)

@@ -3,7 +3,6 @@ package forwarder
 import (
 	"fmt"
 	"net/netip"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -94,7 +93,7 @@ type worker struct {
 	standing  standing
 	progress  atomic.Uint64 // turns of the loop: for the watchdog
 	asleep    atomic.Bool   // waiting for packets
-	thread    atomic.Int32  // its kernel thread, so that its time can be told from others'
+	stay      stay
 	done      chan struct{}
 	stopping  bool
 }
@@ -143,8 +142,7 @@ func laneToken(endpoint, socket int) uint64 {
 // at most, so that no source starves another; what is left shows again at the
 // next wait, as epoll is level triggered.
 func (w *worker) run() {
-	runtime.LockOSThread()
-	w.thread.Store(int32(syscall.Gettid()))
+	w.settle()
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
 	if w.standing.used = w.f.use.priority; w.standing.used {
@@ -181,6 +179,7 @@ func (w *worker) run() {
 			limit = w.nativeTimers(limit)
 		}
 		w.ranked()
+		w.renew()
 	}
 }
 

@@ -41,15 +41,22 @@ var niceEven = sync.OnceValue(func() int {
 	return 20 - raw
 })
 
-// SetPriority gives the calling thread a priority; the goroutine is locked to it.
-// A thread may go first with CAP_SYS_NICE or within RLIMIT_NICE, else EACCES or
-// EPERM, and it is as it was.
-func SetPriority(p Priority) error {
-	nice := niceEven()
+// SetPriority gives one of our threads a priority; 0 is the calling one. Threads and processes that one which
+// goes first begins have none (sched(7), SCHED_RESET_ON_FORK). A thread may go first with CAP_SYS_NICE or
+// within RLIMIT_NICE, else EACCES or EPERM, and it is as it was.
+func SetPriority(thread int, p Priority) error {
+	nice, err := niceEven(), error(nil)
 	if p == PriorityFirst {
 		nice = min(nice, niceFirst)
+		var attr *unix.SchedAttr
+		if attr, err = unix.SchedGetAttr(thread, 0); err == nil {
+			attr.Nice, attr.Flags = int32(nice), attr.Flags|unix.SCHED_FLAG_RESET_ON_FORK
+			err = unix.SchedSetAttr(thread, attr, 0)
+		}
+	} else {
+		err = unix.Setpriority(unix.PRIO_PROCESS, thread, nice)
 	}
-	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
+	if err != nil {
 		return setup(err, "give the service LimitNICE=-19 or CAP_SYS_NICE", "give a worker the nice value %d", nice)
 	}
 	return nil
@@ -60,9 +67,21 @@ func probePriority() (string, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	for _, p := range []Priority{PriorityFirst, PriorityEven} {
-		if err := SetPriority(p); err != nil {
+		if err := SetPriority(0, p); err != nil {
 			return "", err
 		}
 	}
 	return fmt.Sprintf("nice %d but in floods, among threads of one group", min(niceEven(), niceFirst)), nil
+}
+
+// Thread is the kernel's ID of the calling thread.
+func Thread() int { return unix.Gettid() }
+
+// ThreadTime is what the calling thread has used of the CPU, in ns.
+func ThreadTime() uint64 {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {
+		return 0
+	}
+	return uint64(t.Nano())
 }

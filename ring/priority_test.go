@@ -69,11 +69,14 @@ func TestPriority(t *testing.T) {
 			p    Priority
 			nice int
 		}{{PriorityFirst, niceFirst}, {PriorityEven, main}, {PriorityFirst, niceFirst}} {
-			if refused = SetPriority(c.p); refused != nil {
+			if refused = SetPriority(0, c.p); refused != nil {
 				return
 			}
 			if nice := niceOf(t, unix.Gettid()); nice != c.nice {
 				t.Errorf("%v: nice %d, want %d", c.p, nice, c.nice)
+			}
+			if attr, err := unix.SchedGetAttr(0, 0); err != nil || attr.Flags&unix.SCHED_FLAG_RESET_ON_FORK == 0 && c.p == PriorityFirst {
+				t.Errorf("%v: what it begins would go first too: %+v, %v", c.p, attr, err)
 			}
 		}
 	})
@@ -96,7 +99,7 @@ func TestPriorityRefused(t *testing.T) {
 		t.Skip("RLIMIT_NICE allows it to everyone here")
 	}
 	without(t, func() {
-		err := SetPriority(PriorityFirst)
+		err := SetPriority(0, PriorityFirst)
 		if !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "LimitNICE=-19") {
 			t.Errorf("without a permission: %v", err)
 		}
@@ -117,7 +120,7 @@ func TestPriorityLimit(t *testing.T) {
 	defer unix.Setrlimit(unix.RLIMIT_NICE, &was)
 	without(t, func() {
 		for _, p := range []Priority{PriorityFirst, PriorityEven, PriorityFirst} {
-			if err := SetPriority(p); err != nil {
+			if err := SetPriority(0, p); err != nil {
 				t.Errorf("%v: %v", p, err)
 			}
 		}

@@ -2,11 +2,8 @@ package daemon
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"runtime"
 	"strconv"
-	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -91,7 +88,7 @@ func newCollector(d *Daemon) *collector {
 	c.workers = desc("workers", "Worker threads.")
 	c.workerTurns = desc("worker_turns_total", "Turns of a worker's loop; one that neither turns nor sleeps is stuck.", "worker")
 	c.workerAsleep = desc("worker_asleep", "1 if the worker waited for packets at this moment.", "worker")
-	c.workerCPU = desc("worker_cpu_seconds_total", "Processor time of a worker's thread.", "worker")
+	c.workerCPU = desc("worker_cpu_seconds_total", "Processor time of a worker, as of when it last slept or some milliseconds ago.", "worker")
 	c.found = desc("offload_found", "1 if the kernel has a mechanism.", "name")
 	c.used = desc("offload_used", "1 if a mechanism is used.", "name")
 
@@ -241,9 +238,7 @@ func (c *collector) node(out sink, n forwarder.Counters) {
 		who := strconv.Itoa(i)
 		out.counter(c.workerTurns, w.Turns, who)
 		out.truth(c.workerAsleep, w.Asleep, who)
-		if seconds, ok := threadTime(w.Thread); ok {
-			out <- prometheus.MustNewConstMetric(c.workerCPU, prometheus.CounterValue, seconds, who)
-		}
+		out <- prometheus.MustNewConstMetric(c.workerCPU, prometheus.CounterValue, w.CPU.Seconds(), who)
 	}
 	for _, o := range c.d.capabilities() {
 		out.truth(c.found, o.Found, o.Name)
@@ -265,15 +260,4 @@ func (c *collector) node(out sink, n forwarder.Counters) {
 		out.counter(c.flowsForgotten, f.Forgotten)
 		out.counter(c.flowOverruns, f.Overruns)
 	}
-}
-
-// threadTime is the processor time of one of our threads in seconds. A kernel without CONFIG_SCHED_INFO does not tell.
-func threadTime(thread int) (float64, bool) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/schedstat", thread))
-	if err != nil {
-		return 0, false
-	}
-	first, _, _ := strings.Cut(string(b), " ")
-	ns, err := strconv.ParseUint(first, 10, 64)
-	return float64(ns) / 1e9, err == nil
 }

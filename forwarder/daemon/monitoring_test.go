@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -29,7 +30,7 @@ func everyMetric(t *testing.T) (*prometheus.Registry, map[string]*dto.MetricFami
 		SwitchedOff: map[string]uint64{"udpSegment": 1}, Received: map[string]uint64{"pod": 1}, Generated: map[string]uint64{"icmp": 1}, Dropped: map[string]uint64{"no_route": 1},
 		Forwarded: map[forwarder.ForwardedKey]forwarder.Volume{{Direction: "wire", Encap: "vxlan"}: {Packets: 1, Bytes: 100}},
 		Batches:   forwarder.Sizes{UpTo: [11]uint64{1, 0, 2}, Count: 4, Sum: 5000},
-		Workers:   []forwarder.WorkerCounters{{Turns: 5, Asleep: true, Thread: os.Getpid()}},
+		Workers:   []forwarder.WorkerCounters{{Turns: 5, Asleep: true, CPU: time.Second}},
 		Peers:     []forwarder.PeerCounters{{Name: "b", Address: "192.0.2.2", MTU: 1450, Native: &forwarder.NativeStatus{Carrier: "udp"}}},
 		Ports:     []forwarder.PortCounters{{Container: "c1", Interface: "eth0", Device: "ve1"}},
 	}

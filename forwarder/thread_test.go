@@ -1,0 +1,146 @@
+package forwarder
+
+import (
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
+)
+
+// niceOfThreads is every thread of ours with its nice value (proc_pid_stat(5), field 19).
+func niceOfThreads(t *testing.T) map[int]int {
+	t.Helper()
+	dir, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nice := map[int]int{}
+	for _, e := range dir {
+		b, err := os.ReadFile("/proc/self/task/" + e.Name() + "/stat")
+		if err != nil {
+			continue // it has ended
+		}
+		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // field 3 is the first
+		id, _ := strconv.Atoi(e.Name())
+		if nice[id], err = strconv.Atoi(f[19-3]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return nice
+}
+
+// TestMoves: workers that have found themselves on other threads, each other's among them, have their priorities there and have left
+// none behind; the time of all threads is counted once.
+func TestMoves(t *testing.T) {
+	if ring.SetPriority(0, ring.PriorityEven) != nil {
+		t.Skip("nice values cannot be set here")
+	}
+	own := niceOfThreads(t)[os.Getpid()]
+	s := testSettings(encap.KindUDP)
+	s.Workers = 3
+	r := newRig(t, s)
+	r.f.env.setPriority = ring.SetPriority
+	var stop atomic.Bool
+	var moved atomic.Int64
+	rivals := make(chan struct{})
+	for range 4 { // take up places that are given up
+		go func() {
+			for !stop.Load() {
+				runtime.Gosched()
+			}
+			rivals <- struct{}{}
+		}()
+	}
+	type end struct {
+		w      *worker
+		thread int
+	}
+	ends := make(chan end)
+	leave := make(chan struct{})
+	stands := []ring.Priority{ring.PriorityFirst, ring.PriorityEven, ring.PriorityFirst}
+	begin := time.Now()
+	for i, w := range r.f.workers {
+		go func() {
+			w.settle()
+			w.standing.used = true
+			w.take(stands[i])
+			for !stop.Load() {
+				was := w.stay.thread.Load()
+				w.nanos += renewEvery
+				w.renew()
+				if w.stay.thread.Load() != was {
+					moved.Add(1)
+				}
+			}
+			w.takeTime()
+			ends <- end{w, ring.Thread()}
+			<-leave
+			_ = ring.SetPriority(0, ring.PriorityEven)
+		}()
+	}
+	for end := time.Now().Add(20 * time.Second); moved.Load() < 200 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	stop.Store(true)
+	want := map[int]int{}
+	var used time.Duration
+	for range r.f.workers {
+		e := <-ends
+		if got := int(e.w.stay.thread.Load()); got != e.thread {
+			t.Errorf("worker %d is on thread %d and thinks %d", e.w.index, e.thread, got)
+		}
+		if stands[e.w.index] == ring.PriorityFirst {
+			want[e.thread] = -19
+		}
+		used += time.Duration(e.w.stay.cpu.Load())
+	}
+	for range 4 {
+		<-rivals
+	}
+	if moved.Load() < 3 {
+		t.Errorf("they moved %d times", moved.Load())
+	}
+	if most := 3 * time.Since(begin); used <= 0 || used > most {
+		t.Errorf("three workers have used %v in %v", used, time.Since(begin))
+	}
+	if !r.f.workers[0].standing.used {
+		t.Skip("a thread may not go first here")
+	}
+	for id, nice := range niceOfThreads(t) {
+		w, is := want[id]
+		if !is {
+			w = own
+		}
+		if nice != w {
+			t.Errorf("thread %d has nice %d, want %d", id, nice, w)
+		}
+	}
+	close(leave)
+}
+
+// TestRenew: a worker renews its place when it is due, not oftener, and not for the time that it has slept.
+func TestRenew(t *testing.T) {
+	w := newRig(t, testSettings(encap.KindUDP)).f.workers[0]
+	w.settle()
+	defer runtime.UnlockOSThread()
+	for i, c := range []struct {
+		nanos  int64
+		slept  bool
+		renews bool
+	}{{renewEvery - 1, false, false}, {renewEvery, false, true}, {2*renewEvery - 1, false, false}, {5 * renewEvery, true, false},
+		{6*renewEvery - 1, false, false}, {6 * renewEvery, false, true}} {
+		was := w.stay.renewed
+		w.nanos, w.stay.slept = c.nanos, c.slept
+		cpu := w.stay.cpu.Load()
+		w.renew()
+		if renewed := w.stay.cpu.Load() != cpu; renewed != c.renews {
+			t.Errorf("%d: renewed %v, want %v (last %d)", i, renewed, c.renews, was)
+		}
+	}
+}
