@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/forwarder/beat"
 	"github.com/penstock-net/penstock/ring"
 	"github.com/penstock-net/penstock/table"
 )
@@ -87,6 +88,7 @@ type worker struct {
 	}
 	blockable int   // ports whose ring the kernel can block
 	unblocked int64 // ms since start when they were last looked at
+	lookAt    int64 // ms since start when they are looked at in any case
 	lively    bool  // frames came since
 
 	attention attention
@@ -183,28 +185,24 @@ func (w *worker) run() {
 	}
 }
 
-// How often, in ms, rings that the kernel can block are looked at: where frames
-// came lately, and where none did. A worker that wakes on an idle node keeps Go's
-// monitor awake for ten milliseconds, which is most of what such a node costs.
-const (
-	unblockEvery = 1000
-	unblockIdle  = 5000
-)
+// unblockEvery is how often, in ms, rings that the kernel can block are looked at where frames
+// came lately. Where none did, once a beat.
+const unblockEvery = 1000
 
 // unblock repairs rings that a frame which no virtio header can express has
 // blocked for good (see ring.PacketSocket.Unblock). It returns how many ms may pass
 // until the next look. busy says that frames came.
 func (w *worker) unblock(busy bool) (limit int) {
 	w.lively = w.lively || busy
-	limit = unblockIdle
+	now, due := time.Since(w.f.started).Milliseconds(), w.lookAt
 	if w.lively {
-		limit = unblockEvery
+		due = min(due, w.unblocked+unblockEvery)
 	}
-	now := time.Since(w.f.started).Milliseconds()
-	if since := now - w.unblocked; since < int64(limit) {
-		return limit - int(since)
+	if now < due {
+		return int(due - now)
 	}
-	w.unblocked, w.lively = now, false
+	limit = int(beat.Next(beat.Period).Milliseconds()) + 1
+	w.unblocked, w.lookAt, w.lively = now, now+int64(limit), false
 	for _, p := range w.ports {
 		if p == nil || p.unblock == nil {
 			continue

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/penstock-net/penstock/forwarder/beat"
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
@@ -43,17 +44,19 @@ func (d *Daemon) watchHost(ctx context.Context) error {
 	g.Go(func() error {
 		return d.again(ctx, "nft rules are not watched, and looked at every "+repairTick.String(), func() error { return d.machine.WatchRules(ctx, moved) })
 	})
-	for wait := d.repairTick(); ctx.Err() == nil; {
+	for after := time.After(beat.Next(d.repairTick())); ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
 			continue
 		case <-kick:
-		case <-time.After(wait):
+		case <-after:
 		}
 		began := time.Now()
-		if wait = d.repairTick(); d.repair(ctx) != nil {
-			wait = repairRetry
+		wait := repairRetry
+		if d.repair(ctx) == nil {
+			wait = beat.Next(d.repairTick())
 		}
+		after = time.After(wait)
 		select {
 		case <-ctx.Done():
 		case <-time.After(max(repairInterval, repairShare*time.Since(began))):

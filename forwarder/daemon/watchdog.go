@@ -7,14 +7,13 @@ import (
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/penstock-net/penstock/forwarder/beat"
 )
 
 // The watchdog is tied to the workers: WATCHDOG=1 (sd_notify(3)) is sent only when every one of them has moved since the last
 // look or waits for packets. If one is stuck, systemd hears nothing, and after WatchdogSec it ends the daemon with SIGABRT, by
 // which Go prints where every goroutine stands, and starts another. Without systemd the log and /readyz say it all the same.
-
-// lookInterval is how often the workers are looked at where no service manager asks for it oftener.
-const lookInterval = 3 * time.Second
 
 // gait is how the workers went at the last look.
 type gait struct {
@@ -41,7 +40,7 @@ func (g *gait) look(turns []uint64, waiting []bool, now time.Time) (stuck []int)
 
 // watchWorkers keeps the service manager up with the workers, and with what the daemon's state is in one line.
 func (d *Daemon) watchWorkers(ctx context.Context) error {
-	every := lookInterval
+	every := beat.Period // where no service manager asks for it oftener
 	if w, err := sd.SdWatchdogEnabled(false); err != nil {
 		d.log.Warn("systemd's watchdog cannot be understood and will not be fed", "error", err)
 	} else if w > 0 {
@@ -49,8 +48,6 @@ func (d *Daemon) watchWorkers(ctx context.Context) error {
 	}
 	var g gait
 	said := ""
-	tick := time.NewTicker(every)
-	defer tick.Stop()
 	for {
 		if text := d.statusText(); text != said {
 			notify(d.log, "STATUS="+text)
@@ -66,7 +63,7 @@ func (d *Daemon) watchWorkers(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(beat.Next(every)):
 		}
 	}
 }

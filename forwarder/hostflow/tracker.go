@@ -12,6 +12,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/beat"
 )
 
 // ErrNoConntrack says that this kernel has no conntrack, or none that can be asked. It translates no flows then, so
@@ -197,7 +199,7 @@ func (t *Tracker) Run(ctx context.Context) error {
 		t.events.SetReadDeadline(time.Time{})
 	}()
 
-	audit := time.NewTimer(t.audit)
+	audit := time.NewTimer(beat.Next(t.audit))
 	defer audit.Stop()
 	overrun := false
 	overrunSince := time.Time{}
@@ -215,7 +217,7 @@ func (t *Tracker) Run(ctx context.Context) error {
 				return err
 			}
 			// At most a hundredth of the time goes into audits, however many flows there are.
-			audit.Reset(max(t.audit, 100*took))
+			audit.Reset(max(beat.Next(t.audit), 100*took))
 		case <-idle:
 			overrun = false
 			if _, err := t.check(ctx); err != nil {

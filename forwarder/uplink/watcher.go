@@ -13,6 +13,8 @@ import (
 	nl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/beat"
 )
 
 // Config is what a Watcher needs.
@@ -58,14 +60,13 @@ type Watcher struct {
 // network where much moves, looking takes a twentieth of the time at most, as long
 // as that makes nobody wait for more than half a second: a look that was slow
 // because the machine is busy says nothing of the network.
-// refresh is how often neighbours in use are kept from going stale. retry is how
+// retry is how
 // long after a failure everything is asked again: no message would tell that
 // what was refused now is granted then.
 const (
 	settle  = 20 * time.Millisecond
 	share   = 20
 	longest = 500 * time.Millisecond
-	refresh = 5 * time.Second
 	retry   = time.Second
 )
 
@@ -163,16 +164,16 @@ func (w *Watcher) Run(ctx context.Context) error {
 			}
 		})
 	}
-	tick := time.NewTicker(refresh)
-	defer tick.Stop()
 	w.wake(true)
 	var again <-chan time.Time
+	tick := time.After(beat.Next(beat.Period))
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-tick:
 			w.keep()
+			tick = time.After(beat.Next(beat.Period))
 			continue
 		case <-again:
 			w.wake(true)
@@ -194,7 +195,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 }
 
 // keep has the kernel verify stale neighbours that superframes use, as these
-// themselves do not.
+// themselves do not: once a beat.
 func (w *Watcher) keep() {
 	var ns neighbours
 	for a, way := range w.ways {
