@@ -43,7 +43,7 @@ func StartAgent(pods []*lab.Pod) (*Agent, error) {
 	a := &Agent{control: os.NewFile(uintptr(pair[0]), "load")}
 	a.read = bufio.NewReader(a.control)
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", childVar, len(pods)), calm)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", childVar, len(pods)), calm())
 	cmd.ExtraFiles = []*os.File{far}
 	for _, p := range pods {
 		// A duplicate, as an os.File closes what it holds.

@@ -1,7 +1,9 @@
 package load
 
 import (
+	"os"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -10,21 +12,29 @@ import (
 // The calls of this file are those that a thread of work makes again and again, by RawSyscall: without a word to
 // the Go scheduler, as a program in C makes them. Told of it, that scheduler may give the place of a thread in a call of some
 // 20 µs to another, and the call's end then needs two more threads to wake. With one bulk stream through Penstock that was 8 to 9 % of
-// all CPU on two cores, and whoever received got each turn by two waits for a core more. No pod that is not
+// all CPU on two cores, and a receiver waited for a core three times before it read. No pod that is not
 // written in Go has that, so the instrument must not: a C program with these loops gets the rates of these.
 //
-// What it takes: places for all threads ([quiet]), as none is given back while a call blocks, and calls
-// that end within a [tick] or two, as all who want to stop the threads wait for them.
+// What it takes: a place in the scheduler for each of them, as none is given back while a call blocks ([quiet]); calls that
+// end by themselves ([tick]); and no lock to a thread: each 10 ms Go asks who goes on without a break for his place, and one
+// that is locked has it back only by way of two other threads.
 
-// places is more than any job has threads of work: 50 pods with a flow each are the most.
-const places = 128
+const (
+	places = 128        // in the scheduler of a traffic process
+	most   = places - 8 // threads of work of a job
+)
 
 // quiet has the Go scheduler of a traffic process keep off its threads of work.
 func quiet() { runtime.GOMAXPROCS(places) }
 
-// calm is for the environment of a traffic process: no signals to threads that have run for 10 ms, as these end
-// blocking calls.
-const calm = "GODEBUG=asyncpreemptoff=1"
+// calm is Go's environment for a traffic process: no signals to those who have gone on for 10 ms, as these end blocking calls.
+func calm() string {
+	const off = "asyncpreemptoff=1"
+	if was := os.Getenv("GODEBUG"); was != "" {
+		return "GODEBUG=" + was + "," + off
+	}
+	return "GODEBUG=" + off
+}
 
 func read(fd int, b []byte) (int, error) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
@@ -56,6 +66,17 @@ func epollWait(epoll int, events []unix.EpollEvent) (int, error) {
 		uintptr(len(events)), uintptr(tick.Milliseconds()), 0, 0)
 	return done(n, errno)
 }
+
+// now is CLOCK_MONOTONIC, which all processes share, without a system call.
+func now() time.Duration { return base + time.Since(begun) }
+
+var base, begun = func() (time.Duration, time.Time) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic(err) // clock_gettime(2): there is none without this clock
+	}
+	return time.Duration(ts.Nano()), time.Now()
+}()
 
 func done(n uintptr, errno unix.Errno) (int, error) {
 	if errno != 0 {

@@ -118,6 +118,9 @@ func (w *worker) start(j *running) (ports []uint16, err error) {
 	if len(j.Flows) == 0 {
 		return nil, fmt.Errorf("load: a job without flows")
 	}
+	if len(j.Flows) > most {
+		return nil, fmt.Errorf("load: %d flows are more than the %d that a process has room for", len(j.Flows), most)
+	}
 	for _, f := range j.Flows {
 		if f.Pod < 0 || f.Pod >= w.pods {
 			return nil, fmt.Errorf("load: there is no pod %d", f.Pod)
@@ -147,8 +150,6 @@ func (j *running) run(fn func(t *thread) error) {
 	t := &thread{}
 	j.threads = append(j.threads, t)
 	j.wait.Go(func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
 		if err := fn(t); err != nil && !j.stopped.Load() {
 			t.failed.Store(&err)
 		}
@@ -192,11 +193,4 @@ func (j *running) result() Result {
 		r.P50, r.P99, r.P999 = at(0.5), at(0.99), at(0.999)
 	}
 	return r
-}
-
-// now is CLOCK_MONOTONIC.
-func now() time.Duration {
-	var ts unix.Timespec
-	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
-	return time.Duration(ts.Nano())
 }

@@ -41,6 +41,16 @@ func (j *running) connected(f Flow) (int, error) {
 	return fd, nil
 }
 
+// Control says whether streams can have this congestion control here.
+func Control(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("load: socket: %w", err)
+	}
+	defer unix.Close(fd)
+	return (&running{Job: Job{TCP: name}}).control(fd)
+}
+
 // control sets the congestion control of a socket that is not connected yet, as BBR's pacing outlives it;
 // connections of a listener take over its own.
 func (j *running) control(fd int) error {

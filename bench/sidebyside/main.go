@@ -69,6 +69,10 @@ func main() {
 		}
 		return
 	}
+	if err := load.Control(o.tcp); err != nil {
+		fmt.Fprintf(os.Stderr, "Nothing can be measured so: %v.\n", err)
+		os.Exit(2)
+	}
 	if err := lab.Possible(); err != nil {
 		fmt.Fprintf(os.Stderr, "Nothing can be measured here: %v.\n", err)
 		os.Exit(1)
