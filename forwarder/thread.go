@@ -24,17 +24,19 @@ const renewEvery = 8e6
 
 // stay is a worker's stay on a thread.
 type stay struct {
-	thread  atomic.Int32 // the kernel's ID; other workers that move look at it
+	thread  atomic.Int32 // the kernel's ID of what it was last seen on; 0: another worker has that now
 	renewed int64        // ns: when the place was last renewed, or the worker woke
-	slept   bool         // since then: what wakes it begins a new time
-	base    uint64       // ns: what the thread had used of the CPU when the time was last taken
+	slept   bool         // since its last turn: Go would take the place while the worker dozes, if at all
+	base    uint64       // ns: what the thread had used of the CPU when the worker came to it, or last took the time
 	cpu     atomic.Uint64
 }
 
 // settle locks the worker to its first thread.
 func (w *worker) settle() {
 	runtime.LockOSThread()
-	w.stay.thread.Store(int32(ring.Thread()))
+	w.f.moving.Lock()
+	defer w.f.moving.Unlock()
+	w.claim(int32(ring.Thread()))
 	w.stay.base = ring.ThreadTime()
 }
 
@@ -53,36 +55,37 @@ func (w *worker) renew() {
 	runtime.UnlockOSThread()
 	runtime.Gosched()
 	runtime.LockOSThread()
+	s.base = ring.ThreadTime() // others may have had it meanwhile
 	if now := int32(ring.Thread()); now != s.thread.Load() {
 		w.moved(now)
 	}
 }
 
-// moved takes the priority along to another thread, and leaves none behind. One worker at a time does so: of two that
-// change places neither takes from the other what it has just got.
+// moved takes the priority along to another thread, and leaves none behind. One worker at a time does so. Each
+// that has moved gives its thread what itself should have, so it does not matter who was there, or who still thinks that he is.
 func (w *worker) moved(to int32) {
 	w.f.moving.Lock()
 	defer w.f.moving.Unlock()
-	s := &w.stay
-	from := s.thread.Swap(to)
-	s.base = ring.ThreadTime()
-	if !w.standing.used {
+	from := w.claim(to)
+	if !w.f.use.priority {
 		return
 	}
-	if !w.f.occupied(from) { // whatever we are: who was here before us may have thought that we still are
+	if from != 0 {
 		_ = w.f.env.setPriority(int(from), ring.PriorityEven) // never refused: it is less
 	}
-	w.assign(w.standing.now)
+	if w.standing.used {
+		w.assign(w.standing.now)
+	} else {
+		_ = w.f.env.setPriority(int(to), ring.PriorityEven)
+	}
 }
 
-// occupied tells whether a worker is on the thread.
-func (f *Forwarder) occupied(thread int32) bool {
-	for _, w := range f.workers {
-		if w.stay.thread.Load() == thread {
-			return true
-		}
+// claim notes the worker's thread, and returns the one before, unless another worker has claimed that.
+func (w *worker) claim(thread int32) (before int32) {
+	for _, o := range w.f.workers {
+		o.stay.thread.CompareAndSwap(thread, 0)
 	}
-	return false
+	return w.stay.thread.Swap(thread)
 }
 
 // takeTime adds up what the worker has used of the CPU: on whichever threads, so it is read on each.

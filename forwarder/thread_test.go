@@ -35,6 +35,74 @@ func niceOfThreads(t *testing.T) map[int]int {
 	return nice
 }
 
+// TestMovesInTurn: who comes to a thread has it as he should, whoever was there, whoever thinks that he still is, and
+// in whatever order they find out.
+func TestMovesInTurn(t *testing.T) {
+	const first, even = ring.PriorityFirst, ring.PriorityEven
+	s := testSettings(encap.KindUDP)
+	s.Workers = 3
+	r := newRig(t, s)
+	r.f.use.priority = true
+	nice := map[int]ring.Priority{}
+	r.f.env.setPriority = func(thread int, p ring.Priority) error {
+		if thread == 0 {
+			t.Error("the calling thread is asked for, which may be another one by then")
+		}
+		nice[thread] = p
+		return nil
+	}
+	a, b, refused := r.f.workers[0], r.f.workers[1], r.f.workers[2]
+	for i, w := range r.f.workers {
+		w.stay.thread.Store(int32(10 + i))
+		nice[10+i] = even
+	}
+	a.standing, b.standing = standing{used: true, now: first}, standing{used: true, now: even}
+	nice[10] = first
+	for i, step := range []struct {
+		w    *worker
+		to   int32
+		want map[int]ring.Priority
+	}{
+		{b, 10, map[int]ring.Priority{10: even, 11: even}},       // a has left it, and does not know yet
+		{b, 13, map[int]ring.Priority{10: even, 13: even}},       //
+		{a, 10, map[int]ring.Priority{10: first, 13: even}},      // back, it finds that another was there
+		{a, 13, map[int]ring.Priority{10: even, 13: first}},      // b has left that one
+		{b, 10, map[int]ring.Priority{10: even, 13: first}},      // they have changed places
+		{refused, 13, map[int]ring.Priority{12: even, 13: even}}, // one that may not go first
+		{a, 12, map[int]ring.Priority{12: first, 13: even}},      //
+		{refused, 14, map[int]ring.Priority{12: first, 13: even, 14: even}},
+	} {
+		if step.w.stay.thread.Load() == step.to {
+			t.Errorf("step %d: worker %d does not see that it has moved", i, step.w.index)
+		}
+		step.w.moved(step.to)
+		for thread, want := range step.want {
+			if nice[thread] != want {
+				t.Errorf("step %d: thread %d is %v, want %v", i, thread, nice[thread], want)
+			}
+		}
+	}
+}
+
+// TestTime: what others do on the worker's thread, while it has given it up, is not its own time.
+func TestTime(t *testing.T) {
+	w := newRig(t, testSettings(encap.KindUDP)).f.workers[0]
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // there is no other thread for them
+	w.settle()
+	defer runtime.UnlockOSThread()
+	const burnt = 50 * time.Millisecond
+	go func() {
+		for begin := time.Now(); time.Since(begin) < burnt; {
+		}
+	}()
+	w.nanos = renewEvery
+	w.renew()
+	w.takeTime()
+	if used := time.Duration(w.stay.cpu.Load()); used <= 0 || used > burnt/2 {
+		t.Errorf("it has used %v, beside another's %v", used, burnt)
+	}
+}
+
 // TestMoves: workers that have found themselves on other threads, each other's among them, have their priorities there and have left
 // none behind; the time of all threads is counted once.
 func TestMoves(t *testing.T) {
@@ -45,7 +113,7 @@ func TestMoves(t *testing.T) {
 	s := testSettings(encap.KindUDP)
 	s.Workers = 3
 	r := newRig(t, s)
-	r.f.env.setPriority = ring.SetPriority
+	r.f.env.setPriority, r.f.use.priority = ring.SetPriority, true
 	var stop atomic.Bool
 	var moved atomic.Int64
 	rivals := make(chan struct{})
@@ -63,6 +131,7 @@ func TestMoves(t *testing.T) {
 	}
 	ends := make(chan end)
 	leave := make(chan struct{})
+	defer close(leave)
 	stands := []ring.Priority{ring.PriorityFirst, ring.PriorityEven, ring.PriorityFirst}
 	begin := time.Now()
 	for i, w := range r.f.workers {
@@ -96,7 +165,7 @@ func TestMoves(t *testing.T) {
 			t.Errorf("worker %d is on thread %d and thinks %d", e.w.index, e.thread, got)
 		}
 		if stands[e.w.index] == ring.PriorityFirst {
-			want[e.thread] = -19
+			want[e.thread] = min(own, -19)
 		}
 		used += time.Duration(e.w.stay.cpu.Load())
 	}
@@ -113,15 +182,10 @@ func TestMoves(t *testing.T) {
 		t.Skip("a thread may not go first here")
 	}
 	for id, nice := range niceOfThreads(t) {
-		w, is := want[id]
-		if !is {
-			w = own
-		}
-		if nice != w {
-			t.Errorf("thread %d has nice %d, want %d", id, nice, w)
+		if w, is := want[id]; is && nice != w || !is && nice != own && nice != 0 {
+			t.Errorf("thread %d has nice %d; workers' threads should have %v, others %d", id, nice, want, own)
 		}
 	}
-	close(leave)
 }
 
 // TestRenew: a worker renews its place when it is due, not oftener, and not for the time that it has slept.

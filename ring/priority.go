@@ -41,8 +41,8 @@ var niceEven = sync.OnceValue(func() int {
 	return 20 - raw
 })
 
-// SetPriority gives one of our threads a priority; 0 is the calling one. Threads and processes that one which
-// goes first begins have none (sched(7), SCHED_RESET_ON_FORK). A thread may go first with CAP_SYS_NICE or
+// SetPriority gives one of our threads a priority; 0 is the calling one. Threads and processes that are begun by one which
+// goes first have nice 0 (sched(7), SCHED_RESET_ON_FORK). A thread may go first with CAP_SYS_NICE or
 // within RLIMIT_NICE, else EACCES or EPERM, and it is as it was.
 func SetPriority(thread int, p Priority) error {
 	nice, err := niceEven(), error(nil)
@@ -51,6 +51,9 @@ func SetPriority(thread int, p Priority) error {
 		var attr *unix.SchedAttr
 		if attr, err = unix.SchedGetAttr(thread, 0); err == nil {
 			attr.Nice, attr.Flags = int32(nice), attr.Flags|unix.SCHED_FLAG_RESET_ON_FORK
+			if attr.Policy == unix.SCHED_NORMAL || attr.Policy == unix.SCHED_BATCH {
+				attr.Runtime = 0 // what was got is the time slice of now, and setting it would be for good
+			}
 			err = unix.SchedSetAttr(thread, attr, 0)
 		}
 	} else {

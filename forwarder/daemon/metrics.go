@@ -88,7 +88,7 @@ func newCollector(d *Daemon) *collector {
 	c.workers = desc("workers", "Worker threads.")
 	c.workerTurns = desc("worker_turns_total", "Turns of a worker's loop; one that neither turns nor sleeps is stuck.", "worker")
 	c.workerAsleep = desc("worker_asleep", "1 if the worker waited for packets at this moment.", "worker")
-	c.workerCPU = desc("worker_cpu_seconds_total", "Processor time of a worker, as of when it last slept or some milliseconds ago.", "worker")
+	c.workerCPU = desc("worker_cpu_seconds_total", "Processor time of a worker, as of when it last slept or some milliseconds ago; that of a stuck one stands still.", "worker")
 	c.found = desc("offload_found", "1 if the kernel has a mechanism.", "name")
 	c.used = desc("offload_used", "1 if a mechanism is used.", "name")
 
