@@ -16,8 +16,8 @@ import (
 //	           └────── wakes it ────┘
 //
 // Where pods keep the cores busy that is a wait of milliseconds, a hundred times a second. So a worker gives its
-// place up by itself, oftener, and unlocked: it mostly has it again at once, on the same thread, which takes
-// a microsecond. Otherwise somebody else's thread has taken it up, and it takes its priority along.
+// place (Go's P) up by itself, oftener, and unlocked: it mostly has it again at once, on the same thread, which takes
+// a few microseconds. Otherwise somebody else's thread has taken it up, and it takes its priority along.
 
 // renewEvery is how long, in ns, a worker goes on before it renews its place: less than the 10 ms of Go's monitor.
 const renewEvery = 8e6
@@ -51,7 +51,7 @@ func (w *worker) renew() {
 		return
 	}
 	s.renewed = w.nanos
-	w.takeTime()
+	w.takeTime() // while it is surely this thread's
 	runtime.UnlockOSThread()
 	runtime.Gosched()
 	runtime.LockOSThread()
@@ -61,8 +61,9 @@ func (w *worker) renew() {
 	}
 }
 
-// moved takes the priority along to another thread, and leaves none behind. One worker at a time does so. Each
-// that has moved gives its thread what itself should have, so it does not matter who was there, or who still thinks that he is.
+// moved takes the priority along to another thread, and leaves none behind. One worker at a time does so. A thread is whose
+// worker has claimed it last. If one leaves thread 1 and, before it knows that it has moved, a second one comes there, the
+// second takes the claim away and gives the thread its own priority; the first then finds itself moved even if it is back on 1.
 func (w *worker) moved(to int32) {
 	w.f.moving.Lock()
 	defer w.f.moving.Unlock()

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The calls of this file are those that a thread of work makes again and again, by RawSyscall: without a word to
+// The calls of this file and of mmsg.go are those that a thread of work makes again and again, by RawSyscall: without a word to
 // the Go scheduler, as a program in C makes them. Told of it, that scheduler may give the place of a thread in a call of some
 // 20 µs to another, and the call's end then needs two more threads to wake. With one bulk stream through Penstock that was 8 to 9 % of
 // all CPU on two cores, and a receiver waited for a core three times before it read. No pod that is not
 // written in Go has that, so the instrument must not: a C program with these loops gets the rates of these.
 //
 // What it takes: a place in the scheduler for each of them, as none is given back while a call blocks ([quiet]); calls that
-// end by themselves ([tick]); and no lock to a thread: each 10 ms Go asks who goes on without a break for his place, and one
+// end by themselves ([tick]); and no lock to a thread while working: each 10 ms Go asks who goes on without a break for his place, and one
 // that is locked has it back only by way of two other threads.
 
 const (

@@ -1,8 +1,10 @@
 package load
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,7 +60,8 @@ func (j *running) control(fd int) error {
 		return nil
 	}
 	if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, j.TCP); err != nil {
-		return fmt.Errorf("load: congestion control %q (see /proc/sys/net/ipv4/tcp_available_congestion_control): %w", j.TCP, err)
+		there, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
+		return fmt.Errorf("load: congestion control %q, where this kernel has %s: %w", j.TCP, bytes.TrimSpace(there), err)
 	}
 	return nil
 }

@@ -58,6 +58,10 @@ func main() {
 	flag.Parse()
 	o.defaults()
 
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "%q is no flag; quote values that have spaces.\n", flag.Arg(0))
+		os.Exit(2)
+	}
 	cells, err := choose(o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,9 +1,10 @@
-// Package beat lets what is looked at again and again, whatever happens, be looked at in the same moment:
+// Package beat lets what an idle node looks at again and again be looked at in the same moment:
 //
-//	watchdog      |    |    |    |    |            every 5 s
-//	neighbours    |    |    |    |    |
-//	idle rings    |    |    |    |    |
-//	repairs       |                        …       every minute
+//	watchdog      |    |    |    |    |    |    |       every 5 s (a third of WatchdogSec, if that is less)
+//	neighbours    |    |    |    |    |    |    |
+//	idle rings    |    |    |    |    |    |    |
+//	flows         |                             |       every 30 s
+//	repairs       |                                 …   every minute
 //
 // On an idle node what is looked at costs little. Waking does: a thread, Go's monitor, which then asks for a while
 // whether there is more, and on a virtual machine a processor that had halted.
@@ -11,7 +12,7 @@ package beat
 
 import "time"
 
-// Period is the beat. All who keep to it wait for multiples of it.
+// Period is the beat. Who has another period, a multiple of it, meets the others there.
 const Period = 5 * time.Second
 
 var start = time.Now()
