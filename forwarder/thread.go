@@ -71,13 +71,13 @@ func (w *worker) moved(to int32) {
 	if !w.f.use.priority {
 		return
 	}
-	if from != 0 {
-		_ = w.f.env.setPriority(int(from), ring.PriorityEven) // never refused: it is less
-	}
-	if w.standing.used {
+	if w.standing.used { // first itself, as others may wait for it
 		w.assign(w.standing.now)
 	} else {
 		_ = w.f.env.setPriority(int(to), ring.PriorityEven)
+	}
+	if from != 0 {
+		_ = w.f.env.setPriority(int(from), ring.PriorityEven) // never refused: it is less
 	}
 }
 

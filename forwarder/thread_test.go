@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,6 +34,16 @@ func niceOfThreads(t *testing.T) map[int]int {
 		}
 	}
 	return nice
+}
+
+// processTime is what all threads have used of the CPU.
+func processTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // TestMovesInTurn: who comes to a thread has it as he should, whoever was there, whoever thinks that he still is, and
@@ -90,17 +101,28 @@ func TestTime(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // there is no other thread for them
 	w.settle()
 	defer runtime.UnlockOSThread()
-	const burnt = 50 * time.Millisecond
-	go func() {
-		for begin := time.Now(); time.Since(begin) < burnt; {
+	for range 20 {
+		go func() {
+			for begin := ring.ThreadTime(); ring.ThreadTime()-begin < 5e6; {
+			}
+		}()
+		thread, before, cpu := ring.Thread(), ring.ThreadTime(), w.stay.cpu.Load()
+		w.nanos += renewEvery
+		w.renew()
+		if ring.Thread() != thread {
+			continue // nobody was on its thread
 		}
-	}()
-	w.nanos = renewEvery
-	w.renew()
-	w.takeTime()
-	if used := time.Duration(w.stay.cpu.Load()); used <= 0 || used > burnt/2 {
-		t.Errorf("it has used %v, beside another's %v", used, burnt)
+		others := ring.ThreadTime() - before
+		if others < 4e6 {
+			continue // he was not done, or somewhere else
+		}
+		w.takeTime()
+		if used := w.stay.cpu.Load() - cpu; used == 0 || used > others/2 {
+			t.Errorf("it has used %v of the %v that its thread has, nearly all of it another's", time.Duration(used), time.Duration(others))
+		}
+		return
 	}
+	t.Error("in 20 times nobody has used the thread meanwhile")
 }
 
 // TestMoves: workers that have found themselves on other threads, each other's among them, have their priorities there and have left
@@ -133,7 +155,7 @@ func TestMoves(t *testing.T) {
 	leave := make(chan struct{})
 	defer close(leave)
 	stands := []ring.Priority{ring.PriorityFirst, ring.PriorityEven, ring.PriorityFirst}
-	begin := time.Now()
+	begin := processTime(t)
 	for i, w := range r.f.workers {
 		go func() {
 			w.settle()
@@ -175,8 +197,8 @@ func TestMoves(t *testing.T) {
 	if moved.Load() < 3 {
 		t.Errorf("they moved %d times", moved.Load())
 	}
-	if most := 3 * time.Since(begin); used <= 0 || used > most {
-		t.Errorf("three workers have used %v in %v", used, time.Since(begin))
+	if most := processTime(t) - begin; used <= 0 || used > most {
+		t.Errorf("three workers have used %v, all of the process %v", used, most)
 	}
 	if !r.f.workers[0].standing.used {
 		t.Skip("a thread may not go first here")

@@ -81,10 +81,4 @@ func probePriority() (string, error) {
 func Thread() int { return unix.Gettid() }
 
 // ThreadTime is what the calling thread has used of the CPU, in ns.
-func ThreadTime() uint64 {
-	var t unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {
-		return 0
-	}
-	return uint64(t.Nano())
-}
+func ThreadTime() uint64 { return sysThreadTime() }

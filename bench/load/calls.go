@@ -70,12 +70,20 @@ func epollWait(epoll int, events []unix.EpollEvent) (int, error) {
 // now is CLOCK_MONOTONIC, which all processes share, without a system call.
 func now() time.Duration { return base + time.Since(begun) }
 
-var base, begun = func() (time.Duration, time.Time) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		panic(err) // clock_gettime(2): there is none without this clock
+// base is now's value at begun: the best of some readings, as a process may lose its core between the two.
+var base, begun = func() (base time.Duration, begun time.Time) {
+	best := time.Duration(1<<63 - 1)
+	for range 10 {
+		var ts unix.Timespec
+		before := time.Now()
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+			panic(err) // clock_gettime(2): there is none without this clock
+		}
+		if took := time.Since(before); took < best {
+			best, base, begun = took, time.Duration(ts.Nano()), before
+		}
 	}
-	return time.Duration(ts.Nano()), time.Now()
+	return base, begun
 }()
 
 func done(n uintptr, errno unix.Errno) (int, error) {

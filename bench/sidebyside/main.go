@@ -73,13 +73,13 @@ func main() {
 		}
 		return
 	}
-	if err := load.Control(o.tcp); err != nil {
-		fmt.Fprintf(os.Stderr, "Nothing can be measured so: %v.\n", err)
-		os.Exit(2)
-	}
 	if err := lab.Possible(); err != nil {
 		fmt.Fprintf(os.Stderr, "Nothing can be measured here: %v.\n", err)
 		os.Exit(1)
+	}
+	if err := load.Control(o.tcp); err != nil {
+		fmt.Fprintf(os.Stderr, "Nothing can be measured so: %v.\n", err)
+		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once; the kernel then cleans up
