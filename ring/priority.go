@@ -41,28 +41,36 @@ var niceEven = sync.OnceValue(func() int {
 	return 20 - raw
 })
 
-// SetPriority gives one of our threads a priority; 0 is the calling one. Threads and processes that are begun by one which
-// goes first have nice 0 (sched(7), SCHED_RESET_ON_FORK). A thread may go first with CAP_SYS_NICE or
-// within RLIMIT_NICE, else EACCES or EPERM, and it is as it was.
+// SetPriority gives one of our threads a priority; 0 is the calling one. A thread may go first with CAP_SYS_NICE or
+// within RLIMIT_NICE, else EACCES or EPERM, and it is as it was. Threads and processes that are begun by one which goes first have
+// nice 0, unless the kernel refuses that (resetOnFork).
 func SetPriority(thread int, p Priority) error {
-	nice, err := niceEven(), error(nil)
+	nice := niceEven()
 	if p == PriorityFirst {
 		nice = min(nice, niceFirst)
-		var attr *unix.SchedAttr
-		if attr, err = unix.SchedGetAttr(thread, 0); err == nil {
-			attr.Nice, attr.Flags = int32(nice), attr.Flags|unix.SCHED_FLAG_RESET_ON_FORK
-			if attr.Policy == unix.SCHED_NORMAL || attr.Policy == unix.SCHED_BATCH {
-				attr.Runtime = 0 // what was got is the time slice of now, and setting it would be for good
-			}
-			err = unix.SchedSetAttr(thread, attr, 0)
-		}
-	} else {
-		err = unix.Setpriority(unix.PRIO_PROCESS, thread, nice)
 	}
-	if err != nil {
+	if err := unix.Setpriority(unix.PRIO_PROCESS, thread, nice); err != nil {
 		return setup(err, "give the service LimitNICE=-19 or CAP_SYS_NICE", "give a worker the nice value %d", nice)
 	}
+	if p == PriorityFirst {
+		resetOnFork(thread)
+	}
 	return nil
+}
+
+// resetOnFork keeps what the thread begins from inheriting its nice value (sched(7), SCHED_RESET_ON_FORK). A seccomp filter may forbid
+// sched_setattr, as it cannot look into its argument for real-time scheduling, so nothing else must hang on it: without, a
+// thread that Go happens to begin from a worker's goes first as well.
+func resetOnFork(thread int) {
+	attr, err := unix.SchedGetAttr(thread, 0)
+	if err != nil || attr.Flags&unix.SCHED_FLAG_RESET_ON_FORK != 0 {
+		return
+	}
+	attr.Flags |= unix.SCHED_FLAG_RESET_ON_FORK
+	if attr.Policy == unix.SCHED_NORMAL || attr.Policy == unix.SCHED_BATCH {
+		attr.Runtime = 0 // what was got is the time slice of now, and setting it would be for good
+	}
+	_ = unix.SchedSetAttr(thread, attr, 0)
 }
 
 // probePriority tries on this thread, which nothing else has meanwhile.

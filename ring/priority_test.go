@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -105,6 +106,37 @@ func TestPriorityRefused(t *testing.T) {
 		}
 		if nice := niceOf(t, unix.Gettid()); nice != niceEven() {
 			t.Errorf("refused, it has nice %d", nice)
+		}
+	})
+}
+
+// TestPriorityFiltered: under a seccomp filter that forbids sched_setattr, as systemd's RestrictRealtime= may, a thread goes first all the same.
+func TestPriorityFiltered(t *testing.T) {
+	onThread(func() { // it ends with its filter
+		filter := []unix.SockFilter{
+			{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the call's number: struct seccomp_data begins with it
+			{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_SCHED_SETATTR, Jf: 1},
+			{Code: unix.BPF_RET | unix.BPF_K, K: 0x00050000 | uint32(unix.EPERM)}, // SECCOMP_RET_ERRNO
+			{Code: unix.BPF_RET | unix.BPF_K, K: 0x7fff0000},                      // SECCOMP_RET_ALLOW
+		}
+		prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			t.Error(err)
+			return
+		}
+		if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0); err != nil {
+			t.Errorf("a filter: %v", err)
+			return
+		}
+		if err := unix.SchedSetAttr(0, &unix.SchedAttr{}, 0); err != unix.EPERM {
+			t.Errorf("the filter lets sched_setattr pass: %v", err)
+		}
+		err := SetPriority(0, PriorityFirst)
+		if errors.Is(err, unix.EACCES) {
+			return // RLIMIT_NICE and capabilities, not the filter
+		}
+		if nice := niceOf(t, unix.Gettid()); err != nil || nice != niceFirst {
+			t.Errorf("nice %d, %v", nice, err)
 		}
 	})
 }
