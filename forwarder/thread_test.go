@@ -4,7 +4,6 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -14,7 +13,7 @@ import (
 	"github.com/penstock-net/penstock/ring"
 )
 
-// niceOfThreads is every thread of ours with its nice value (proc_pid_stat(5), field 19).
+// niceOfThreads is every thread of ours with its nice value.
 func niceOfThreads(t *testing.T) map[int]int {
 	t.Helper()
 	dir, err := os.ReadDir("/proc/self/task")
@@ -23,14 +22,12 @@ func niceOfThreads(t *testing.T) map[int]int {
 	}
 	nice := map[int]int{}
 	for _, e := range dir {
-		b, err := os.ReadFile("/proc/self/task/" + e.Name() + "/stat")
+		id, err := strconv.Atoi(e.Name())
 		if err != nil {
-			continue // it has ended
-		}
-		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // field 3 is the first
-		id, _ := strconv.Atoi(e.Name())
-		if nice[id], err = strconv.Atoi(f[19-3]); err != nil {
 			t.Fatal(err)
+		}
+		if raw, err := syscall.Getpriority(syscall.PRIO_PROCESS, id); err == nil { // else it has ended
+			nice[id] = 20 - raw // getpriority(2), C library/kernel differences
 		}
 	}
 	return nice

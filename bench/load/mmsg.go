@@ -40,18 +40,12 @@ func (m *messages) set(i int, b []byte, name *unix.RawSockaddrInet4) {
 func (m *messages) send(fd, from, to int) (int, error) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(&m.hdrs[from])), uintptr(to-from), 0, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
+	return done(n, errno)
 }
 
 // receive fills messages from the first on; len of each is what came.
 func (m *messages) receive(fd, flags int) (int, error) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(&m.hdrs[0])), uintptr(len(m.hdrs)), uintptr(flags), 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
+	return done(n, errno)
 }
