@@ -9,19 +9,25 @@ import (
 	"syscall"
 )
 
-const dirPrefix = "penstock-lab."
+// ours begins the name of what the kernel does not take back by itself; the id of the lab's process follows, and a dot.
+const ours = "penstock-lab."
 
-// makeDir makes a directory for one lab's sockets and files, named after this process, and removes those of
-// labs that were killed: files are the only thing that the kernel does not take back by itself.
-func makeDir() (string, error) {
-	old, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
-	for _, dir := range old {
-		pid, err := strconv.Atoi(strings.Split(filepath.Base(dir), ".")[1])
+// sweep removes from root what labs that were killed have left.
+func sweep(root string, remove func(string) error) {
+	old, _ := filepath.Glob(filepath.Join(root, ours+"*"))
+	for _, path := range old {
+		pid, err := strconv.Atoi(strings.Split(filepath.Base(path), ".")[1])
 		if err == nil && syscall.Kill(pid, 0) == syscall.ESRCH {
-			os.RemoveAll(dir)
+			remove(path)
 		}
 	}
-	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d.", dirPrefix, os.Getpid()))
+}
+
+// makeDir makes a directory for one lab's sockets and files, named after this process, and removes those of
+// labs that were killed.
+func makeDir() (string, error) {
+	sweep(os.TempDir(), os.RemoveAll)
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d.", ours, os.Getpid()))
 	if err != nil {
 		return "", fmt.Errorf("lab: directory for sockets and state: %w", err)
 	}

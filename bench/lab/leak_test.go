@@ -145,7 +145,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 
 // TestStaleDirectories: what a killed lab could not remove goes with the next one.
 func TestStaleDirectories(t *testing.T) {
-	stale := filepath.Join(os.TempDir(), dirPrefix+"999999999.test") // beyond every pid_max
+	stale := filepath.Join(os.TempDir(), ours+"999999999.test") // beyond every pid_max
 	if err := os.MkdirAll(stale, 0o700); err != nil {
 		t.Fatal(err)
 	}

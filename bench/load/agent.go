@@ -61,6 +61,9 @@ func StartAgent(pods []*lab.Pod) (*Agent, error) {
 	return a, nil
 }
 
+// Process is what makes or takes the traffic.
+func (a *Agent) Process() *lab.Process { return a.process }
+
 // Start begins a job and returns when its sockets are there; a receiver's ports in the order of its flows.
 func (a *Agent) Start(j Job) ([]uint16, error) {
 	r, err := a.call(command{Op: "start", Job: &j})

@@ -34,6 +34,7 @@ type options struct {
 	seconds float64
 	burst   int
 	tcp     string
+	weight  int
 	yaml    string
 	dir     string
 	list    bool
@@ -50,6 +51,7 @@ func main() {
 	flag.Float64Var(&o.seconds, "seconds", 0, "measured seconds a sample (1.5; with -full 1, with -profile 5)")
 	flag.IntVar(&o.burst, "burst", 1, "datagrams of one flow in a row, where there are many flows")
 	flag.StringVar(&o.tcp, "tcp", "", "congestion control of all streams: bbr, cubic (the machine's own)")
+	flag.IntVar(&o.weight, "weight", 0, "put daemons and pods into scheduling groups of their own: the `weight` of a daemon's, where 100 is that of a node's pods (none: all are in one group)")
 	flag.StringVar(&o.yaml, "yaml", "", "configuration merged over every Penstock's own: \"offload: {packetRing: v3}\"")
 	flag.StringVar(&o.dir, "dir", "bench/results", "`directory` for the results")
 	flag.BoolVar(&o.list, "list", false, "list the cells and end")
@@ -81,9 +83,14 @@ func main() {
 		fmt.Fprintf(os.Stderr, "Nothing can be measured so: %v.\n", err)
 		os.Exit(2)
 	}
+	groups, err := o.groups()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "Nothing can be measured so: %v.\n", err)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once; the kernel then cleans up
-	os.Exit(run(ctx, o, cells))
+	os.Exit(run(ctx, o, cells, groups))
 }
 
 func (o *options) defaults() {
@@ -105,15 +112,31 @@ func (o *options) defaults() {
 	}
 }
 
+// groups is nil if all shall be in one.
+func (o *options) groups() (*lab.Groups, error) {
+	switch {
+	case o.weight == 0:
+		return nil, nil
+	case o.weight < 1 || o.weight > 10000:
+		return nil, fmt.Errorf("weight %d: choose one from 1 to 10000, as of CPUWeight=", o.weight)
+	}
+	return lab.NewGroups()
+}
+
 // run does the work and returns the exit code.
-func run(ctx context.Context, o options, cells []cell) int {
+func run(ctx context.Context, o options, cells []cell, groups *lab.Groups) int {
+	n := &networks{yaml: o.yaml, weight: o.weight, groups: groups}
 	var err error
 	if o.profile {
-		err = profile(ctx, o, cells)
+		err = profile(ctx, o, cells, n)
 	} else {
-		err = compare(ctx, o, cells)
+		err = compare(ctx, o, cells, n)
 	}
+	n.close()
 	left := lab.Leftovers()
+	if groups != nil {
+		left = append(left, groups.Close()...)
+	}
 	if len(left) > 0 {
 		fmt.Fprintln(os.Stderr, "This is left behind: "+strings.Join(left, ", ")+".")
 	}

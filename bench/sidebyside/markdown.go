@@ -5,6 +5,8 @@ import (
 	"math"
 	"strings"
 	"time"
+
+	"github.com/penstock-net/penstock/bench/lab"
 )
 
 // markdown is the report: first the bars, then everything that was measured.
@@ -17,6 +19,9 @@ func (r *results) markdown() []byte {
 		r.Machine.CPU, r.Machine.Cores, r.Machine.MemoryMiB, r.Machine.Kernel, r.Commit, r.Started.Format(time.DateTime)+" UTC", r.Pairs, r.Seconds, r.TCP)
 	if r.Burst > 1 {
 		w("Datagrams of one flow in a row: %d.", r.Burst)
+	}
+	if r.Weight != 0 {
+		w("Each daemon and each node's pods are in a scheduling group of their own; weights %d and %d.", r.Weight, lab.PodsWeight)
 	}
 	if r.YAML != "" {
 		w("Configuration of every Penstock: `%s`.", r.YAML)

@@ -107,6 +107,26 @@ func build(s subject, u lab.Kind, b burden, yaml string) (n *network, err error)
 	return n, nil
 }
 
+// part puts each node's daemon into a group of its own, and who makes the traffic of its pods into another.
+func (n *network) part(g *lab.Groups, weight int) error {
+	for i, node := range n.lab.Nodes {
+		if node.Daemon != nil {
+			if err := g.Put(node.Daemon.Process, node.Name+"-daemon", weight); err != nil {
+				return err
+			}
+		}
+		for _, a := range []*load.Agent{n.send[i], n.take[i]} {
+			if a == nil {
+				continue // an idle node
+			}
+			if err := g.Put(a.Process(), node.Name+"-pods", lab.PodsWeight); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // thousandPeers is a peers list with the other node and 999 that do not exist.
 func thousandPeers(l *lab.Lab) string {
 	var b strings.Builder

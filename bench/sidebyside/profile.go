@@ -21,14 +21,12 @@ const (
 
 // profile puts each load on its cell's network and takes a CPU profile of both daemons meanwhile: node-a's mostly
 // encapsulates, node-b's decapsulates. What it delivers is shown but compared with nothing: being profiled costs time.
-func profile(ctx context.Context, o options, cells []cell) error {
+func profile(ctx context.Context, o options, cells []cell, n *networks) error {
 	dir := filepath.Join(o.dir, "profiles")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("directory for the profiles: %w", err)
 	}
 	o.seconds = math.Ceil(min(max(o.seconds, 1), profileMax))
-	n := &networks{yaml: o.yaml}
-	defer n.close()
 	for _, c := range cells {
 		if c.Subject.Role != lab.Penstock || c.Burden.Shape == idle {
 			continue

@@ -18,6 +18,7 @@ type results struct {
 	Seconds  float64
 	Burst    int
 	TCP      string  // congestion control of all streams
+	Weight   int     `json:",omitempty"` // of a daemon's scheduling group; 0: all are in one
 	YAML     string  `json:",omitempty"`
 	Daemon   string  // SHA-256 of penstockd, by which an interrupted run is known again
 	Others   float64 // cores that others used before the run began
@@ -62,7 +63,7 @@ func newResults(o options) (*results, error) {
 	}
 	r := &results{
 		Machine: thisMachine(), Commit: commit(), Started: time.Now().UTC().Truncate(time.Second),
-		Pairs: o.pairs, Seconds: o.seconds, Burst: o.burst, TCP: o.tcp, YAML: o.yaml, dir: o.dir, name: name,
+		Pairs: o.pairs, Seconds: o.seconds, Burst: o.burst, TCP: o.tcp, Weight: o.weight, YAML: o.yaml, dir: o.dir, name: name,
 	}
 	var err error
 	if r.Daemon, err = daemonSum(); err != nil {
@@ -93,7 +94,7 @@ func newResults(o options) (*results, error) {
 // continues reports whether old is the same run, broken off.
 func (r *results) continues(old *results) bool {
 	return !old.Complete && old.Daemon == r.Daemon && old.Machine == r.Machine &&
-		old.Pairs == r.Pairs && old.Seconds == r.Seconds && old.Burst == r.Burst && old.TCP == r.TCP && old.YAML == r.YAML
+		old.Pairs == r.Pairs && old.Seconds == r.Seconds && old.Burst == r.Burst && old.TCP == r.TCP && old.Weight == r.Weight && old.YAML == r.YAML
 }
 
 func (r *results) path(ext string) string { return filepath.Join(r.dir, r.name+"."+ext) }

@@ -12,7 +12,7 @@ import (
 const othersLimit = 0.1
 
 // compare measures the cells and writes the results after each.
-func compare(ctx context.Context, o options, cells []cell) error {
+func compare(ctx context.Context, o options, cells []cell, n *networks) error {
 	r, err := newResults(o)
 	if err != nil {
 		return err
@@ -33,8 +33,6 @@ func compare(ctx context.Context, o options, cells []cell) error {
 	}
 	fmt.Printf("%d cells, %d pairs each, %.1f seconds a sample, against kernel VXLAN; results in %s.\n", len(todo), o.pairs, o.seconds, r.path("md"))
 	p := newProgress(len(todo), o.pairs)
-	n := &networks{yaml: o.yaml}
-	defer n.close()
 	failed := 0
 	for _, c := range todo {
 		x := pairs(ctx, o, n, c, p)
@@ -93,6 +91,8 @@ func pairs(ctx context.Context, o options, n *networks, c cell, p *progress) *re
 // networks keeps those two that the current cell needs: building one takes as long as a sample.
 type networks struct {
 	yaml    string
+	groups  *lab.Groups // nil: all in one
+	weight  int         // of a daemon's group
 	base    kept
 	subject kept
 }
@@ -151,6 +151,12 @@ func (n *networks) get(ctx context.Context, s subject, c cell) (*network, error)
 	network, err := build(s, c.Underlay, c.Burden, n.yaml)
 	if err != nil {
 		return nil, err
+	}
+	if n.groups != nil {
+		if err := network.part(n.groups, n.weight); err != nil {
+			network.close()
+			return nil, err
+		}
 	}
 	*k = kept{key, network}
 	// Neighbours are resolved, and what starts up has done so.
