@@ -45,6 +45,8 @@ type TapFilter struct {
 	Addresses            []netip.Addr // and by its addresses, which also find it in what comes from or goes to peers
 	Peer                 netip.Addr   // the underlay address of a peer: by its part in the frame's way, and by its prefixes
 	Reason               string       // only drops with this reason; empty: every stage
+	Protocol             uint8        // of the inner packet, behind IPv6 extension headers; 0: all
+	Port                 uint16       // source or destination of TCP, UDP or SCTP in whole packets and first fragments; 0: all
 	Snap                 int          // bytes of a frame that are copied; 0: all
 }
 
@@ -171,22 +173,28 @@ func (t *Tap) Read(fn func(*TapRecord)) (n int) {
 	return n
 }
 
-// match decides whether a frame is shown. The addresses are the inner ones, invalid if it has none.
-func (t *Tap) match(w *worker, s *tapSlot, src, dst netip.Addr) bool {
+// match decides whether a frame is shown.
+func (t *Tap) match(w *worker, s *tapSlot, in *encap.Packet) bool {
 	o := &t.filter
 	if t.reason != dropNone && s.reason != t.reason {
 		return false
 	}
+	if (o.Protocol != 0 || o.Port != 0) && s.outer { // what it carries is not known
+		return false
+	}
+	if o.Protocol != 0 && in.Proto != o.Protocol || o.Port != 0 && in.SrcPort != o.Port && in.DstPort != o.Port {
+		return false
+	}
 	if o.Container != "" || len(o.Addresses) > 0 {
 		own := s.port != nil && o.Container != "" && s.port.spec.Container == o.Container && s.port.spec.Interface == o.Interface
-		if !own && !slices.Contains(o.Addresses, src) && !slices.Contains(o.Addresses, dst) {
+		if !own && !slices.Contains(o.Addresses, in.Src) && !slices.Contains(o.Addresses, in.Dst) {
 			return false
 		}
 	}
 	if !o.Peer.IsValid() || s.peer != nil && s.peer.spec.Address == o.Peer {
 		return true
 	}
-	for _, a := range [2]netip.Addr{src, dst} {
+	for _, a := range [2]netip.Addr{in.Src, in.Dst} {
 		if h := w.network.Route(a); h != nil && h.kind == hopPeer && h.peer.spec.Address == o.Peer {
 			return true
 		}

@@ -147,6 +147,10 @@ func TestTapFilter(t *testing.T) {
 		{TapFilter{Reason: "spoofed"}, []string{"dropped spoofed a2/eth0"}},
 		{TapFilter{Container: "a1", Interface: "eth0", Addresses: addrs(podA1), Reason: "spoofed"}, nil},
 		{TapFilter{Peer: stranger}, nil},
+		{TapFilter{Protocol: encap.ProtoUDP, Port: 2, Peer: nodeB}, []string{"from-pod a1/eth0", "to-peer a1/eth0 node-b", "from-peer node-b", "to-pod a2/eth0 node-b"}},
+		{TapFilter{Port: 1, Reason: "spoofed"}, []string{"dropped spoofed a2/eth0"}},
+		{TapFilter{Port: 3}, nil},
+		{TapFilter{Protocol: encap.ProtoTCP}, nil},
 	} {
 		tap := r.tap(c.filter)
 		two.Inject(ring.FakePacket{Data: udpPacket(podB, podA2, 1, 2, 9)}) // forged
@@ -164,6 +168,20 @@ func TestTapFilter(t *testing.T) {
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%+v:\n%s", c.filter, strings.Join(got, "\n"))
+		}
+		tap.Close()
+	}
+
+	// What a stranger's datagram carries is not known, and it is not of the pods.
+	for _, c := range []struct {
+		filter TapFilter
+		want   int
+	}{{TapFilter{}, 1}, {TapFilter{Protocol: encap.ProtoUDP}, 0}, {TapFilter{Port: 4789}, 0}} {
+		tap := r.tap(c.filter)
+		r.udp[0].Inject(ring.FakeDatagram{Data: vxlanFrom(nodeB, udpPacket(podB, podA2, 1, 2, 9)), Addr: netip.AddrPortFrom(stranger, 4789)})
+		r.turn()
+		if got, _ := story(tap); len(got) != c.want {
+			t.Errorf("%+v of a stranger's: %q", c.filter, got)
 		}
 		tap.Close()
 	}

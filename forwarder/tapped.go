@@ -37,11 +37,12 @@ func (w *worker) tap(s tapSlot, pieces ...[]byte) {
 	if s.ethernet {
 		ip = ip[min(encap.EthernetLen, len(ip)):]
 	}
-	src, dst := innerAddresses(ip)
+	var in encap.Packet
+	encap.Peek(ip, &in) // what is no IP packet has no addresses
 	for _, t := range *w.taps {
 		q := t.queues[w.index]
 		s.size = int32(min(length, t.filter.Snap))
-		if !t.match(w, &s, src, dst) || !q.begin(int(s.size)) {
+		if !t.match(w, &s, &in) || !q.begin(int(s.size)) {
 			continue
 		}
 		s.at = q.head
@@ -53,17 +54,6 @@ func (w *worker) tap(s tapSlot, pieces ...[]byte) {
 		q.slots[q.written.Load()%tapSlots] = s
 		q.written.Add(1)
 	}
-}
-
-// innerAddresses reads an IP header that nobody has judged; what is none has no addresses.
-func innerAddresses(b []byte) (src, dst netip.Addr) {
-	switch {
-	case len(b) >= encap.IPv4Len && b[0]>>4 == 4:
-		return netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
-	case len(b) >= encap.IPv6Len && b[0]>>4 == 6:
-		return netip.AddrFrom16([16]byte(b[8:])), netip.AddrFrom16([16]byte(b[24:]))
-	}
-	return src, dst
 }
 
 // segment is the payload of the packets that a superframe stands for, else 0.

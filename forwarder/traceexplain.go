@@ -203,12 +203,13 @@ func encapText(p *peer) string {
 }
 
 func innerDst(ip []byte) netip.Addr {
-	_, dst := innerAddresses(ip)
-	return dst
+	var p encap.Packet
+	encap.Peek(ip, &p)
+	return p.Dst
 }
 
 func answered(r *TapRecord) string {
-	_, dst := innerAddresses(r.Data)
+	dst := innerDst(r.Data)
 	if r.Pod != "" && r.Stage == ToPod {
 		return fmt.Sprintf("pod %s (%s)", r.Pod, dst)
 	}

@@ -81,7 +81,7 @@ func TestCaptureFile(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	time.AfterFunc(300*time.Millisecond, stop)
 	var out, errs bytes.Buffer
-	if status := run(ctx, []string{"--socket", socket, "capture", "-s", "99", "--pod", "c1/eth0", "-w", path}, &out, &errs); status != 0 {
+	if status := run(ctx, []string{"--socket", socket, "capture", "-s", "99", "--pod", "c1/eth0", "--proto", "udp", "--port", "1", "-w", path}, &out, &errs); status != 0 {
 		t.Fatalf("%d %s", status, errs.String())
 	}
 	if !strings.Contains(errs.String(), "3 frames captured, 2 more matched and were lost") || out.Len() > 0 {
@@ -96,7 +96,7 @@ func TestCaptureFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := r.SectionInfo(); s.Comment != "pod c1/eth0" || !strings.HasPrefix(s.Application, "penstockctl ") {
+	if s := r.SectionInfo(); s.Comment != "pod c1/eth0, protocol udp, port 1" || !strings.HasPrefix(s.Application, "penstockctl ") {
 		t.Errorf("%+v", s)
 	}
 	for i, want := range []pcapgo.NgInterface{

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"github.com/google/gopacket"
@@ -29,8 +30,12 @@ type ngKey struct {
 }
 
 func newPcapng(w io.Writer, r capture.Request, reasons map[string]control.Drop) (*pcapng, error) {
+	port := ""
+	if r.Port != 0 {
+		port = strconv.Itoa(r.Port)
+	}
 	var filters []string
-	for _, f := range [][2]string{{"pod", r.Pod}, {"peer", r.Peer}, {"reason", r.Reason}} {
+	for _, f := range [][2]string{{"pod", r.Pod}, {"peer", r.Peer}, {"protocol", r.Protocol}, {"port", port}, {"reason", r.Reason}} {
 		if f[1] != "" {
 			filters = append(filters, f[0]+" "+f[1])
 		}

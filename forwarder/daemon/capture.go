@@ -22,6 +22,16 @@ func (d *Daemon) Capture(ctx context.Context, r capture.Request) (capture.Source
 	if r.Snap < 0 {
 		return nil, control.Errorf(control.BadRequest, "a frame has no %d bytes", r.Snap)
 	}
+	if r.Port < 0 || r.Port > 65535 {
+		return nil, control.Errorf(control.BadRequest, "there is no port %d: write one from 1 to 65535", r.Port)
+	}
+	f.Port = uint16(r.Port)
+	if r.Protocol != "" {
+		var err error
+		if f.Protocol, err = capture.ParseProtocol(r.Protocol); err != nil {
+			return nil, control.Errorf(control.BadRequest, "%v", err)
+		}
+	}
 	if r.Pod != "" {
 		p, err := d.findPod(r.Pod)
 		a, bad := netip.ParseAddr(r.Pod)
@@ -45,7 +55,7 @@ func (d *Daemon) Capture(ctx context.Context, r capture.Request) (capture.Source
 	if err != nil {
 		return nil, control.Errorf(control.BadRequest, "%v", err)
 	}
-	d.log.Info("a capture begins", "pod", r.Pod, "peer", r.Peer, "reason", r.Reason)
+	d.log.Info("a capture begins", "pod", r.Pod, "peer", r.Peer, "protocol", r.Protocol, "port", r.Port, "reason", r.Reason)
 	return &tap{d, t}, nil
 }
 

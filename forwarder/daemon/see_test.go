@@ -111,12 +111,18 @@ func TestCaptureFilter(t *testing.T) {
 	if g := f.tapped; g.Container != "" || len(g.Addresses) != 1 {
 		t.Errorf("%+v", g)
 	}
+	capture.Open(t.Context(), r.client, capture.Request{Protocol: "udp", Port: 53})
+	if g := f.tapped; g.Protocol != 17 || g.Port != 53 {
+		t.Errorf("%+v", g)
+	}
 	for _, q := range []capture.Request{{Pod: "nobody"}, {Peer: "nobody"}} {
 		if _, err := capture.Open(t.Context(), r.client, q); control.CodeOf(err) != control.NotFound {
 			t.Errorf("%+v: %v", q, err)
 		}
 	}
-	if _, err := capture.Open(t.Context(), r.client, capture.Request{Snap: -1}); control.CodeOf(err) != control.BadRequest {
-		t.Error(err)
+	for _, q := range []capture.Request{{Snap: -1}, {Port: -1}, {Port: 65536}, {Protocol: "quic"}, {Protocol: "0"}, {Protocol: "256"}} {
+		if _, err := capture.Open(t.Context(), r.client, q); control.CodeOf(err) != control.BadRequest {
+			t.Errorf("%+v: %v", q, err)
+		}
 	}
 }

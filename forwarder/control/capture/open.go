@@ -12,10 +12,12 @@ const Path = "/v1/capture"
 // Request is the body of POST /v1/capture; the answer is a stream (see Reader) that lasts until the client hangs
 // up or the daemon stops. What is set must all hold.
 type Request struct {
-	Pod    string `json:"pod,omitempty"`    // "container/interface", owner, device or address
-	Peer   string `json:"peer,omitempty"`   // name or underlay address
-	Reason string `json:"reason,omitempty"` // only what was dropped for it
-	Snap   int    `json:"snap,omitempty"`   // bytes of each frame; 0: all
+	Pod      string `json:"pod,omitempty"`      // "container/interface", owner, device or address
+	Peer     string `json:"peer,omitempty"`     // name or underlay address
+	Protocol string `json:"protocol,omitempty"` // of the inner packet: tcp, udp, icmp, icmp6, sctp or a number
+	Port     int    `json:"port,omitempty"`     // source or destination of TCP, UDP or SCTP; 0: all
+	Reason   string `json:"reason,omitempty"`   // only what was dropped for it
+	Snap     int    `json:"snap,omitempty"`     // bytes of each frame; 0: all
 }
 
 // Source is a capture that runs. One goroutine uses it.

@@ -82,10 +82,25 @@ func TestCapturedString(t *testing.T) {
 		{Frame{Stage: "from-pod", Ethernet: true, Data: eth(6, nil), Length: 42}, "from-pod: ARP"},
 		{Frame{Stage: "from-pod", Ethernet: true, Data: eth(1, nil), Length: 42}, "from-pod: Ethernet type 0x0801, 42 bytes"},
 		{Frame{Stage: "to-pod", Data: append(six, 128, 0), Length: 50}, "to-pod: :: → :: icmp6 type 128 code 0 ttl 1, 50 bytes"},
+		{Frame{Stage: "to-pod", Data: append([]byte{0x45, 0, 0, 28, 0, 0, 0, 5}, ip[8:]...), Length: 28}, "to-pod: 10.244.1.5 → 10.244.2.5 udp later fragment ttl 64, 28 bytes"},
+		{Frame{Stage: "to-pod", Data: append([]byte{0x44}, ip[1:]...), Length: 28}, "to-pod: 10.244.1.5 → 10.244.2.5 udp ttl 64, 28 bytes"},
 		{Frame{Stage: "to-pod", Data: []byte{1}, Length: 1}, "to-pod: no IP packet, 1 bytes"},
 	} {
 		if got := c.c.String(); got != c.want {
 			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}
+
+func TestParseProtocol(t *testing.T) {
+	for s, want := range map[string]uint8{"tcp": 6, "udp": 17, "icmp": 1, "icmp6": 58, "sctp": 132, "1": 1, "255": 255} {
+		if got, err := ParseProtocol(s); err != nil || got != want {
+			t.Errorf("%s: %d, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "0", "256", "-1", "TCP", "quic"} {
+		if got, err := ParseProtocol(s); err == nil || !strings.Contains(err.Error(), "icmp6") {
+			t.Errorf("%q: %d, %v", s, got, err)
 		}
 	}
 }

@@ -3,7 +3,7 @@ package capture
 import (
 	"encoding/binary"
 	"fmt"
-	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/penstock-net/penstock/encap"
@@ -53,41 +53,39 @@ func (c *Frame) packet() string {
 
 var protoNames = map[uint8]string{encap.ProtoICMP: "icmp", encap.ProtoTCP: "tcp", encap.ProtoUDP: "udp", encap.ProtoICMPv6: "icmp6", encap.ProtoSCTP: "sctp"}
 
-// readInner reads addresses, protocol and ports as far as they are there. It judges nothing: encap.Parse refuses what is cut,
-// and what is captured often is.
+// readInner reads addresses, protocol and ports as far as they are there.
 func readInner(b []byte) (string, bool) {
-	var ends, ttl string
-	var proto uint8
-	var l4 []byte
-	later := false
-	switch {
-	case len(b) >= encap.IPv4Len && b[0]>>4 == 4:
-		h := encap.IPv4(b[:encap.IPv4Len:len(b)])
-		ends = fmt.Sprintf("%s → %s", ip4(b[12:]), ip4(b[16:]))
-		ttl, proto = fmt.Sprint(b[8]), b[9]
-		later = binary.BigEndian.Uint16(b[6:])&0x1fff != 0
-		l4 = b[min(max(h.HeaderLen(), encap.IPv4Len), len(b)):]
-	case len(b) >= encap.IPv6Len && b[0]>>4 == 6:
-		ends = fmt.Sprintf("%s → %s", ip6(b[8:]), ip6(b[24:]))
-		ttl, proto, l4 = fmt.Sprint(b[7]), b[6], b[encap.IPv6Len:]
-	default:
+	var p encap.Packet
+	if !encap.Peek(b, &p) {
 		return "", false
 	}
-	name, known := protoNames[proto]
+	name, known := protoNames[p.Proto]
 	if !known {
-		name = fmt.Sprintf("protocol %d", proto)
+		name = fmt.Sprintf("protocol %d", p.Proto)
 	}
-	text := ends + " " + name
+	text := fmt.Sprintf("%s → %s %s", p.Src, p.Dst, name)
+	l4 := b[min(int(p.L4), len(b)):]
 	switch {
-	case later:
+	case p.Frag == encap.LaterFrag:
 		text += " later fragment"
-	case (proto == encap.ProtoTCP || proto == encap.ProtoUDP || proto == encap.ProtoSCTP) && len(l4) >= 4:
-		text += fmt.Sprintf(" %d → %d", binary.BigEndian.Uint16(l4), binary.BigEndian.Uint16(l4[2:]))
-	case (proto == encap.ProtoICMP || proto == encap.ProtoICMPv6) && len(l4) >= 2:
+	case p.L4 == 0:
+	case (p.Proto == encap.ProtoTCP || p.Proto == encap.ProtoUDP || p.Proto == encap.ProtoSCTP) && len(l4) >= 4:
+		text += fmt.Sprintf(" %d → %d", p.SrcPort, p.DstPort)
+	case (p.Proto == encap.ProtoICMP || p.Proto == encap.ProtoICMPv6) && len(l4) >= 2:
 		text += fmt.Sprintf(" type %d code %d", l4[0], l4[1])
 	}
-	return text + " ttl " + ttl, true
+	return text + fmt.Sprintf(" ttl %d", p.TTL), true
 }
 
-func ip4(b []byte) netip.Addr { return netip.AddrFrom4([4]byte(b)) }
-func ip6(b []byte) netip.Addr { return netip.AddrFrom16([16]byte(b)) }
+// ParseProtocol reads a protocol as frames are shown with, or its number.
+func ParseProtocol(s string) (uint8, error) {
+	for n, name := range protoNames {
+		if s == name {
+			return n, nil
+		}
+	}
+	if n, err := strconv.ParseUint(s, 10, 8); err == nil && n > 0 {
+		return uint8(n), nil
+	}
+	return 0, fmt.Errorf("there is no protocol %q: write tcp, udp, icmp, icmp6, sctp or a number from 1 to 255", s)
+}
