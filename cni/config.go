@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/agnivade/levenshtein"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -100,6 +102,30 @@ func refuseList(stdin []byte) error {
 	return nil
 }
 
+// checkKeys refuses a key that is none and looks like one of ours, as "attch": the pod would come up otherwise than it says. Others pass,
+// as they may be the runtime's, or another plugin's (CNI specification, section 1).
+func checkKeys(stdin []byte) error {
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(stdin, &keys); err != nil {
+		return fail(types.ErrDecodingFailure, "the network configuration cannot be read: %v", err)
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		if len(key) > 32 { // nobody's typo, and the work would grow with the square
+			continue
+		}
+		for _, own := range [...]string{"attach", "socket", "mtu", "routes", "runtimeConfig"} {
+			least := 2 // letters to insert, remove or change
+			if len(own) < 6 {
+				least = 1
+			}
+			if d := levenshtein.ComputeDistance(strings.ToLower(key), strings.ToLower(own)); d > 0 && d <= least {
+				return invalid("%q is no key of penstock: did you mean %q?", key, own)
+			}
+		}
+	}
+	return nil
+}
+
 // checkStatic is what can be said of a configuration without a pod: STATUS has no more.
 func (c *netConf) checkStatic() error {
 	if err := c.checkSocket(); err != nil {
@@ -141,6 +167,9 @@ func read(args *skel.CmdArgs) (*request, error) {
 		return nil, err
 	}
 	if err := refuseList(args.StdinData); err != nil {
+		return nil, err
+	}
+	if err := checkKeys(args.StdinData); err != nil {
 		return nil, err
 	}
 	r := &request{CmdArgs: args, conf: c, attach: c.Attach, ipam: c.delegated()}

@@ -22,6 +22,9 @@ func status(args *skel.CmdArgs) error {
 	if err := refuseList(args.StdinData); err != nil {
 		return err
 	}
+	if err := checkKeys(args.StdinData); err != nil {
+		return err
+	}
 	if err := c.checkStatic(); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/agnivade/levenshtein"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -104,7 +105,10 @@ func names(fields []field) string {
 func suggest(name string, fields []field) (meant, advice string) {
 	best, least := "", 3
 	for _, f := range fields {
-		if d := distance(strings.ToLower(name), strings.ToLower(f.name)); d < least && d < len(f.name) {
+		if len(name) > 32 { // no key is as long, and the work would grow with the square
+			break
+		}
+		if d := levenshtein.ComputeDistance(strings.ToLower(name), strings.ToLower(f.name)); d < least && d < len(f.name) {
 			best, least = f.name, d
 		}
 	}
@@ -112,30 +116,6 @@ func suggest(name string, fields []field) (meant, advice string) {
 		return best, "did you mean " + best + "?"
 	}
 	return "", "remove it or use one of " + names(fields)
-}
-
-// distance is the number of letters to insert, remove or change (Levenshtein).
-func distance(a, b string) int {
-	if len(a) > 32 { // no key is as long, and the work would grow with the square
-		return len(a)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" }
