@@ -67,12 +67,13 @@ func (x *examination) endDrops(ctx context.Context, before sample) sample {
 
 func (x *examination) podsAndDrops(ctx context.Context, before, after sample) {
 	if !x.up {
-		for _, n := range []string{"pods", "mtu", "drops"} {
+		for _, n := range []string{"pods", "pod-network", "mtu", "drops"} {
 			x.skip(n, "only the daemon knows, and it cannot be asked")
 		}
 		return
 	}
 	x.checkPods(before, after)
+	x.inside(ctx)
 	x.checkMTU()
 	if before.err != nil || after.err != nil {
 		x.skip("drops", "they cannot be read: %v", max2(before.err, after.err))
