@@ -159,7 +159,7 @@ func (w *world) inside(p *pod, attach string) {
 		if global != 2 {
 			t.Errorf("addresses %v", addresses)
 		}
-		for _, gw := range []netip.Addr{gateway4, gateway6} {
+		for _, gw := range []netip.Addr{control.Gateway4, control.Gateway6} {
 			routes, _ := netlink.RouteList(l, family(gw))
 			if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return isDefault(r.Dst) && r.Gw.Equal(gw.AsSlice()) }) {
 				t.Errorf("no default route by %s: %v", gw, routes)

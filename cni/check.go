@@ -125,7 +125,7 @@ func checkPod(pod *netns, want *current.Interface, addresses []netip.Addr, resul
 	routes, _ := pod.route.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: at.Index}, netlink.RT_FILTER_OIF)
 	for _, r := range result.Routes {
 		gw, _ := netip.AddrFromSlice(r.GW)
-		if gw = gw.Unmap(); gw != gateway4 && gw != gateway6 {
+		if gw = gw.Unmap(); gw != control.Gateway4 && gw != control.Gateway6 {
 			continue // another plugin's
 		}
 		if r.Table != nil && *r.Table != 254 {

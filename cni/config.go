@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/agnivade/levenshtein"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -102,28 +103,47 @@ func refuseList(stdin []byte) error {
 	return nil
 }
 
-// checkKeys refuses a key that is none and looks like one of ours, as "attch": the pod would come up otherwise than it says. Others pass,
-// as they may be the runtime's, or another plugin's (CNI specification, section 1).
+// ownKeys are those of netConf that a person writes. mtu and args are too short to tell a slip from another word.
+var ownKeys = [...]string{"attach", "socket", "routes", "ipam", "runtimeConfig"}
+
+// checkKeys refuses a key that penstock does not have and that looks like one it has, as "attatch": the pod would come up otherwise than
+// the configuration says. Others pass, as they may be the runtime's (CNI specification, section 1), and so do those that are put out of
+// use by a mark before them. DEL must get by with any.
 func checkKeys(stdin []byte) error {
 	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(stdin, &keys); err != nil {
-		return fail(types.ErrDecodingFailure, "the network configuration cannot be read: %v", err)
+	if json.Unmarshal(stdin, &keys) != nil {
+		return nil // readConf has told
 	}
+	var wrong []string
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		if len(key) > 32 { // nobody's typo, and the work would grow with the square
-			continue
-		}
-		for _, own := range [...]string{"attach", "socket", "mtu", "routes", "runtimeConfig"} {
-			least := 2 // letters to insert, remove or change
-			if len(own) < 6 {
-				least = 1
-			}
-			if d := levenshtein.ComputeDistance(strings.ToLower(key), strings.ToLower(own)); d > 0 && d <= least {
-				return invalid("%q is no key of penstock: did you mean %q?", key, own)
+		for _, own := range ownKeys {
+			if slip(key, own) {
+				wrong = append(wrong, fmt.Sprintf("%q (did you mean %q?)", key, own))
 			}
 		}
+	}
+	if len(wrong) > 0 {
+		return invalid("penstock has no key %s", strings.Join(wrong, ", and no key "))
 	}
 	return nil
+}
+
+// slip tells whether key is own but for a slip of the hand: a letter too many, too few or another, or two in the wrong order. The case of letters
+// does not count, for encoding/json neither.
+func slip(key, own string) bool {
+	if len(key) > len(own)+1 || key == "" || !unicode.IsLetter(rune(key[0])) {
+		return false
+	}
+	key, own = strings.ToLower(key), strings.ToLower(own)
+	if levenshtein.ComputeDistance(key, own) == 1 {
+		return true
+	}
+	for i := range len(own) - 1 {
+		if key == own[:i]+own[i+1:i+2]+own[i:i+1]+own[i+2:] {
+			return key != own
+		}
+	}
+	return false
 }
 
 // checkStatic is what can be said of a configuration without a pod: STATUS has no more.
@@ -343,7 +363,7 @@ func (r *request) checkRoutes() error {
 			return invalid("routes: an entry has no dst")
 		}
 		gw, given := netip.AddrFromSlice(route.GW)
-		if gw = gw.Unmap(); given && gw != gateway4 && gw != gateway6 {
+		if gw = gw.Unmap(); given && gw != control.Gateway4 && gw != control.Gateway6 {
 			return invalid("routes: %s by %s cannot work: leave gw out, every packet of the pod goes to the daemon", prefixOf(route.Dst), gw)
 		}
 	}

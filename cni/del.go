@@ -26,6 +26,9 @@ func del(args *skel.CmdArgs) error {
 		fmt.Fprintln(os.Stderr, "penstock: DEL goes on with the default socket:", err)
 		conf.Socket = control.DefaultSocket
 	}
+	if err := checkKeys(args.StdinData); err != nil { // "socket" misspelt, and another daemon is asked than the pod's
+		fmt.Fprintln(os.Stderr, "penstock: DEL goes on without it:", err)
+	}
 	var errs []error
 	if err := detach(control.New(conf.Socket), conf, args, detachTimeout); err != nil {
 		errs = append(errs, err)

@@ -16,19 +16,16 @@ import (
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
-// Gateways of every pod. They are nobody's addresses: all packets go to the daemon, whatever they are for.
 var (
-	gateway4 = netip.MustParseAddr("169.254.1.1")
-	gateway6 = netip.MustParseAddr("fe80::1")
-	all4     = netip.MustParsePrefix("0.0.0.0/0")
-	all6     = netip.MustParsePrefix("::/0")
+	all4 = netip.MustParsePrefix("0.0.0.0/0")
+	all6 = netip.MustParsePrefix("::/0")
 )
 
 func gatewayOf(a netip.Addr) netip.Addr {
 	if a.Is4() {
-		return gateway4
+		return control.Gateway4
 	}
-	return gateway6
+	return control.Gateway6
 }
 
 func allOf(a netip.Addr) netip.Prefix {

@@ -79,30 +79,41 @@ type extensions struct {
 	enroute   bool // a routing header with segments left: the pseudo-header's destination is not the header's
 }
 
+// extensionSize is how long the extension header of type next is that b begins with: 0 if b does not hold what says so. Other types are none.
+func extensionSize(b []byte, next uint8) (size int, is bool) {
+	switch next {
+	case extHopByHop, extDestination, extRouting, extMobility, extHIP, extShim6:
+		if len(b) >= 8 {
+			size = (int(b[1]) + 1) * 8
+		}
+	case extAuth:
+		if len(b) >= 8 {
+			size = (int(b[1]) + 2) * 4
+		}
+	case extFragment:
+		if len(b) >= 8 {
+			size = 8
+		}
+	default:
+		return 0, false
+	}
+	return size, true
+}
+
 // walkExtensions follows the chain of extension headers in b, a packet cut to its length, from offset
 // off, where a header of type next begins. A chain that leaves the packet is a fault, in first fragments
 // as well (RFC 7112).
 func walkExtensions(b []byte, next uint8, off int) (x extensions, f Fault) {
 	for range maxExtensions + 1 { // and the L4 header behind the last
-		size := 0
-		switch next {
-		case extHopByHop:
-			if off != IPv6Len { // RFC 8200 section 4.3: nowhere but first
-				return x, FaultBadExtension
-			}
-			fallthrough
-		case extDestination, extRouting, extMobility, extHIP, extShim6:
-			if len(b)-off < 8 {
-				return x, FaultBadExtension
-			}
-			size = (int(b[off+1]) + 1) * 8
-		case extAuth:
-			if len(b)-off < 8 {
-				return x, FaultBadExtension
-			}
-			size = (int(b[off+1]) + 2) * 4
-		case extFragment:
-			if len(b)-off < 8 || x.frag != NotFrag {
+		size, is := extensionSize(b[off:], next)
+		switch {
+		case !is:
+			x.proto, x.off = next, off
+			return x, OK
+		case size == 0 || next == extHopByHop && off != IPv6Len: // RFC 8200 section 4.3: nowhere but first
+			return x, FaultBadExtension
+		case next == extFragment:
+			if x.frag != NotFrag {
 				return x, FaultBadExtension
 			}
 			field := binary.BigEndian.Uint16(b[off+2:])
@@ -114,10 +125,6 @@ func walkExtensions(b []byte, next uint8, off int) (x extensions, f Fault) {
 			case x.moreFrag:
 				x.frag = FirstFrag
 			}
-			size = 8
-		default:
-			x.proto, x.off = next, off
-			return x, OK
 		}
 		if size > len(b)-off {
 			return x, FaultBadExtension

@@ -7,6 +7,7 @@ import "encoding/binary"
 // whole; and the ports of TCP, UDP and SCTP where they are there, in first fragments as well. It reports whether b begins with an IP header.
 func Peek(b []byte, p *Packet) bool {
 	*p = Packet{}
+	total := 0
 	switch {
 	case len(b) >= IPv4Len && b[0]>>4 == 4:
 		h := IPv4(b[:IPv4Len:len(b)])
@@ -20,14 +21,19 @@ func Peek(b []byte, p *Packet) bool {
 		case frag&ipv4MF != 0:
 			p.Frag = FirstFrag
 		}
+		total = h.TotalLen()
 	case len(b) >= IPv6Len && b[0]>>4 == 6:
 		h := IPv6(b[:IPv6Len:len(b)])
-		p.Version, p.Src, p.Dst, p.Proto, p.TTL = 6, h.Src(), h.Dst(), h.NextHeader(), h.HopLimit()
-		if x, f := walkExtensions(b, p.Proto, IPv6Len); f == OK && x.off <= 0xffff {
-			p.Proto, p.L4, p.Frag = x.proto, uint16(x.off), x.frag
+		p.Version, p.Src, p.Dst, p.TTL = 6, h.Src(), h.Dst(), h.HopLimit()
+		if n := h.PayloadLen(); n > 0 {
+			total = IPv6Len + n
 		}
+		p.peekExtensions(b, h.NextHeader())
 	default:
 		return false
+	}
+	if total >= int(p.L4) && total < len(b) {
+		b = b[:total] // behind it is padding of the link
 	}
 	switch p.Proto {
 	case ProtoTCP, ProtoUDP, ProtoSCTP:
@@ -36,4 +42,29 @@ func Peek(b []byte, p *Packet) bool {
 		}
 	}
 	return true
+}
+
+// peekExtensions goes as far as the headers are there, also where walkExtensions refuses them.
+func (p *Packet) peekExtensions(b []byte, next uint8) {
+	for off := IPv6Len; off <= min(len(b), 0xffff); {
+		p.Proto = next
+		size, is := extensionSize(b[off:], next)
+		if !is {
+			p.L4 = uint16(off)
+			return
+		}
+		if size == 0 {
+			return
+		}
+		if next == extFragment {
+			switch field := binary.BigEndian.Uint16(b[off+2:]); {
+			case field&^7 != 0:
+				p.Proto, p.L4, p.Frag = b[off], uint16(min(off+8, 0xffff)), LaterFrag
+				return
+			case field&1 != 0:
+				p.Frag = FirstFrag
+			}
+		}
+		next, off = b[off], off+size
+	}
 }

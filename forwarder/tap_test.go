@@ -132,6 +132,34 @@ func TestTapStages(t *testing.T) {
 	}
 }
 
+// TestPeekPieces: a frame is read where its headers are, and nothing else for one.
+func TestPeekPieces(t *testing.T) {
+	b := udpPacket(podA1, podB, 7, 53, 100)
+	eth := func(kind uint16) []byte {
+		return append(append(make([]byte, 12), byte(kind>>8), byte(kind)), b...)
+	}
+	for _, c := range []struct {
+		name     string
+		pieces   [][]byte
+		ethernet bool
+		port     uint16
+	}{
+		{"one", [][]byte{b}, false, 53},
+		{"payload apart", [][]byte{b[:28], b[28:]}, false, 53},
+		{"IP header apart", [][]byte{b[:20], b[20:]}, false, 53},
+		{"cut in the header", [][]byte{b[:19], b[19:]}, false, 53},
+		{"alone", [][]byte{b[:20]}, false, 0},
+		{"Ethernet", [][]byte{eth(0x0800)}, true, 53},
+		{"a VLAN", [][]byte{eth(0x8100)}, true, 0},
+		{"half an Ethernet header", [][]byte{eth(0x0800)[:13]}, true, 0},
+	} {
+		var in encap.Packet
+		if peek(&tapSlot{ethernet: c.ethernet}, c.pieces, &in); in.DstPort != c.port {
+			t.Errorf("%s: port %d", c.name, in.DstPort)
+		}
+	}
+}
+
 // TestTapFilter: by pod, by peer, by reason, and how much.
 func TestTapFilter(t *testing.T) {
 	r := newRig(t, testSettings(encap.KindVXLAN))

@@ -33,12 +33,8 @@ func (w *worker) tap(s tapSlot, pieces ...[]byte) {
 		length += len(b)
 	}
 	s.nanos, s.length = w.tapped.wall, int32(length)
-	ip := pieces[0]
-	if s.ethernet {
-		ip = ip[min(encap.EthernetLen, len(ip)):]
-	}
-	var in encap.Packet
-	encap.Peek(ip, &in) // what is no IP packet has no addresses
+	var in encap.Packet // what is no IP packet has no addresses
+	peek(&s, pieces, &in)
 	for _, t := range *w.taps {
 		q := t.queues[w.index]
 		s.size = int32(min(length, t.filter.Snap))
@@ -54,6 +50,30 @@ func (w *worker) tap(s tapSlot, pieces ...[]byte) {
 		q.slots[q.written.Load()%tapSlots] = s
 		q.written.Add(1)
 	}
+}
+
+// peekRoom holds the headers of all packets but freaks.
+const peekRoom = 128
+
+// peek reads the headers of a frame, which may lie in its first two pieces: of a fragment that was cut here the IP header lies alone.
+func peek(s *tapSlot, pieces [][]byte, in *encap.Packet) {
+	ip := pieces[0]
+	if s.ethernet {
+		if len(ip) < encap.EthernetLen {
+			return
+		}
+		if kind := binary.BigEndian.Uint16(ip[12:]); kind != encap.EtherTypeIPv4 && kind != encap.EtherTypeIPv6 {
+			return
+		}
+		ip = ip[encap.EthernetLen:]
+	}
+	var both [peekRoom]byte
+	if len(pieces) > 1 && len(ip) < peekRoom {
+		n := copy(both[:], ip)
+		n += copy(both[n:], pieces[1])
+		ip = both[:n]
+	}
+	encap.Peek(ip, in)
 }
 
 // segment is the payload of the packets that a superframe stands for, else 0.

@@ -155,39 +155,7 @@ func TestDoctorFindings(t *testing.T) {
 		}
 	})
 
-	t.Run("inside pods", func(t *testing.T) {
-		skipped := examine(t, a, 0, "node-b")
-		want(t, skipped, "pod-network", doctor.Skipped, "that the plugin has made") // but the lab
-		for _, attach := range []string{"veth", "tun"} {
-			p := a.BarePod(t)
-			if _, err := p.Plug(a.List(nil, lab.Conf{"type": "penstock", "attach": attach})); err != nil {
-				t.Fatal(err)
-			}
-			want(t, examine(t, a, 0, "node-b"), "pod-network", doctor.OK, "looked into 1")
-			h := p.Netlink()
-			eth0, err := h.LinkByName(p.Interface)
-			if err != nil {
-				t.Fatal(err)
-			}
-			routes, err := h.RouteList(eth0, netlink.FAMILY_V4)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for i := range routes {
-				if err := h.RouteDel(&routes[i]); err != nil {
-					t.Fatal(err)
-				}
-			}
-			all := examine(t, a, 1, "node-b")
-			want(t, all, "pod-network", doctor.Failure, "no route to other nodes' pods (10.244.2.1)")
-			want(t, all, "pod-network", doctor.Failure, p.IP4.String())
-			if err := h.LinkSetDown(eth0); err != nil {
-				t.Fatal(err)
-			}
-			want(t, examine(t, a, 1, "node-b"), "pod-network", doctor.Failure, p.Interface+" is down")
-			p.Remove(t)
-		}
-	})
+	t.Run("inside pods", func(t *testing.T) { insidePods(t, a) })
 
 	t.Run("drops", func(t *testing.T) {
 		stop := spoof(t, pod)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,7 +14,8 @@ import (
 )
 
 // Groups are scheduling groups (cgroups with the cpu controller) beside each other, as systemd makes one for a service and a kubelet one for the
-// pods: the kernel shares the cores among them by their weights first, and then among the threads of each (cgroups(7), sched(7)).
+// pods: the kernel shares the cores among them by their weights first, and then among the threads of each (cgroups(7), sched(7)). A kubelet gives
+// the pods' weight by the node's cores (cpu.shares of 1024 for each, some 39 of cpu.weight).
 type Groups struct {
 	root  string // where the cpu controller is
 	file  string // what takes a weight
@@ -26,8 +28,15 @@ const PodsWeight = 100
 
 // groupsUnder finds the cpu controller below root, which is /sys/fs/cgroup.
 func groupsUnder(root string) (*Groups, error) {
-	if b, err := os.ReadFile(filepath.Join(root, "cgroup.subtree_control")); err == nil {
-		if !strings.Contains(" "+strings.TrimSpace(string(b))+" ", " cpu ") {
+	has := func(file string) bool {
+		b, _ := os.ReadFile(filepath.Join(root, file))
+		return slices.Contains(strings.Fields(string(b)), "cpu")
+	}
+	if _, err := os.Stat(filepath.Join(root, "cgroup.subtree_control")); err == nil {
+		switch {
+		case !has("cgroup.controllers"):
+			return nil, fmt.Errorf("lab: this kernel or container has no cpu controller in %s/cgroup.controllers", root)
+		case !has("cgroup.subtree_control"):
 			return nil, fmt.Errorf("lab: the cpu controller is not on: echo +cpu > %s/cgroup.subtree_control", root)
 		}
 		return &Groups{root: root, file: "cpu.weight", scale: 100}, nil
@@ -41,19 +50,33 @@ func groupsUnder(root string) (*Groups, error) {
 	return nil, fmt.Errorf("lab: no cgroup with the cpu controller under %s: mount cgroup2 there", root)
 }
 
-// NewGroups tells whether this machine has what groups need, and removes those of labs that were killed.
+// NewGroups tells whether groups can be made here.
 func NewGroups() (*Groups, error) {
 	g, err := groupsUnder("/sys/fs/cgroup")
 	if err != nil {
 		return nil, err
 	}
-	sweep(g.root, syscall.Rmdir)
-	return g, nil
+	try := g.path("try")
+	if err := os.Mkdir(try, 0o755); err != nil {
+		return nil, fmt.Errorf("lab: no scheduling group can be made: %w", err)
+	}
+	return g, syscall.Rmdir(try)
+}
+
+func (g *Groups) path(name string) string {
+	return filepath.Join(g.root, fmt.Sprintf("%s%d.%s", ours, os.Getpid(), name))
+}
+
+// SweepGroups removes the groups of labs that were killed.
+func SweepGroups() {
+	if g, err := groupsUnder("/sys/fs/cgroup"); err == nil {
+		sweep(g.root, syscall.Rmdir)
+	}
 }
 
 // Put puts a process, with all of its threads, into the group of that name, which is made if it is not there yet.
 func (g *Groups) Put(p *Process, name string, weight int) error {
-	dir := filepath.Join(g.root, fmt.Sprintf("%s%d.%s", ours, os.Getpid(), name))
+	dir := g.path(name)
 	switch err := os.Mkdir(dir, 0o755); {
 	case err == nil:
 		g.made = append(g.made, dir)

@@ -20,9 +20,8 @@ func TestGroups(t *testing.T) {
 	if err := os.Mkdir(stale, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if g, err = NewGroups(); err != nil {
-		t.Fatal(err)
-	}
+	t.Cleanup(func() { os.Remove(stale) })
+	SweepGroups()
 	if _, err := os.Stat(stale); err == nil {
 		t.Errorf("%s is from a process that is gone, and stays", stale)
 	}
@@ -38,6 +37,7 @@ func TestGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { p.Kill(); g.Close() })
 	for _, weight := range []int{100, 1000} { // a second time changes the weight alone
 		if err := g.Put(p, "daemon", weight); err != nil {
 			t.Fatal(err)
@@ -68,7 +68,8 @@ func TestGroupsUnder(t *testing.T) {
 		want, err           string
 	}{
 		{"version 2", "cgroup.subtree_control", "cpuset cpu io memory\n", "cpu.weight", ""},
-		{"version 2 without cpu", "cgroup.subtree_control", "cpuset memory\n", "", "+cpu"},
+		{"version 2 without cpu", "cgroup.subtree_control", "cpuset memory\n", "", "echo +cpu"},
+		{"version 2 that has none", "cgroup.subtree_control", "\n", "", "has no cpu controller"},
 		{"version 1", "cpu/cpu.shares", "1024\n", "cpu.shares", ""},
 		{"version 1, joined", "cpu,cpuacct/cpu.shares", "1024\n", "cpu.shares", ""},
 		{"nothing", "memory/x", "", "", "mount cgroup2"},
@@ -80,6 +81,15 @@ func TestGroupsUnder(t *testing.T) {
 			}
 			if err := os.WriteFile(filepath.Join(root, c.file), []byte(c.content), 0o644); err != nil {
 				t.Fatal(err)
+			}
+			if strings.HasPrefix(c.name, "version 2") {
+				offered := "cpuset cpu io\n"
+				if strings.Contains(c.name, "none") {
+					offered = "cpuset io\n"
+				}
+				if err := os.WriteFile(filepath.Join(root, "cgroup.controllers"), []byte(offered), 0o644); err != nil {
+					t.Fatal(err)
+				}
 			}
 			g, err := groupsUnder(root)
 			switch {

@@ -51,12 +51,15 @@ func main() {
 	flag.Float64Var(&o.seconds, "seconds", 0, "measured seconds a sample (1.5; with -full 1, with -profile 5)")
 	flag.IntVar(&o.burst, "burst", 1, "datagrams of one flow in a row, where there are many flows")
 	flag.StringVar(&o.tcp, "tcp", "", "congestion control of all streams: bbr, cubic (the machine's own)")
-	flag.IntVar(&o.weight, "weight", 0, "put daemons and pods into scheduling groups of their own: the `weight` of a daemon's, where 100 is that of a node's pods (none: all are in one group)")
+	flag.IntVar(&o.weight, "weight", 0, "put daemons and pods into scheduling groups of their own: the `weight` of a daemon's, where 100 is that of a node's pods (0: all are in one group)")
 	flag.StringVar(&o.yaml, "yaml", "", "configuration merged over every Penstock's own: \"offload: {packetRing: v3}\"")
 	flag.StringVar(&o.dir, "dir", "bench/results", "`directory` for the results")
 	flag.BoolVar(&o.list, "list", false, "list the cells and end")
 	flag.BoolVar(&o.fresh, "fresh", false, "measure again what an interrupted run had measured")
 	flag.BoolVar(&o.profile, "profile", false, "take CPU profiles of the daemons under each load instead of measuring")
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "docs/performance.md lists the variables of make bench; bin/sidebyside -list lists the cells.")
+	}
 	flag.Parse()
 	o.defaults()
 
@@ -89,7 +92,7 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once; the kernel then cleans up
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once; the kernel then cleans up, and the next run removes files and groups
 	os.Exit(run(ctx, o, cells, groups))
 }
 
@@ -114,25 +117,28 @@ func (o *options) defaults() {
 
 // groups is nil if all shall be in one.
 func (o *options) groups() (*lab.Groups, error) {
+	lab.SweepGroups()
 	switch {
 	case o.weight == 0:
 		return nil, nil
 	case o.weight < 1 || o.weight > 10000:
-		return nil, fmt.Errorf("weight %d: choose one from 1 to 10000, as of CPUWeight=", o.weight)
+		return nil, fmt.Errorf("a weight of %d is none: choose one from 1 to 10000, as for CPUWeight=, or 0 for one group", o.weight)
 	}
 	return lab.NewGroups()
 }
 
+// work leaves no network standing.
+func work(ctx context.Context, o options, cells []cell, n *networks) error {
+	defer n.close()
+	if o.profile {
+		return profile(ctx, o, cells, n)
+	}
+	return compare(ctx, o, cells, n)
+}
+
 // run does the work and returns the exit code.
 func run(ctx context.Context, o options, cells []cell, groups *lab.Groups) int {
-	n := &networks{yaml: o.yaml, weight: o.weight, groups: groups}
-	var err error
-	if o.profile {
-		err = profile(ctx, o, cells, n)
-	} else {
-		err = compare(ctx, o, cells, n)
-	}
-	n.close()
+	err := work(ctx, o, cells, &networks{yaml: o.yaml, weight: o.weight, groups: groups})
 	left := lab.Leftovers()
 	if groups != nil {
 		left = append(left, groups.Close()...)

@@ -32,6 +32,9 @@ func compare(ctx context.Context, o options, cells []cell, n *networks) error {
 		fmt.Printf("Others use %.1f of %d cores: do not trust the figures.\n", r.Others, r.Machine.Cores)
 	}
 	fmt.Printf("%d cells, %d pairs each, %.1f seconds a sample, against kernel VXLAN; results in %s.\n", len(todo), o.pairs, o.seconds, r.path("md"))
+	if o.weight != 0 {
+		fmt.Printf("Each daemon and each node's pods have a scheduling group; weights %d and %d.\n", o.weight, lab.PodsWeight)
+	}
 	p := newProgress(len(todo), o.pairs)
 	failed := 0
 	for _, c := range todo {

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/control/capture"
 )
@@ -25,6 +27,7 @@ type captureFlags struct {
 
 func (t *tool) capture() *cobra.Command {
 	f := &captureFlags{}
+	protocols := strings.Join(capture.Protocols[:], ", ")
 	c := &cobra.Command{
 		Use:   "capture [--pod POD] [--peer PEER] [--proto PROTOCOL] [--port PORT] [--reason REASON]",
 		Short: "Show frames where they come in, leave and are dropped, or write them as pcapng",
@@ -32,21 +35,27 @@ func (t *tool) capture() *cobra.Command {
 
 A frame is shown at each stage of its way: from-pod, from-host, from-peer (after its encapsulation is taken off), to-pod,
 to-host, to-peer (before it is encapsulated), and dropped, with the reason. Filters must all hold. --pod takes
-container/interface (the first 8 characters of the container do), the owner (namespace/name), the device or an address; --peer a name or an underlay address; --proto tcp, udp, icmp, icmp6, sctp or a
-number; --port the source or destination of TCP, UDP or SCTP (of a packet in fragments the first has it); --reason a drop
-reason (penstockctl drops --all lists them), and then only these drops are shown. --proto and --port are about the pods' packets, not about what carries them. In a pcapng file each stage, pod, peer and reason
-is an interface of its own (frame.interface_name), whose comment explains a drop. Superframes are one long packet, and checksums
-may be wrong where the device would have filled them in.
+container/interface (the first 8 characters of the container do), the owner (namespace/name), the device or an address;
+--peer a name or an underlay address; --proto ` + protocols + ` or a number; --port the source or destination of TCP,
+UDP or SCTP (of a packet in fragments the first has it, an ICMP error has none); --reason a drop reason (penstockctl drops --all lists them), and
+then only these drops are shown. --proto and --port are about the pods' packets, not about what carries them. In a pcapng
+file each stage, pod, peer and reason is an interface of its own (frame.interface_name), whose comment explains a drop.
+Superframes are one long packet, and checksums may be wrong where the device would have filled them in.
 
 It ends after --count frames, or by Ctrl-C, which leaves a whole file. What the daemon could not pass on in time is counted and
 told at the end; forwarding never waits for a capture.`,
 		Example: "  penstockctl capture --pod default/web-0 -w web.pcapng\n  penstockctl capture --pod default/web-0 --proto udp --port 53\n  penstockctl capture --reason spoofed -w - | tshark -r -",
 		Args:    takes(0, 0),
-		RunE:    func(c *cobra.Command, _ []string) error { return t.runCapture(c.Context(), f) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if f.Protocol == "" && c.Flags().Changed("proto") {
+				return misused("--proto is empty: give %s or a number", protocols)
+			}
+			return t.runCapture(c.Context(), f)
+		},
 	}
 	c.Flags().StringVar(&f.Pod, "pod", "", "only frames of this pod: container/interface, owner, device or address")
 	c.Flags().StringVar(&f.Peer, "peer", "", "only frames to or from this peer: name or address")
-	c.Flags().StringVar(&f.Protocol, "proto", "", "only this protocol: tcp, udp, icmp, icmp6, sctp or a number")
+	c.Flags().StringVar(&f.Protocol, "proto", "", "only this protocol: "+protocols+" or a number")
 	c.Flags().IntVar(&f.Port, "port", 0, "only from or to this port of TCP, UDP or SCTP (0: all)")
 	c.Flags().StringVar(&f.Reason, "reason", "", "only what is dropped for this reason")
 	c.Flags().IntVarP(&f.count, "count", "c", 0, "end after this many frames (0: by Ctrl-C)")
@@ -66,7 +75,7 @@ told at the end; forwarding never waits for a capture.`,
 		}
 		return names, err
 	}))
-	c.RegisterFlagCompletionFunc("proto", cobra.FixedCompletions([]string{"tcp", "udp", "icmp", "icmp6", "sctp"}, cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("proto", cobra.FixedCompletions(capture.Protocols[:], cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("reason", t.completeOne(func(ctx context.Context, client *control.Client) (names []string, err error) {
 		reasons, err := client.Reasons(ctx)
 		for _, r := range reasons {
@@ -100,6 +109,17 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 		return misused("--count %d is negative: give how many frames, or 0 for no end", f.count)
 	case f.Snap < 0:
 		return misused("--snaplen %d is negative: give how many bytes, or 0 for all", f.Snap)
+	case f.Port < 0 || f.Port > 65535:
+		return misused("--port %d is none: give one from 1 to 65535, or 0 for all", f.Port)
+	}
+	if f.Protocol != "" {
+		n, err := capture.ParseProtocol(f.Protocol)
+		if err != nil {
+			return misused("--proto: %v", err)
+		}
+		if f.Port != 0 && n != encap.ProtoTCP && n != encap.ProtoUDP && n != encap.ProtoSCTP {
+			return misused("--port %d matches nothing with --proto %s, which has no ports: leave one of them out", f.Port, f.Protocol)
+		}
 	}
 	client := control.New(t.socket)
 	reasons := map[string]control.Drop{}

@@ -69,6 +69,14 @@ func TestCaptureLines(t *testing.T) {
 	if status, _, errs := ctl(t, "--socket", socket, "capture", "--pod", "nobody"); status != exitFailed || !strings.Contains(errs, "no such pod") {
 		t.Errorf("%d %s", status, errs)
 	}
+	for _, wrong := range [][2]string{{"--port", "65536"}, {"--port", "-1"}, {"--proto", "quic"}, {"--proto", ""}, {"--port", "http"}} {
+		if status, _, errs := ctl(t, "--socket", socket, "capture", wrong[0]+"="+wrong[1]); status != exitUsage || !strings.Contains(errs, wrong[0]) || !strings.Contains(errs, wrong[1]) {
+			t.Errorf("%v: %d %s", wrong, status, errs)
+		}
+	}
+	if status, _, errs := ctl(t, "--socket", socket, "capture", "--proto", "icmp", "--port", "53"); status != exitUsage || !strings.Contains(errs, "no ports") {
+		t.Errorf("%d %s", status, errs)
+	}
 	if status, _, _ := ctl(t, "--socket", socket, "capture", "-c", "x"); status != exitUsage {
 		t.Errorf("%d", status)
 	}

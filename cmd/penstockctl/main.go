@@ -86,6 +86,7 @@ func (t *tool) root() *cobra.Command {
 			return nil
 		},
 	})
+	root.SetFlagErrorFunc(flagError)
 	root.Flags().Bool("version", false, "print the version of penstockctl, and end") // before cobra adds one with -v
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.PersistentFlags().StringVar(&t.socket, "socket", control.DefaultSocket, "control socket of the daemon")

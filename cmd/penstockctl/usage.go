@@ -1,11 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // group makes a command that only has others under it refuse what is none of them: by itself cobra prints the help of any group but
@@ -61,6 +63,19 @@ func oneOf(what, value string, words ...string) error {
 		return nil
 	}
 	return misused("%s %q is none of %s and %s", what, value, strings.Join(words[:len(words)-1], ", "), words[len(words)-1])
+}
+
+// flagError says of a value that is none what it must be; pflag gives the words of package strconv.
+func flagError(_ *cobra.Command, err error) error {
+	var e *pflag.InvalidValueError
+	if !errors.As(err, &e) {
+		return err
+	}
+	must, known := map[string]string{"int": "a whole number", "uint16": "a number from 0 to 65535", "duration": "a duration such as 30s", "bool": "true or false"}[e.GetFlag().Value.Type()]
+	if !known {
+		return err
+	}
+	return fmt.Errorf("--%s %q must be %s", e.GetFlag().Name, e.GetValue(), must)
 }
 
 // mendCobra does the same for the commands that cobra adds by itself.

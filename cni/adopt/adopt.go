@@ -103,19 +103,11 @@ func bring(ctx context.Context, client *control.Client, p control.Pod) error {
 
 // open attaches a queue to a pod's TUN.
 func open(p control.Pod) (*os.File, error) {
-	ns, err := os.OpenFile(p.Netns, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	ns, err := control.OpenNetns(p.Netns, p.NetnsID)
 	if err != nil {
-		return nil, fmt.Errorf("its network namespace cannot be opened: %w", err)
+		return nil, err
 	}
 	defer ns.Close()
-	// Looked at through the descriptor, so that it is the one that is entered.
-	var st unix.Stat_t
-	if err := unix.Fstat(int(ns.Fd()), &st); err != nil {
-		return nil, fmt.Errorf("its network namespace cannot be looked at: %w", err)
-	}
-	if id := fmt.Sprintf("%d:%d", st.Dev, st.Ino); id != p.NetnsID {
-		return nil, fmt.Errorf("%s is another network namespace than the pod's", p.Netns)
-	}
 	type result struct {
 		queue *os.File
 		err   error

@@ -105,8 +105,8 @@ func names(fields []field) string {
 func suggest(name string, fields []field) (meant, advice string) {
 	best, least := "", 3
 	for _, f := range fields {
-		if len(name) > 32 { // no key is as long, and the work would grow with the square
-			break
+		if len(name) > len(f.name)+least { // the work would grow with the square
+			continue
 		}
 		if d := levenshtein.ComputeDistance(strings.ToLower(name), strings.ToLower(f.name)); d < least && d < len(f.name) {
 			best, least = f.name, d

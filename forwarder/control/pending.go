@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -164,20 +163,6 @@ func SyncDir(dir string) error {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-// NetnsID tells network namespaces apart: device and inode of what a path leads to, as "4:4026532008". A path of a namespace
-// that was made anew has another one.
-func NetnsID(path string) (string, error) {
-	fi, err := os.Stat(path)
-	if err != nil {
-		return "", err
-	}
-	s, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return "", errors.New("this system has no inodes")
-	}
-	return fmt.Sprintf("%d:%d", s.Dev, s.Ino), nil
 }
 
 // IsPending is whether a delete of a pod waits.

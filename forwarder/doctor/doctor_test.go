@@ -237,6 +237,27 @@ func TestWithoutDaemon(t *testing.T) {
 	}
 }
 
+// TestOthers: what a pod must have a way to is a peer's, also where peers have single addresses.
+func TestOthers(t *testing.T) {
+	for _, c := range []struct{ cidrs, want string }{
+		{"", "[]"},
+		{"10.244.2.0/24 fd00:2::/64", "[10.244.2.1 fd00:2::1]"},
+		{"fd00:2::/64", "[fd00:2::1]"},
+		{"10.244.2.7/32", "[10.244.2.7]"},
+		{"255.255.255.255/32 ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128", "[255.255.255.255 ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]"},
+		{"10.244.2.7/32 10.244.3.0/31 10.244.4.0/28 10.244.5.0/30", "[10.244.4.1]"},
+		{"10.244.3.0/31", "[10.244.3.1]"},
+	} {
+		var peers []control.Peer
+		for _, p := range strings.Fields(c.cidrs) {
+			peers = append(peers, control.Peer{PodCIDRs: []netip.Prefix{netip.MustParsePrefix(p)}})
+		}
+		if got := fmt.Sprint(others(peers)); got != c.want {
+			t.Errorf("%s: %s, want %s", c.cidrs, got, c.want)
+		}
+	}
+}
+
 // TestManual: the manual lists every check.
 func TestManual(t *testing.T) {
 	table := pages.NewTable("check", "what it looks at")

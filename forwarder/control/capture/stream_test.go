@@ -93,12 +93,17 @@ func TestCapturedString(t *testing.T) {
 }
 
 func TestParseProtocol(t *testing.T) {
-	for s, want := range map[string]uint8{"tcp": 6, "udp": 17, "icmp": 1, "icmp6": 58, "sctp": 132, "1": 1, "255": 255} {
+	for s, want := range map[string]uint8{"tcp": 6, "udp": 17, "icmp": 1, "icmp6": 58, "sctp": 132, "1": 1, "255": 255, "TCP": 6, "icmpv6": 58} {
 		if got, err := ParseProtocol(s); err != nil || got != want {
 			t.Errorf("%s: %d, %v", s, got, err)
 		}
 	}
-	for _, s := range []string{"", "0", "256", "-1", "TCP", "quic"} {
+	for _, s := range Protocols {
+		if n, err := ParseProtocol(s); err != nil || protoNames[n] != s {
+			t.Errorf("%s: %d, %v", s, n, err)
+		}
+	}
+	for _, s := range []string{"", "0", "256", "-1", "quic"} {
 		if got, err := ParseProtocol(s); err == nil || !strings.Contains(err.Error(), "icmp6") {
 			t.Errorf("%q: %d, %v", s, got, err)
 		}

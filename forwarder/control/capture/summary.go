@@ -77,15 +77,18 @@ func readInner(b []byte) (string, bool) {
 	return text + fmt.Sprintf(" ttl %d", p.TTL), true
 }
 
-// ParseProtocol reads a protocol as frames are shown with, or its number.
+// Protocols are those that have a name here.
+var Protocols = [...]string{"tcp", "udp", "icmp", "icmp6", "sctp"}
+
+// ParseProtocol reads a protocol as frames are shown with, in any case of letters, or its number.
 func ParseProtocol(s string) (uint8, error) {
 	for n, name := range protoNames {
-		if s == name {
+		if strings.EqualFold(s, name) || n == encap.ProtoICMPv6 && strings.EqualFold(s, "icmpv6") {
 			return n, nil
 		}
 	}
 	if n, err := strconv.ParseUint(s, 10, 8); err == nil && n > 0 {
 		return uint8(n), nil
 	}
-	return 0, fmt.Errorf("there is no protocol %q: write tcp, udp, icmp, icmp6, sctp or a number from 1 to 255", s)
+	return 0, fmt.Errorf("there is no protocol %q: write %s or a number from 1 to 255", s, strings.Join(Protocols[:], ", "))
 }
