@@ -27,7 +27,7 @@ func del(args *skel.CmdArgs) error {
 		conf.Socket = control.DefaultSocket
 	}
 	if err := checkKeys(args.StdinData); err != nil { // "socket" misspelt, and another daemon is asked than the pod's
-		fmt.Fprintln(os.Stderr, "penstock: DEL goes on without it:", err)
+		fmt.Fprintln(os.Stderr, "penstock: DEL goes on though the configuration is misspelt:", err)
 	}
 	var errs []error
 	if err := detach(control.New(conf.Socket), conf, args, detachTimeout); err != nil {

@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/control"
 )
 
 // netns is a network namespace that is held open: the pod's or the host's.
@@ -171,8 +173,5 @@ func sysctl(key string) (string, error) {
 	return strings.TrimSpace(string(b[:n])), nil
 }
 
-// hasIPv6 is whether the kernel speaks IPv6 at all (it does not when booted with ipv6.disable=1). Tests say no.
-var hasIPv6 = func() bool {
-	_, err := os.Stat("/proc/sys/net/ipv6")
-	return err == nil
-}
+// hasIPv6 is a variable as tests say no.
+var hasIPv6 = control.HasIPv6

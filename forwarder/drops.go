@@ -83,7 +83,7 @@ const (
 var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	dropNone:            {"none", "not dropped", ""},
 	DropTruncated:       {"truncated", "the port's receive buffer had no room for a superframe, which the kernel then cut", "a few when a pod begins to send much are nothing; else raise limits.podBuffer, or slow the pod down"},
-	DropNotIP:           {"not_ip", "neither IPv4, IPv6 nor an ARP request for the gateway", "nothing, unless a pod needs another protocol: Penstock carries IP only; a pod that asks by ARP for others than the gateway has a wrong route (penstockctl doctor)"},
+	DropNotIP:           {"not_ip", "neither IPv4, IPv6 nor an ARP request for the gateway", "nothing, unless a pod needs another protocol: Penstock carries IP only; a pod that asks by ARP for another gateway than 169.254.1.1 has a wrong route (penstockctl doctor)"},
 	DropShort:           {"short", "shorter than its headers say", "find the sender: penstockctl ports and peers show who receives malformed packets"},
 	DropBadVersion:      {"bad_version", "the IP version does not fit the frame's type", "find the sender of malformed packets"},
 	DropBadHeaderLength: {"bad_header_length", "an IP or TCP header length is impossible", "find the sender of malformed packets"},

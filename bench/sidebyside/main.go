@@ -58,7 +58,8 @@ func main() {
 	flag.BoolVar(&o.fresh, "fresh", false, "measure again what an interrupted run had measured")
 	flag.BoolVar(&o.profile, "profile", false, "take CPU profiles of the daemons under each load instead of measuring")
 	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "docs/performance.md lists the variables of make bench; bin/sidebyside -list lists the cells.")
+		fmt.Fprintln(os.Stderr, "docs/performance.md lists the variables of make bench; those of bin/sidebyside are:")
+		flag.PrintDefaults()
 	}
 	flag.Parse()
 	o.defaults()
@@ -122,7 +123,7 @@ func (o *options) groups() (*lab.Groups, error) {
 	case o.weight == 0:
 		return nil, nil
 	case o.weight < 1 || o.weight > 10000:
-		return nil, fmt.Errorf("a weight of %d is none: choose one from 1 to 10000, as for CPUWeight=, or 0 for one group", o.weight)
+		return nil, fmt.Errorf("%d is no weight: choose one from 1 to 10000, as for CPUWeight=, or 0 for one group", o.weight)
 	}
 	return lab.NewGroups()
 }

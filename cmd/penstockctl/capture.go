@@ -37,9 +37,9 @@ A frame is shown at each stage of its way: from-pod, from-host, from-peer (after
 to-host, to-peer (before it is encapsulated), and dropped, with the reason. Filters must all hold. --pod takes
 container/interface (the first 8 characters of the container do), the owner (namespace/name), the device or an address;
 --peer a name or an underlay address; --proto ` + protocols + ` or a number; --port the source or destination of TCP,
-UDP or SCTP (of a packet in fragments the first has it, an ICMP error has none); --reason a drop reason (penstockctl drops --all lists them), and
-then only these drops are shown. --proto and --port are about the pods' packets, not about what carries them. In a pcapng
-file each stage, pod, peer and reason is an interface of its own (frame.interface_name), whose comment explains a drop.
+UDP or SCTP (of a packet in fragments the first has it; an ICMP error has none); --reason a drop reason (penstockctl
+drops --all lists them), and then only these drops are shown. --proto and --port are about the pods' packets, not about
+what carries them. In a pcapng file each stage, pod, peer and reason is an interface of its own (frame.interface_name), whose comment explains a drop.
 Superframes are one long packet, and checksums may be wrong where the device would have filled them in.
 
 It ends after --count frames, or by Ctrl-C, which leaves a whole file. What the daemon could not pass on in time is counted and
@@ -110,7 +110,7 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 	case f.Snap < 0:
 		return misused("--snaplen %d is negative: give how many bytes, or 0 for all", f.Snap)
 	case f.Port < 0 || f.Port > 65535:
-		return misused("--port %d is none: give one from 1 to 65535, or 0 for all", f.Port)
+		return misused("--port %d is no port: give one from 1 to 65535, or 0 for all", f.Port)
 	}
 	if f.Protocol != "" {
 		n, err := capture.ParseProtocol(f.Protocol)

@@ -71,7 +71,7 @@ func flagError(_ *cobra.Command, err error) error {
 	if !errors.As(err, &e) {
 		return err
 	}
-	must, known := map[string]string{"int": "a whole number", "uint16": "a number from 0 to 65535", "duration": "a duration such as 30s", "bool": "true or false"}[e.GetFlag().Value.Type()]
+	must, known := map[string]string{"int": "a whole number that fits into 64 bits", "uint16": "a number from 0 to 65535", "duration": "a duration such as 30s", "bool": "true or false"}[e.GetFlag().Value.Type()]
 	if !known {
 		return err
 	}

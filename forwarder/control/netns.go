@@ -52,3 +52,9 @@ func OpenNetns(path, id string) (*os.File, error) {
 	}
 	return nil, fmt.Errorf("%s is another network namespace than the pod's", path)
 }
+
+// HasIPv6 is whether the kernel speaks IPv6 at all (it does not when booted with ipv6.disable=1).
+func HasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
@@ -26,44 +25,58 @@ func (x *examination) inside(ctx context.Context) {
 		return
 	}
 	others := others(x.peers)
-	looked, wanted := 0, 0
-	var closed []string // why each that could not be looked into was not
-	var flaws []flaw    // each once
+	wanted, looked, ways := 0, 0, 0
+	var flaws, closed []flaw // each once; closed: why a pod could not be looked into
 	whose := map[flaw][]control.Pod{}
+	note := func(list *[]flaw, f flaw, p control.Pod) {
+		if whose[f] == nil {
+			*list = append(*list, f)
+		}
+		whose[f] = append(whose[f], p)
+	}
 	for _, p := range x.pods {
 		if p.Attach == control.AttachRouted || p.Netns == "" || p.Phase != control.PhaseAttached || p.Problem != "" {
 			continue
 		}
 		wanted++
-		if ctx.Err() != nil {
-			closed = append(closed, podName(p)+": doctor was stopped")
-			continue
+		err := ctx.Err()
+		var found []flaw
+		if err == nil {
+			var asked int
+			found, asked, err = lookInto(p, x.pods, others)
+			ways += asked
 		}
-		found, err := lookInto(p, x.pods, others)
 		if err != nil {
-			closed = append(closed, fmt.Sprintf("%s: %v", podName(p), err))
+			if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+				err = fmt.Errorf("%w (doctor needs CAP_SYS_ADMIN for that)", err)
+			}
+			note(&closed, flaw{text: err.Error()}, p)
 			continue
 		}
 		looked++
 		for _, f := range found {
-			if whose[f] == nil {
-				flaws = append(flaws, f)
-			}
-			whose[f] = append(whose[f], p)
+			note(&flaws, f, p)
 		}
 	}
-	var now []control.Pod
-	if len(flaws) > 0 {
-		now, _ = x.client.Pods(ctx) // some may have been deleted meanwhile, of which one finds halves
+	stays := func(control.Pod) bool { return true }
+	if len(flaws) > 0 { // some may have been deleted meanwhile, of which one finds halves
+		if now, err := x.client.Pods(ctx); err == nil {
+			stays = func(p control.Pod) bool {
+				return slices.ContainsFunc(now, func(o control.Pod) bool {
+					return o.Container == p.Container && o.Interface == p.Interface && o.NetnsID == p.NetnsID && o.Phase == p.Phase
+				})
+			}
+		}
 	}
 	wrong := false
+	gone := map[string]bool{}
 	for _, f := range flaws {
 		var names []string
 		for _, p := range whose[f] {
-			if slices.ContainsFunc(now, func(o control.Pod) bool {
-				return o.Container == p.Container && o.Interface == p.Interface && o.NetnsID == p.NetnsID && o.Phase == p.Phase
-			}) {
+			if stays(p) {
 				names = append(names, podName(p))
+			} else {
+				gone[p.Container+"/"+p.Interface] = true
 			}
 		}
 		if len(names) > 0 {
@@ -71,18 +84,27 @@ func (x *examination) inside(ctx context.Context) {
 			x.add(name, Failure, f.remedy, "%s: %s", listed(names), f.text)
 		}
 	}
+	wanted, looked = wanted-len(gone), looked-len(gone)
 	way := ", and the way to other nodes' pods"
-	if len(others) == 0 {
-		way = " (there is no peer to look for a way to)"
+	if ways == 0 {
+		way = " (there is no way to other nodes' pods to look for)"
+	}
+	var not []string
+	for _, f := range closed {
+		var names []string
+		for _, p := range whose[f] {
+			names = append(names, podName(p))
+		}
+		not = append(not, listed(names)+": "+f.text)
 	}
 	switch {
 	case wrong:
 	case wanted == 0:
 		x.skip(name, "no veth or tun pod that the plugin has made is attached")
 	case looked == 0:
-		x.skip(name, "none of %d could be looked into: %s", wanted, listed(closed))
-	case len(closed) > 0:
-		x.ok(name, "looked into %d of %d: interface and addresses are there%s; not into %s", looked, wanted, way, listed(closed))
+		x.skip(name, "none of %d could be looked into; %s", wanted, strings.Join(not, "; "))
+	case len(not) > 0:
+		x.ok(name, "looked into %d of %d: interface and addresses are there%s; not into %s", looked, wanted, way, strings.Join(not, "; "))
 	default:
 		x.ok(name, "looked into %d: interface and addresses are there%s", looked, way)
 	}
@@ -121,44 +143,39 @@ func within(format string, a ...any) string {
 	return anew + "; or inside it (nsenter --net=PATH, by the path in penstockctl -o json pods): " + fmt.Sprintf(format, a...)
 }
 
-// lookInto compares a pod's namespace with its record. What cannot be read is an error, and no flaw.
-func lookInto(p control.Pod, all []control.Pod, others []netip.Addr) (list []flaw, err error) {
+// lookInto compares a pod's namespace with its record, and tells for how many of others it has asked for a way. What cannot be read is an
+// error, and no flaw.
+func lookInto(p control.Pod, all []control.Pod, others []netip.Addr) (list []flaw, asked int, err error) {
 	ns, err := control.OpenNetns(p.Netns, p.NetnsID)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer ns.Close()
 	h, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("its network namespace cannot be entered (doctor needs CAP_SYS_ADMIN): %w", err)
+		return nil, 0, fmt.Errorf("its network namespace cannot be entered: %w", err)
 	}
 	defer h.Close()
 	link, err := h.LinkByName(p.Interface)
 	if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
-		return []flaw{{"there is no " + p.Interface + " in it any more", anew}}, nil
+		return []flaw{{"there is no " + p.Interface + " in it any more", anew}}, 0, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	at := link.Attrs()
-	switch {
-	case at.Flags&net.FlagUp == 0:
-		return []flaw{{p.Interface + " is down", anew + " (ip link set " + p.Interface + " up inside it does not bring its routes back)"}}, nil
-	case at.RawFlags&unix.IFF_LOWER_UP == 0 && p.Attach == control.AttachVeth:
-		return []flaw{{fmt.Sprintf("%s has no carrier: its end on the node, %s, is down", p.Interface, p.Device), "ip link set " + p.Device + " up, on the node"}}, nil
-	case at.RawFlags&unix.IFF_LOWER_UP == 0:
-		return []flaw{{p.Interface + " has no carrier: the daemon does not hold its queue", anew}}, nil
-	case at.MTU > p.MTU && p.Attach == control.AttachVeth: // larger packets the kernel drops in front of the daemon
-		list = append(list, flaw{fmt.Sprintf("%s has an MTU of %d, and packets of more than %d bytes are lost without a word", p.Interface, at.MTU, p.MTU),
-			within("ip link set %s mtu %d", p.Interface, p.MTU)})
+	if kind := map[string]string{control.AttachVeth: "veth", control.AttachTUN: "tuntap"}[p.Attach]; link.Type() != kind {
+		return nil, 0, fmt.Errorf("its %s is a device of kind %s by now, which the plugin has not made", p.Interface, link.Type())
+	}
+	if f := wire(link.Attrs(), p); f != (flaw{}) {
+		return []flaw{f}, 0, nil
 	}
 	have, err := h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var missing []string
 	for _, a := range p.Addresses {
-		if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil && a.Is6() {
+		if a.Is6() && !control.HasIPv6() {
 			continue // the plugin has left it out
 		}
 		if !slices.ContainsFunc(have, func(b netlink.Addr) bool { return b.IP.Equal(a.AsSlice()) }) {
@@ -166,41 +183,68 @@ func lookInto(p control.Pod, all []control.Pod, others []netip.Addr) (list []fla
 		}
 	}
 	if len(missing) > 0 {
-		return append(list, flaw{fmt.Sprintf("%s has lost %s", p.Interface, strings.Join(missing, ", ")), anew}), nil
+		return []flaw{{fmt.Sprintf("%s has lost %s", p.Interface, strings.Join(missing, ", ")), anew}}, 0, nil
 	}
-	if at.MasterIndex != 0 {
-		return list, nil // of a VRF, whose routes are not the namespace's
+	if link.Attrs().MasterIndex != 0 {
+		return nil, 0, nil // of a VRF, whose routes are not the namespace's
 	}
 	for _, to := range others {
-		f, err := wayTo(h, p, all, at.Index, to)
-		if err != nil {
-			return nil, err
+		i := slices.IndexFunc(p.Addresses, func(a netip.Addr) bool { return a.Is4() == to.Is4() })
+		if i < 0 {
+			continue // it has no address of the family
 		}
+		f, err := wayTo(h, p, all, link.Attrs().Index, p.Addresses[i], to)
+		if err != nil {
+			return nil, asked, err
+		}
+		asked++
 		if f != (flaw{}) {
 			list = append(list, f)
 		}
 	}
-	return list, nil
+	return list, asked, nil
 }
 
-// wayTo asks the pod's kernel for the way to another node's pod.
-func wayTo(h *netlink.Handle, p control.Pod, all []control.Pod, index int, to netip.Addr) (flaw, error) {
-	i := slices.IndexFunc(p.Addresses, func(a netip.Addr) bool { return a.Is4() == to.Is4() })
-	if i < 0 {
-		return flaw{}, nil // it has no address of the family
+// wire looks whether packets get from the pod's interface to the daemon.
+func wire(at *netlink.LinkAttrs, p control.Pod) flaw {
+	switch {
+	case at.Flags&net.FlagUp == 0:
+		return flaw{p.Interface + " is down", anew + " (ip link set " + p.Interface + " up inside it does not bring its routes back)"}
+	case p.Attach != control.AttachVeth:
+		if at.RawFlags&unix.IFF_LOWER_UP == 0 {
+			return flaw{p.Interface + " has no carrier: the daemon does not hold its queue, or something inside it has turned it off", anew}
+		}
+		return flaw{}
+	case at.RawFlags&unix.IFF_LOWER_UP == 0:
+		return flaw{fmt.Sprintf("%s has no carrier: its end on the node, %s, is down", p.Interface, p.Device), "ip link set " + p.Device + " up, on the node"}
 	}
+	// A packet that is larger than the node's end takes is dropped by the kernel, in front of the daemon.
+	if end, err := netlink.LinkByName(p.Device); err == nil && at.MTU > end.Attrs().MTU {
+		return flaw{fmt.Sprintf("%s has an MTU of %d and its end on the node %d: larger packets are lost without a word", p.Interface, at.MTU, end.Attrs().MTU),
+			within("ip link set %s mtu %d", p.Interface, p.MTU)}
+	}
+	return flaw{}
+}
+
+// wayTo asks the pod's kernel for the way from one of its addresses to another node's pod.
+func wayTo(h *netlink.Handle, p control.Pod, all []control.Pod, index int, from, to netip.Addr) (flaw, error) {
 	gateway, ip := control.Gateway4, "ip"
 	if to.Is6() {
 		gateway, ip = control.Gateway6, "ip -6"
 	}
-	repair := within("%s route replace default via %s dev %s onlink", ip, gateway, p.Interface)
-	routes, err := h.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: p.Addresses[i].AsSlice()})
-	for _, none := range []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL} { // none, unreachable, prohibit, blackhole
-		if errors.Is(err, none) {
-			return flaw{fmt.Sprintf("no route to other nodes' pods (%s)", to), repair}, nil
-		}
-	}
-	if err != nil || len(routes) == 0 {
+	look := within("%s route get %s from %s, %s rule and %s route show table all tell what decides: correct that", ip, to, from, ip, ip)
+	siblings := slices.DeleteFunc(slices.Clone(all), func(o control.Pod) bool {
+		return o.NetnsID != p.NetnsID || o.Interface == p.Interface || o.Attach == control.AttachRouted
+	})
+	routes, err := h.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: from.AsSlice()})
+	switch {
+	case errors.Is(err, unix.ENETUNREACH) && len(siblings) == 0:
+		return flaw{fmt.Sprintf("no route to other nodes' pods (%s)", to), within("%s route replace default via %s dev %s onlink", ip, gateway, p.Interface)}, nil
+	case errors.Is(err, unix.ENETUNREACH):
+		return flaw{fmt.Sprintf("no route to other nodes' pods (%s)", to), anew}, nil // each interface has a table and a rule
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL): // unreachable, prohibit, blackhole
+		return flaw{fmt.Sprintf("a route or rule in it refuses what goes to other nodes' pods (%s)", to), look}, nil
+	case err != nil || len(routes) == 0:
 		return flaw{}, err
 	}
 	r := routes[0]
@@ -210,16 +254,17 @@ func wayTo(h *netlink.Handle, p control.Pod, all []control.Pod, index int, to ne
 			return flaw{}, err
 		}
 		other := l.Attrs().Name
-		if slices.ContainsFunc(all, func(o control.Pod) bool { return o.NetnsID == p.NetnsID && o.Interface == other }) {
-			return flaw{fmt.Sprintf("what it sends from its address to other nodes' pods (%s) leaves by %s, not by %s, and is dropped as spoofed: its rule is gone", to, other, p.Interface), anew}, nil
+		if slices.ContainsFunc(siblings, func(o control.Pod) bool { return o.Interface == other }) {
+			return flaw{fmt.Sprintf("what it sends from its address to other nodes' pods (%s) leaves by %s, not by %s, and is dropped as spoofed: its rule or routes were changed", to, other, p.Interface), anew}, nil
 		}
 		return flaw{}, nil // a VPN, say, in which somebody wants it
 	}
-	if via, _ := netip.AddrFromSlice(r.Gw); p.Attach == control.AttachVeth && via.Unmap() != gateway {
-		if !via.IsValid() {
-			return flaw{fmt.Sprintf("its route to other nodes' pods (%s) is without a gateway, so it asks for a neighbour that is not there", to), repair}, nil
-		}
-		return flaw{fmt.Sprintf("its route to other nodes' pods (%s) is by the gateway %s, which nobody is", to, via), repair}, nil
+	switch via, given := netip.AddrFromSlice(r.Gw); {
+	case p.Attach != control.AttachVeth || via.Unmap() == gateway:
+		return flaw{}, nil
+	case !given:
+		return flaw{fmt.Sprintf("its route to other nodes' pods (%s) has no gateway, so it asks for a neighbour that is not there", to), look}, nil
+	default:
+		return flaw{fmt.Sprintf("its route to other nodes' pods (%s) goes by %s, where nobody answers, and not by %s", to, via.Unmap(), gateway), look}, nil
 	}
-	return flaw{}, nil
 }

@@ -98,6 +98,9 @@ func TestParseProtocol(t *testing.T) {
 			t.Errorf("%s: %d, %v", s, got, err)
 		}
 	}
+	if len(Protocols) != len(protoNames) {
+		t.Errorf("%v and %v", Protocols, protoNames)
+	}
 	for _, s := range Protocols {
 		if n, err := ParseProtocol(s); err != nil || protoNames[n] != s {
 			t.Errorf("%s: %d, %v", s, n, err)
