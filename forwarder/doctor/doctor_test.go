@@ -237,6 +237,34 @@ func TestWithoutDaemon(t *testing.T) {
 	}
 }
 
+// TestSurveyKeeps: what was found in a pod that has been deleted meanwhile is forgotten, and a pod is counted once.
+func TestSurveyKeeps(t *testing.T) {
+	a := control.Pod{Container: "a", Interface: "eth0", NetnsID: "4:1", Phase: control.PhaseAttached}
+	b := control.Pod{Container: "b", Interface: "eth0", NetnsID: "4:2", Phase: control.PhaseAttached}
+	down, lost := flaw{"down", "x"}, flaw{"lost", "y"}
+	again, leaving := b, b
+	again.NetnsID, leaving.Phase = "4:3", control.PhaseDetaching
+	for name, c := range map[string]struct {
+		now    []control.Pod
+		flaws  string
+		looked int
+	}{
+		"both there":      {[]control.Pod{a, b}, "[{down x} {lost y}]", 2},
+		"one gone":        {[]control.Pod{a}, "[{down x}]", 1},
+		"one made anew":   {[]control.Pod{a, again}, "[{down x}]", 1},
+		"one on its way":  {[]control.Pod{a, leaving}, "[{down x}]", 1},
+		"nobody is there": {nil, "[]", 0},
+	} {
+		s := survey{wanted: 2, looked: 2, whose: map[flaw][]control.Pod{}}
+		s.note(&s.flaws, down, a)
+		s.note(&s.flaws, down, b)
+		s.note(&s.flaws, lost, b)
+		if s.keep(c.now); fmt.Sprint(s.flaws) != c.flaws || s.looked != c.looked || s.wanted != c.looked {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+}
+
 // TestOthers: what a pod must have a way to is a peer's, also where peers have single addresses.
 func TestOthers(t *testing.T) {
 	for _, c := range []struct{ cidrs, want string }{

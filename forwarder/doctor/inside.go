@@ -24,90 +24,110 @@ func (x *examination) inside(ctx context.Context) {
 		x.skip(name, "%s", x.away)
 		return
 	}
-	others := others(x.peers)
-	wanted, looked, ways := 0, 0, 0
-	var flaws, closed []flaw // each once; closed: why a pod could not be looked into
-	whose := map[flaw][]control.Pod{}
-	note := func(list *[]flaw, f flaw, p control.Pod) {
-		if whose[f] == nil {
-			*list = append(*list, f)
-		}
-		whose[f] = append(whose[f], p)
-	}
-	for _, p := range x.pods {
-		if p.Attach == control.AttachRouted || p.Netns == "" || p.Phase != control.PhaseAttached || p.Problem != "" {
-			continue
-		}
-		wanted++
-		err := ctx.Err()
-		var found []flaw
-		if err == nil {
-			var asked int
-			found, asked, err = lookInto(p, x.pods, others)
-			ways += asked
-		}
-		if err != nil {
-			if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-				err = fmt.Errorf("%w (doctor needs CAP_SYS_ADMIN for that)", err)
-			}
-			note(&closed, flaw{text: err.Error()}, p)
-			continue
-		}
-		looked++
-		for _, f := range found {
-			note(&flaws, f, p)
-		}
-	}
-	stays := func(control.Pod) bool { return true }
-	if len(flaws) > 0 { // some may have been deleted meanwhile, of which one finds halves
+	s := look(ctx, x.pods, others(x.peers))
+	if len(s.flaws) > 0 { // some may have been deleted meanwhile, of which one finds halves
 		if now, err := x.client.Pods(ctx); err == nil {
-			stays = func(p control.Pod) bool {
-				return slices.ContainsFunc(now, func(o control.Pod) bool {
-					return o.Container == p.Container && o.Interface == p.Interface && o.NetnsID == p.NetnsID && o.Phase == p.Phase
-				})
-			}
+			s.keep(now)
 		}
 	}
-	wrong := false
-	gone := map[string]bool{}
-	for _, f := range flaws {
-		var names []string
-		for _, p := range whose[f] {
-			if stays(p) {
-				names = append(names, podName(p))
-			} else {
-				gone[p.Container+"/"+p.Interface] = true
-			}
-		}
-		if len(names) > 0 {
-			wrong = true
-			x.add(name, Failure, f.remedy, "%s: %s", listed(names), f.text)
-		}
+	for _, f := range s.flaws {
+		x.add(name, Failure, f.remedy, "%s: %s", s.names(f), f.text)
 	}
-	wanted, looked = wanted-len(gone), looked-len(gone)
 	way := ", and the way to other nodes' pods"
-	if ways == 0 {
+	if s.ways == 0 {
 		way = " (there is no way to other nodes' pods to look for)"
 	}
 	var not []string
-	for _, f := range closed {
-		var names []string
-		for _, p := range whose[f] {
-			names = append(names, podName(p))
-		}
-		not = append(not, listed(names)+": "+f.text)
+	for _, f := range s.closed {
+		not = append(not, s.names(f)+": "+f.text)
 	}
 	switch {
-	case wrong:
-	case wanted == 0:
+	case len(s.flaws) > 0:
+	case s.wanted == 0:
 		x.skip(name, "no veth or tun pod that the plugin has made is attached")
-	case looked == 0:
-		x.skip(name, "none of %d could be looked into; %s", wanted, strings.Join(not, "; "))
+	case s.looked == 0:
+		x.skip(name, "none of %d could be looked into; %s", s.wanted, strings.Join(not, "; "))
 	case len(not) > 0:
-		x.ok(name, "looked into %d of %d: interface and addresses are there%s; not into %s", looked, wanted, way, strings.Join(not, "; "))
+		x.ok(name, "looked into %d of %d: interface and addresses are there%s; not into %s", s.looked, s.wanted, way, strings.Join(not, "; "))
 	default:
-		x.ok(name, "looked into %d: interface and addresses are there%s", looked, way)
+		x.ok(name, "looked into %d: interface and addresses are there%s", s.looked, way)
 	}
+}
+
+// survey is what was found in pods.
+type survey struct {
+	wanted, looked int    // pods
+	ways           int    // that a pod's kernel was asked for
+	flaws          []flaw // each once
+	closed         []flaw // why pods could not be looked into
+	whose          map[flaw][]control.Pod
+}
+
+// flaw is what is wrong inside a pod; the same in many is one finding.
+type flaw struct{ text, remedy string }
+
+// look looks into each pod that the plugin has made.
+func look(ctx context.Context, pods []control.Pod, others []netip.Addr) (s survey) {
+	s.whose = map[flaw][]control.Pod{}
+	for _, p := range pods {
+		if p.Attach == control.AttachRouted || p.Netns == "" || p.Phase != control.PhaseAttached || p.Problem != "" {
+			continue
+		}
+		s.wanted++
+		var found []flaw
+		asked, err := 0, ctx.Err()
+		if err == nil {
+			found, asked, err = lookInto(p, pods, others)
+		}
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+			err = fmt.Errorf("%w (doctor needs CAP_SYS_ADMIN for that)", err)
+		}
+		if err != nil {
+			s.note(&s.closed, flaw{text: err.Error()}, p)
+			continue
+		}
+		s.looked++
+		s.ways += asked
+		for _, f := range found {
+			s.note(&s.flaws, f, p)
+		}
+	}
+	return s
+}
+
+func (s *survey) note(list *[]flaw, f flaw, p control.Pod) {
+	if s.whose[f] == nil {
+		*list = append(*list, f)
+	}
+	s.whose[f] = append(s.whose[f], p)
+}
+
+// keep forgets what was found in pods that are not there any more.
+func (s *survey) keep(now []control.Pod) {
+	gone := map[string]bool{}
+	for _, f := range s.flaws {
+		s.whose[f] = slices.DeleteFunc(s.whose[f], func(p control.Pod) bool {
+			there := slices.ContainsFunc(now, func(o control.Pod) bool {
+				return o.Container == p.Container && o.Interface == p.Interface && o.NetnsID == p.NetnsID && o.Phase == p.Phase
+			})
+			if !there {
+				gone[p.Container+"/"+p.Interface] = true
+			}
+			return !there
+		})
+	}
+	s.flaws = slices.DeleteFunc(s.flaws, func(f flaw) bool { return len(s.whose[f]) == 0 })
+	s.wanted -= len(gone)
+	s.looked -= len(gone)
+}
+
+// names lists the pods with a flaw.
+func (s *survey) names(f flaw) string {
+	var names []string
+	for _, p := range s.whose[f] {
+		names = append(names, podName(p))
+	}
+	return listed(names)
 }
 
 // others are addresses that a pod must have a way to: of each family the first of a peer's largest pod CIDR.
@@ -131,9 +151,6 @@ func others(peers []control.Peer) (list []netip.Addr) {
 	}
 	return list
 }
-
-// flaw is what is wrong inside a pod; the same in many is one finding.
-type flaw struct{ text, remedy string }
 
 // anew mends everything that is wrong inside a pod.
 const anew = "delete the pod, its runtime makes it anew"
