@@ -15,7 +15,7 @@ import (
 
 // Groups are scheduling groups (cgroups with the cpu controller) beside each other, as systemd makes one for a service and a kubelet one for the
 // pods: the kernel shares the cores among them by their weights first, and then among the threads of each (cgroups(7), sched(7)). A kubelet gives
-// the pods' weight by the node's cores (cpu.shares of 1024 for each, some 39 of cpu.weight).
+// the pods' weight by the node's cores (cpu.shares of 1024 for each; of cpu.weight some 39, by the conversion that most versions have).
 type Groups struct {
 	root  string // where the cpu controller is
 	file  string // what takes a weight

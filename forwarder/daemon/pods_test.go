@@ -22,6 +22,9 @@ func TestLifeOfAPod(t *testing.T) {
 	r := run(t, f, dual)
 	ctx := t.Context()
 	a, err := r.client.Allocate(ctx, allocation("c1"))
+	if a.Gateway4 != control.Gateway4 || a.Gateway6 != control.Gateway6 { // the plugin's and doctor's; the forwarder, which answers for them, has its own
+		t.Errorf("gateways %s and %s", a.Gateway4, a.Gateway6)
+	}
 	if err != nil || fmt.Sprint(a.Addresses) != "[10.244.1.1 fd00:10:244:1::1]" || a.MTU != 1450 || a.Device != control.DeviceName("c1", "eth0") ||
 		a.Phase != control.PhaseReserved || a.Gateway4.String() != "169.254.1.1" || a.Gateway6.String() != "fe80::1" || a.GatewayMAC != "ee:ee:ee:ee:ee:ee" {
 		t.Fatalf("%+v, %v", a, err)
