@@ -21,7 +21,6 @@ type nativeIn struct {
 type nativeStream struct {
 	native.Stream
 	peer  *peer
-	tos   uint8 // outer, of the burst that is open
 	since int64 // nanoseconds, when its last piece came
 	noted bool  // it stands among the incomplete
 }
@@ -86,7 +85,7 @@ func (w *worker) nativeDatagrams(p *peer, d ring.Datagram) (bytes int) {
 			w.refuseNative(p, DropNativeBad)
 		case pc.Length == 0:
 			if have { // a fence ends the wait for more of a burst, so that what is here has to be in it
-				bytes += w.nativePiece(p, run, d.TOS, native.UDP)
+				bytes += w.nativePiece(p, run, native.UDP)
 				have = false
 			}
 			bytes += w.nativeMessage(p, pc.Data, native.UDP)
@@ -95,14 +94,15 @@ func (w *worker) nativeDatagrams(p *peer, d ring.Datagram) (bytes int) {
 			run.Data = append(run.Data[:len(run.Data):cap(run.Data)], pc.Data...)
 		default:
 			if have {
-				bytes += w.nativePiece(p, run, d.TOS, native.UDP)
+				bytes += w.nativePiece(p, run, native.UDP)
 			}
 			run, have = pc, true
+			run.TOS = d.TOS
 			run.Data = d.Data[len(d.Data)-len(b)-len(pc.Data) : len(d.Data)-len(b)]
 		}
 	}
 	if have {
-		bytes += w.nativePiece(p, run, d.TOS, native.UDP)
+		bytes += w.nativePiece(p, run, native.UDP)
 	}
 	return bytes
 }
@@ -166,7 +166,7 @@ func (w *worker) refuseNative(p *peer, r Reason) {
 }
 
 // nativePiece takes one piece, or several that have become one.
-func (w *worker) nativePiece(p *peer, pc native.Piece, tos uint8, by native.Carrier) (bytes int) {
+func (w *worker) nativePiece(p *peer, pc native.Piece, by native.Carrier) (bytes int) {
 	s := w.nativeStreamOf(p, pc.Tag, by)
 	if s == nil {
 		w.refuseNative(p, DropNativeUnknown)
@@ -177,11 +177,6 @@ func (w *worker) nativePiece(p *peer, pc native.Piece, tos uint8, by native.Carr
 	verdict := native.Again
 	for verdict == native.Again {
 		verdict = s.Add(pc, w.native.buffers)
-		if verdict == native.Added {
-			if !s.Incomplete() || s.tos&3 != 3 {
-				s.tos = tos
-			}
-		}
 		bytes += w.nativeFrames(s)
 	}
 	if s.Lost > lost {
@@ -294,7 +289,7 @@ func (w *worker) nativeFrame(s *nativeStream, x *native.Frame) int {
 	if w.taps != nil {
 		w.tapReceived(f, int(v.GSOSize))
 	}
-	w.accept(f, 0, s.tos)
+	w.accept(f, 0, x.TOS)
 	return f.p.Len
 }
 

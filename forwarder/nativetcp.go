@@ -331,7 +331,8 @@ func (w *worker) nativeSegment(x *ring.Frame) {
 	case pc.Length == 0:
 		bytes = w.nativeMessage(p, pc.Data, native.TCP)
 	default:
-		bytes = w.nativePiece(p, pc, q.TOS, native.TCP)
+		pc.TOS = q.TOS
+		bytes = w.nativePiece(p, pc, native.TCP)
 	}
 	a := &p.state.accounts[w.index]
 	a.seen(w.now)

@@ -122,6 +122,7 @@ type Frame struct {
 	IP      []byte // an IP packet, to its end; of a Lost frame what has arrived of it without a gap, may be nil
 	Network int    // NoNetwork, or the VNI that the frame names
 	Kind    FrameKind
+	TOS     uint8 // outer, of its burst
 	h       header
 	virtio  encap.Virtio // of a part
 }

@@ -12,6 +12,7 @@ type Piece struct {
 	Length int    // of the burst; 0: Data is a message
 	Offset int    // of Data in the burst
 	Tag    uint16 // of the stream
+	TOS    uint8  // of the packet that brought it; whoever received that says so
 }
 
 // TCPLen and UDPLen are the lengths of what stands in front of each piece: with the tcp carrier a TCP header without

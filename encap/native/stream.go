@@ -135,6 +135,7 @@ func ahead(a, b uint32) bool { return int32(a-b) > 0 }
 func (s *Stream) Next(f *Frame) bool {
 	if s.late.is {
 		if s.late.next(f) {
+			f.TOS = s.late.tos
 			return true
 		}
 		s.late.close()
@@ -144,6 +145,7 @@ func (s *Stream) Next(f *Frame) bool {
 		return false
 	}
 	if o.next(f) {
+		f.TOS = o.tos
 		return true
 	}
 	if !o.ended {
@@ -174,6 +176,9 @@ func (s *Stream) Drop() {
 	s.late.close()
 }
 
+// tosCE are the bits by which a router marks congestion (RFC 3168).
+const tosCE = 3
+
 // span is bytes of a burst that have come.
 type span struct{ from, to int }
 
@@ -182,7 +187,8 @@ type burst struct {
 	is, ended bool // ended: no more of it is waited for
 	start     uint32
 	length    int
-	size      int // of pieces
+	size      int   // of pieces
+	tos       uint8 // outer, of what has come of it
 	mem       []byte
 	pool      *Buffers // of mem; nil: lent by the caller
 	have      [MaxPieces]span
@@ -192,7 +198,7 @@ type burst struct {
 
 // open begins a burst in memory of its own. What is not set is as close has left it.
 func (o *burst) open(p Piece, size int, mem []byte, pool *Buffers) {
-	o.is, o.ended, o.start, o.length, o.size, o.mem, o.pool = true, false, p.Start, p.Length, size, mem, pool
+	o.is, o.ended, o.start, o.length, o.size, o.tos, o.mem, o.pool = true, false, p.Start, p.Length, size, p.TOS, mem, pool
 }
 
 // openWhole begins a burst that has come in one go: it stays where it is.
@@ -245,6 +251,9 @@ func (o *burst) add(p Piece) Verdict {
 		copy(o.have[right+1:o.nhave+1], o.have[right:o.nhave])
 		o.have[right] = span{from, to}
 		o.nhave++
+	}
+	if o.tos&tosCE != tosCE { // one piece that was marked marks the burst, and no other one
+		o.tos = p.TOS
 	}
 	copy(o.mem[from:to], p.Data)
 	o.ended = o.nhave == 1 && o.have[0] == span{0, o.length}
