@@ -3,6 +3,7 @@ package forwarder
 import (
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/ring"
@@ -165,4 +166,36 @@ func (f *Forwarder) closeEndpoints(keys []endpointKey) {
 		})
 		f.endpointSlots.give(e.index)
 	}
+}
+
+// tunnelPorts is which ports of UDP and TCP, and whether ipip, are tunnels here.
+type tunnelPorts struct {
+	set    atomic.Pointer[[1 << 10]uint64]
+	ipip   atomic.Bool
+	native uint16 // the native stream's port, 0 while it is off; fixed by New
+	tcp    uint16 // the same if the tcp carrier is configured, else 0
+}
+
+func (t *tunnelPorts) has(proto uint8, port uint16) bool {
+	if proto == encap.ProtoTCP {
+		return port == t.tcp && t.tcp != 0
+	}
+	return t.set.Load()[port>>6]&(1<<(port&63)) != 0
+}
+
+func (t *tunnelPorts) store(endpoints map[endpointKey]*endpoint) {
+	var set [1 << 10]uint64
+	ipip := false
+	for k := range endpoints {
+		if k.kind == encap.KindIPIP {
+			ipip = true
+		} else {
+			set[k.port>>6] |= 1 << (k.port & 63)
+		}
+	}
+	if t.native != 0 {
+		set[t.native>>6] |= 1 << (t.native & 63)
+	}
+	t.set.Store(&set)
+	t.ipip.Store(ipip)
 }

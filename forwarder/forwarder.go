@@ -98,34 +98,6 @@ type environment struct {
 	setPriority func(thread int, p ring.Priority) error // of one of our threads
 }
 
-// tunnelPorts is which UDP ports, and whether ipip, are tunnels here.
-type tunnelPorts struct {
-	set    atomic.Pointer[[1 << 10]uint64]
-	ipip   atomic.Bool
-	native uint16 // the native stream's port, 0 while it is off; fixed by New
-}
-
-func (t *tunnelPorts) has(port uint16) bool {
-	return t.set.Load()[port>>6]&(1<<(port&63)) != 0
-}
-
-func (t *tunnelPorts) store(endpoints map[endpointKey]*endpoint) {
-	var set [1 << 10]uint64
-	ipip := false
-	for k := range endpoints {
-		if k.kind == encap.KindIPIP {
-			ipip = true
-		} else {
-			set[k.port>>6] |= 1 << (k.port & 63)
-		}
-	}
-	if t.native != 0 {
-		set[t.native>>6] |= 1 << (t.native & 63)
-	}
-	t.set.Store(&set)
-	t.ipip.Store(ipip)
-}
-
 // New opens everything a forwarder needs: the host's TUN, sockets, memory. It
 // forwards nothing before Start. On an error nothing stays open.
 func New(s Settings) (*Forwarder, error) { return newForwarder(s, kernel()) }

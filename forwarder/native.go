@@ -139,6 +139,9 @@ func (f *Forwarder) openNative() error {
 	}
 	f.fds.add("native/messages", n.sock.FD())
 	f.native, f.tunnelPorts.native = n, s.Native.Port
+	if s.Native.TCP { // also while there is no uplink to use it on: peers read it from theirs
+		f.tunnelPorts.tcp = s.Native.Port
+	}
 	for i, w := range f.workers {
 		sock, err := f.env.openUDP(ring.UDPConfig{Local: local, ReusePort: true, GRO: true, Errors: true, RecvBuffer: receiveBuffer, SendBuffer: sendBuffer})
 		if err != nil {

@@ -2,8 +2,11 @@ package forwarder
 
 import (
 	"bytes"
+	"net/netip"
 	"syscall"
 	"testing"
+
+	"github.com/google/gopacket/layers"
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/encap/native"
@@ -411,5 +414,30 @@ func TestFirstTag(t *testing.T) {
 		if first := firstTag(); first < 1<<15 || first+255 < first {
 			t.Fatalf("%d", first)
 		}
+	}
+}
+
+// TestTCPClosedToPods: while the tcp carrier is configured no pod reaches its port on any node, whole or by a first fragment: masqueraded, its segments
+// would be this node's to the peer. Other ports, other addresses, and all of it without that carrier, are none of our business.
+func TestTCPClosedToPods(t *testing.T) {
+	for _, by := range []native.Carrier{native.TCP, native.UDP, native.TCP | native.UDP} {
+		x := newNativePairBy(t, encap.KindVXLAN, by)
+		to := func(dst netip.Addr, port layers.TCPPort) []byte {
+			return tcpPacket(podA1, dst, 1, 60, func(h *layers.TCP) { h.DstPort = port })
+		}
+		closed := [][]byte{to(nodeB, 7471), to(nodeA, 7471), fragmentOf(to(nodeB, 7471), 0, 40), fragmentOf(to(nodeA, 7471), 0, 8)}
+		open := [][]byte{to(nodeB, 7472), fragmentOf(to(nodeB, 7472), 0, 40), fragmentOf(to(nodeB, 7471), 40, 40), to(outsideAddr, 7471), to(stranger, 7471)}
+		drops := map[Reason]uint64{DropTunnelLoop: uint64(len(closed))}
+		if by == native.UDP {
+			open, closed, drops = append(open, closed...), nil, nil
+		}
+		for _, ip := range append(closed, open...) {
+			x.podA.Inject(ring.FakePacket{Data: ip})
+		}
+		x.a.turn()
+		if n := len(x.a.hosts[0].Sent()); n != len(open) {
+			t.Errorf("%v: %d packets are handed to the host, want %d", by, n, len(open))
+		}
+		x.a.check(drops)
 	}
 }

@@ -230,7 +230,7 @@ func (w *worker) rememberFlow(f *frame) bool {
 func (w *worker) tunnelLoop(f *frame) bool {
 	p := &f.p
 	switch p.Proto {
-	case encap.ProtoUDP:
+	case encap.ProtoUDP, encap.ProtoTCP:
 		port := p.DstPort
 		switch p.Frag {
 		case encap.LaterFrag:
@@ -238,7 +238,7 @@ func (w *worker) tunnelLoop(f *frame) bool {
 		case encap.FirstFrag:
 			port = binary.BigEndian.Uint16(f.ip()[p.L4+2:])
 		}
-		if !w.f.tunnelPorts.has(port) {
+		if !w.f.tunnelPorts.has(p.Proto, port) {
 			return false
 		}
 	case encap.ProtoIPIP, encap.ProtoIPv6:

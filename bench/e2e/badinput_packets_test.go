@@ -100,6 +100,14 @@ func ipPacket(src, dst netip.Addr, proto, ttl, first byte, middle, l4 []byte) []
 	return append(append(b, middle...), l4...)
 }
 
+// firstFragment is the first of a packet's fragments; l4 is a multiple of eight bytes long.
+func firstFragment(src, dst netip.Addr, proto byte, id uint16, l4 []byte) []byte {
+	if src.Is6() {
+		return ipPacket(src, dst, proto, 64, 44, []byte{proto, 0, 0, 1, 0, 0, byte(id >> 8), byte(id)}, l4)
+	}
+	return changed(ipPacket(src, dst, proto, 64, 0, nil, l4), func(b []byte) { b[4], b[5], b[6] = byte(id>>8), byte(id), 0x20 })
+}
+
 // withSum writes the L4 checksum at offset at, pseudo-header included (but for ICMP in IPv4).
 func withSum(src, dst netip.Addr, proto byte, l4 []byte, at int) []byte {
 	sum := uint32(0)
