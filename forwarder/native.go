@@ -71,7 +71,17 @@ const nativeCarriers = 2
 // nativePeer is what a peer sends, as it has said. Immutable.
 type nativePeer struct {
 	first, streams uint16              // its tags
-	size           [nativeCarriers]int // of its pieces
+	size           [nativeCarriers]int // of its pieces; 0: by a carrier that it does not offer, and so sends nothing by
+}
+
+func newNativePeer(known native.Message) *nativePeer {
+	p := &nativePeer{first: known.FirstTag, streams: uint16(known.Streams)}
+	for _, by := range [...]native.Carrier{native.TCP, native.UDP} {
+		if known.Carriers&by != 0 {
+			p.size[carrierIndex(by)] = known.Piece(by)
+		}
+	}
+	return p
 }
 
 // nativePlane is what the workers have in common of the stream, and who decides.

@@ -153,7 +153,7 @@ func (n *nativePlane) publish(a *nativeAgreement, now time.Duration) {
 		case known.From == 0:
 			s.from.Store(nil)
 		default:
-			s.from.Store(&nativePeer{first: known.FirstTag, streams: uint16(known.Streams), size: [nativeCarriers]int{int(known.PieceTCP), int(known.PieceUDP)}})
+			s.from.Store(newNativePeer(known))
 		}
 	}
 	way, old := a.Way(now), s.way.Load()

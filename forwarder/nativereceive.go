@@ -204,7 +204,7 @@ func (w *worker) nativePiece(p *peer, pc native.Piece, by native.Carrier) (bytes
 // nativeStreamOf is the stream with a tag by a carrier; nil: the peer has not said that it sends it.
 func (w *worker) nativeStreamOf(p *peer, tag uint16, by native.Carrier) *nativeStream {
 	from := p.state.native.from.Load()
-	if from == nil || tag-from.first >= from.streams {
+	if from == nil || tag-from.first >= from.streams || from.size[carrierIndex(by)] == 0 {
 		return nil
 	}
 	n := w.native

@@ -441,3 +441,27 @@ func TestTCPClosedToPods(t *testing.T) {
 		x.a.check(drops)
 	}
 }
+
+// TestNativeOnlyByWhatIsOffered: of a peer that has one carrier nothing is taken by the other, whose port it may have left open to its pods.
+func TestNativeOnlyByWhatIsOffered(t *testing.T) {
+	for _, offered := range []native.Carrier{native.TCP, native.UDP} {
+		for _, by := range []native.Carrier{native.TCP, native.UDP} {
+			x := newNativePairBy(t, encap.KindVXLAN, native.TCP|native.UDP)
+			x.wayBy(by, false, 0)
+			x.b.f.peers[nodeA].state.native.from.Store(newNativePeer(native.Message{Carriers: offered, FirstTag: nativeTestTag, Streams: 1, PieceTCP: nativeTestPiece, PieceUDP: nativeTestPiece}))
+			x.podA.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 30)})
+			x.a.turn()
+			for _, arrives := range x.arrivals(t, by) {
+				arrives(false)
+			}
+			drops := map[Reason]uint64{}
+			if by != offered {
+				drops[DropNativeUnknown] = 1
+			}
+			if n := len(x.podB.Sent()); (n == 1) != (by == offered) {
+				t.Errorf("a peer that offers %v: %d frames by %v", offered, n, by)
+			}
+			x.b.check(drops)
+		}
+	}
+}
