@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -397,4 +398,37 @@ func TestDeliverSegmentsErrors(t *testing.T) {
 		r.check(map[Reason]uint64{DropPortFull: 1})
 		r.expect(0, 1, 0)
 	}
+}
+
+// TestMergeNested: a pod's own tunnel may leave the checksum inside it to whoever delivers. Over the native stream that is said of each packet, and a
+// merge could not say it of any but the first: each is written by itself, between the same flow's merges, in order.
+func TestMergeNested(t *testing.T) {
+	x := newNativePair(t, encap.KindVXLAN)
+	x.way(false)
+	const at = 20 + 8 + 22 // behind the pod's own UDP, VXLAN and Ethernet headers
+	var want [][]byte
+	for i, left := range []bool{true, true, false, false, true} {
+		inside := udpPacket(podA2, podB, uint16(5+i), 6, 100)
+		whole := ipPacket(podA1, podB, layers.IPProtocolUDP, &layers.UDP{SrcPort: 40000, DstPort: 4789}, append([]byte{8, 0, 0, 0, 0, 0, 1, 21: 0}, inside...))
+		want = append(want, whole[28:])
+		p := ring.FakePacket{Data: bytes.Clone(whole)}
+		if left {
+			p.Virtio = partial(p.Data[at:], 0)
+			p.Virtio.CsumStart += at
+		}
+		x.podA.Inject(p)
+	}
+	x.a.turn()
+	x.receive(x.a.f.workers[0].native.sock.(*ring.FakeSocket).Sent()...)
+	writes := x.podB.Sent()
+	var got [][]byte
+	for _, w := range writes {
+		for _, ip := range cutWrite(t, w, 0) {
+			got = append(got, ip[28:])
+		}
+	}
+	if len(writes) != 4 || !slices.EqualFunc(got, want, bytes.Equal) {
+		t.Errorf("%d writes, %d packets, want 4 and %d with the checksum inside complete:\n%x\n%x", len(writes), len(got), len(want), got, want)
+	}
+	x.b.check(nil)
 }

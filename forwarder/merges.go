@@ -60,10 +60,13 @@ func (ms *merges) find(a *arena, b *outbox, f *frame) int {
 }
 
 // deliverMerged is deliver for what came over the wire: it joins the open
-// merge of its flow if it can. Its checksum has been verified.
+// merge of its flow if it can. Its checksum has been verified. What a pod's own
+// tunnel leaves partial is inside the payload, where a merge, which has its one
+// partial checksum at its own L4, cannot say so: it goes by itself.
 func (w *worker) deliverMerged(f *frame, b *outbox) {
 	if b.port == nil || !b.port.gso || f.v.IsGSO() || !w.f.use.mergeWrites ||
-		f.p.Proto != encap.ProtoTCP && (f.p.Proto != encap.ProtoUDP || !b.port.uso) || f.p.Frag != encap.NotFrag {
+		f.p.Proto != encap.ProtoTCP && (f.p.Proto != encap.ProtoUDP || !b.port.uso) || f.p.Frag != encap.NotFrag ||
+		f.v.Flags&encap.NeedsCsum != 0 && f.v.CsumStart != f.p.L4 {
 		w.deliver(f, b, Pod)
 		return
 	}
