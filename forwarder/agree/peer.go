@@ -11,7 +11,7 @@ const (
 	ProbeEvery = 200 * time.Millisecond // while there is traffic
 	ProofLife  = 700 * time.Millisecond // without an echo a carrier is dead
 	Linger     = 2 * time.Second        // traffic that has stopped counts so long
-	Forget     = 5 * time.Second        // a peer that answers no probe is asked anew who it is
+	Forget     = 5 * time.Second        // a peer that answers no probe, nor sends one, is asked anew who it is
 
 	firstHello = 200 * time.Millisecond
 	lastHello  = 60 * time.Second
@@ -55,7 +55,7 @@ type Peer struct {
 
 	wantedUntil time.Duration
 	carriers    [2]carrier
-	heard       time.Duration // of an echo, or when the peer became known
+	heard       time.Duration // of an echo or a probe, or when the peer became known or was not asked
 }
 
 // carrier is what is known of one.
@@ -154,13 +154,11 @@ func (p *Peer) Tick(now time.Duration, wanted bool, usable native.Carrier, out [
 	if p.known.From == 0 && active || p.asked {
 		out = p.hello(now, out)
 	}
+	asked := false
 	for i := range p.carriers {
 		c := &p.carriers[i]
 		c.is = order[i]
 		c.usable = p.known.From != 0 && c.is&p.Self.Carriers&p.known.Carriers&usable != 0 && p.Self.Network == p.known.Network
-		if !active {
-			p.heard = now // nobody was asked
-		}
 		if c.row > 0 && now-c.proof > ProofLife || !c.usable {
 			c.die(active && c.usable)
 		}
@@ -171,6 +169,10 @@ func (p *Peer) Tick(now time.Duration, wanted bool, usable native.Carrier, out [
 			c.next++
 			out = append(out, p.message(native.Probe, n, c.is))
 		}
+		asked = asked || active && c.usable
+	}
+	if !asked {
+		p.heard = now // silence says nothing of one to whom no probe goes
 	}
 	return out
 }
@@ -233,6 +235,7 @@ func (p *Peer) Receive(now time.Duration, m native.Message, by native.Carrier, o
 			p.asked = true
 			return out
 		}
+		p.heard = now // it knows us and is who it was, whether our own probes pass or we have none to send
 		if by&p.Self.Carriers != 0 {
 			return append(out, p.message(native.Echo, m.Nonce, by))
 		}

@@ -14,6 +14,7 @@ type world struct {
 	node   [2]*Peer // node[0] is what node 0 knows of node 1
 	wanted [2]bool
 	usable native.Carrier
+	unable [2]native.Carrier // by node: what it cannot send by of these
 	pass   func(from int, s Send) bool
 	wire   []flying
 	sent   map[native.Kind]int
@@ -67,7 +68,7 @@ func (w *world) run(d time.Duration) {
 		w.wire = append(later, w.wire...)
 		if w.now%(50*time.Millisecond) == 0 {
 			for i := range w.node {
-				w.send(i, w.node[i].Tick(w.now, w.wanted[i], w.usable, nil))
+				w.send(i, w.node[i].Tick(w.now, w.wanted[i], w.usable&^w.unable[i], nil))
 			}
 		}
 	}
@@ -173,6 +174,40 @@ func TestSilent(t *testing.T) {
 	w.pass = func(int, Send) bool { return true }
 	w.run(61 * time.Second)
 	w.want(0, native.TCP)
+}
+
+// A peer that answers no probe of ours, as none is sent or none gets through, is not forgotten while it sends some itself, and where nobody can send any
+// it is not taken for silent: to forget it would cost every burst of it that comes meanwhile.
+func TestRemembered(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*world)
+		way    native.Carrier
+	}{
+		"it can send by no carrier":       {func(w *world) { w.unable[1] = native.TCP | native.UDP }, native.TCP},
+		"its probes are lost":             {func(w *world) { w.pass = func(from int, s Send) bool { return from == 0 || s.Kind != native.Probe } }, native.TCP},
+		"neither of them can send by one": {func(w *world) { w.usable = 0 }, 0},
+		"one is lost, one it has not": {func(w *world) {
+			w.unable[1] = native.TCP
+			w.pass = func(_ int, s Send) bool { return s.By != native.UDP }
+		}, native.TCP},
+	} {
+		w := newWorld(t)
+		w.wanted = [2]bool{true, true}
+		w.run(time.Second)
+		c.change(w)
+		w.run(time.Second)
+		_, before := w.node[1].Known()
+		hellos := w.sent[native.Hello]
+		for range 20 {
+			w.run(time.Second)
+			if k, g := w.node[1].Known(); k.From != 100 || g != before || w.way(0) != c.way {
+				t.Fatalf("%s: at %v known as %d, generation %d, was %d; the other goes by %v", name, w.now, k.From, g, before, w.way(0))
+			}
+		}
+		if n := w.sent[native.Hello] - hellos; n > 0 {
+			t.Errorf("%s: %d hellos", name, n)
+		}
+	}
 }
 
 // What a stranger at the peer's address says without having seen our nonces changes nothing, and answers are bounded.
