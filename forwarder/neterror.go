@@ -23,13 +23,26 @@ func (w *worker) drainErrors(s ring.Socket) {
 // there, which its silence tells as well.
 func (w *worker) socketError(e *ring.SocketError) {
 	h := w.view.Peer(e.Peer.Addr())
-	if h == nil || e.Errno != syscall.EMSGSIZE || e.Origin == ring.OriginLocal || e.MTU <= 0 || !w.tooBigForPath(e, h.peer) {
+	if h == nil || e.Errno != syscall.EMSGSIZE || e.Origin == ring.OriginLocal || e.MTU <= 0 || !w.onPath(e.Offender) || !w.tooBigForPath(e, h.peer) {
 		return
 	}
 	if h.peer.state.learn(e.MTU, time.Unix(w.now, 0)) {
 		w.f.log.Info("the path to a peer has a smaller MTU", "peer", h.peer.spec.Name, "underlayMTU", max(e.MTU, minLearnedMTU),
 			"innerMTU", h.peer.innerMTU(w.now), "said", e.Offender, "for", learnedLifetime)
 	}
+}
+
+// onPath reports whether who sends an ICMP error can be on the way between
+// nodes. Pods are not, here or elsewhere: one that quotes the tunnel to its node
+// would lower the MTU for all of the node's pods. Nor has anything an address of
+// the pods' network there, where the underlay is outside it. The kernel itself
+// has none, or the node's.
+func (w *worker) onPath(offender netip.Addr) bool {
+	if !offender.IsValid() {
+		return true
+	}
+	h := w.network.Route(offender.Unmap())
+	return h == nil || h.kind == hopHost
 }
 
 // tooBigForPath reports whether the error can be true: the MTU is less than we

@@ -256,3 +256,35 @@ func TestClampMSS(t *testing.T) {
 		r.check(nil)
 	}
 }
+
+// TestLearnedMTUNotFromPods: whoever has an address of the pods' network is not on the way between nodes, whatever is quoted: a pod would shrink the path
+// of all pods of its node. Routers, the peer and this node are believed as before, and so is an error without an address.
+func TestLearnedMTUNotFromPods(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindVXLAN))
+	r.attach(AttachTUN, "a1", podA1, podA1v6)
+	routed := netip.MustParseAddr("10.244.1.77")
+	if _, err := r.f.Attach(PortSpec{Container: "r", Interface: "eth0", Attach: AttachRouted, Addresses: []netip.Addr{routed}}); err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParseAddr
+	for _, c := range []struct {
+		who      string
+		offender netip.Addr
+		believed bool
+	}{
+		{"a pod here", podA1, false}, {"its IPv6 address", podA1v6, false}, {"its IPv4 address in IPv6", netip.AddrFrom16(podA1.As16()), false},
+		{"a pod that has gone", podA2, false}, {"a routed pod", routed, false}, {"a pod of the peer", podB, false}, {"its IPv6 address", podBv6, false},
+		{"this node among pods", hostAddr, false}, {"an address of no node", at("10.244.9.9"), false},
+		{"a router", stranger, true}, {"one far away", outsideAddr, true}, {"one of IPv6", at("2001:db8::1"), true}, {"one of the link", at("fe80::1"), true},
+		{"the peer", nodeB, true}, {"this node", nodeA, true}, {"nobody", netip.Addr{}, true},
+	} {
+		w := r.f.workers[0]
+		w.begin()
+		p := w.view.Peer(nodeB).peer
+		p.state.pathMTU.Store(0)
+		w.socketError(&ring.SocketError{Peer: netip.AddrPortFrom(nodeB, 8472), Offender: c.offender, Origin: ring.OriginICMP, Errno: syscall.EMSGSIZE, MTU: 1400})
+		if got := p.innerMTU(w.now) < p.mtu; got != c.believed {
+			t.Errorf("%s, %s: believed: %v", c.who, c.offender, got)
+		}
+	}
+}

@@ -113,6 +113,57 @@ func TestInteropPathMTU(t *testing.T) {
 	}
 }
 
+// TestPathMTUForged: an ICMP error that quotes the tunnel lowers the path's MTU if it comes from the underlay. From a pod, of this node or the other, the
+// same one lowers nothing: it would for all pods of the node.
+func TestPathMTUForged(t *testing.T) {
+	t.Parallel()
+	lab.Require(t)
+	for _, v6 := range []bool{false, true} {
+		t.Run("outer "+family(v6), func(t *testing.T) {
+			const port = 8285 // of both ends: what pods have to guess of vxlan
+			l := lab.New(t, lab.Config{Encap: "udp", Port: port, Outer6: v6, Masquerade: true})
+			l.Start(t)
+			a, b := l.Nodes[0], l.Nodes[1]
+			near, tun, far := a.AddPod(t, lab.Veth), a.AddPod(t, lab.TUN), b.AddPod(t, lab.Veth)
+			pingBoth(t, &near.Host, &far.Host)
+			says := func(from netip.Addr, mtu uint16) []byte {
+				udp := udpTo(a.Underlay(), b.Underlay(), port, nil)
+				binary.BigEndian.PutUint16(udp, port)
+				kind, code := byte(3), byte(4)
+				if v6 {
+					kind, code = 2, 0
+				}
+				l4 := append([]byte{kind, code, 0, 0, 0, 0, byte(mtu >> 8), byte(mtu)}, ipPacket(a.Underlay(), b.Underlay(), unix.IPPROTO_UDP, 64, 0, nil, udp)...)
+				return ipPacket(from, a.Underlay(), icmpProto(v6), 64, 0, nil, withSum(from, a.Underlay(), icmpProto(v6), l4, 2))
+			}
+			mtu := func() int {
+				peers, err := a.Daemon.Control().Peers(t.Context())
+				if err != nil || len(peers) != 1 {
+					t.Fatalf("%v, %v", peers, err)
+				}
+				return peers[0].MTU
+			}
+			whole := mtu()
+			for _, p := range []*lab.Pod{near, tun, far} {
+				if err := p.InjectIP(says(p.Addr(v6), 1300)); err != nil {
+					t.Fatal(err)
+				}
+				if err := p.Ping(a.Underlay()); err != nil { // behind it
+					t.Error(err)
+				}
+			}
+			if got := mtu(); got != whole {
+				t.Fatalf("pods have lowered the path's MTU from %d to %d", whole, got)
+			}
+			if err := b.SendIP(says(b.Underlay(), 1400)); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the path's MTU is what the underlay says", func() bool { return mtu() == whole-100 })
+			conserved(t, l)
+		})
+	}
+}
+
 // tooBig sends DF echoes one byte larger than mtu and expects an error with that MTU from a router; of mtu itself an
 // answer.
 func tooBig(t *testing.T, from, to *lab.Host, v6 bool, mtu int, router netip.Addr) {
