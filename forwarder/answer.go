@@ -70,8 +70,10 @@ func (w *worker) answerICMP(f *frame, r Reason, kind encap.ICMPKind, mtu int) {
 	if !src.IsValid() || !encap.MayAnswer(f.ip(), &f.p) || !w.limiter.allow(sourceHash(&f.p), w.nanos) {
 		return
 	}
-	w.makeRoom()
-	mem := w.alloc(ring.Headroom + encap.MaxICMPError)
+	// Not scratch: on its way to a peer it may cause a flush (nativehold.go,
+	// nativesend.go), which takes scratch back, and wait behind that one. It is the
+	// collector's to know when nobody refers to it; the ration bounds what is made.
+	mem := make([]byte, ring.Headroom+encap.MaxICMPError)
 	n := encap.ICMPError(mem[ring.Headroom:], f.ip(), &f.p, kind, mtu, src)
 	if n == 0 {
 		return

@@ -2,6 +2,9 @@ package forwarder
 
 import (
 	"context"
+	"encoding/binary"
+	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -207,4 +210,48 @@ func TestTCPOpenedLater(t *testing.T) {
 	if err := f.Reconfigure(next); err != nil || x.a.pods["eth1"] != nil || instance() != before {
 		t.Errorf("what is open is opened again: %v", err)
 	}
+}
+
+// TestAnswersOutliveAFlush: an answer that ends a batch's bursts on its way, here as the stream has got another tag, is still whole when more answers
+// have been made behind it.
+func TestAnswersOutliveAFlush(t *testing.T) {
+	x := newNativePair(t, encap.KindVXLAN)
+	x.way(false)
+	x.b.f.peers[nodeA].state.native.from.Store(&nativePeer{first: nativeTestTag, streams: 2, size: [nativeCarriers]int{nativeTestPiece, nativeTestPiece}})
+	w, p := x.a.f.workers[0], x.a.f.peers[nodeB]
+	const answers, first = 6, 1000
+	w.begin()
+	for i := range answers {
+		if i == 1 {
+			way := *p.state.native.way.Load()
+			way.me.FirstTag++
+			p.state.native.way.Store(&way)
+		}
+		f := &w.frame
+		*f = frame{mem: udpPacket(podB, netip.MustParseAddr("10.244.1.99"), uint16(first+i), 2, 400), by: p}
+		if fault := encap.Parse(f.ip(), &f.p); fault != encap.OK {
+			t.Fatal(fault)
+		}
+		w.tally.received[Wire]++
+		w.refuse(f, DropNoPod, encap.HostUnreachable)
+	}
+	w.flush()
+	w.ledger.publish(&w.tally)
+	sent := w.native.sock.(*ring.FakeSocket).Sent()
+	if len(sent) < 2 {
+		t.Fatalf("%d bursts: nothing was flushed on the way", len(sent))
+	}
+	x.receive(sent...)
+	var got, want []uint16
+	for _, a := range x.podB.Sent() {
+		got = append(got, binary.BigEndian.Uint16(decode(t, a.Data).icmp4.Payload[20:]))
+	}
+	for i := range answers {
+		want = append(want, uint16(first+i))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("answers about the packets of ports %v, want %v", got, want)
+	}
+	x.a.check(map[Reason]uint64{DropNoPod: answers})
+	x.b.check(nil)
 }
