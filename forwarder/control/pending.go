@@ -167,6 +167,11 @@ func SyncDir(dir string) error {
 
 // IsPending is whether a delete of a pod waits.
 func IsPending(socket, container, iface string) bool {
-	_, err := os.Lstat(PendingPath(socket, container, iface))
+	return IsPendingFile(socket, DeviceName(container, iface))
+}
+
+// IsPendingFile is whether a delete waits under a file name that Pending has listed.
+func IsPendingFile(socket, name string) bool {
+	_, err := os.Lstat(filepath.Join(PendingDir(socket), name+".json"))
 	return err == nil
 }

@@ -330,14 +330,15 @@ func (d *Daemon) finishAllPending(ctx context.Context) error {
 
 // finishPending carries out the delete that was queued for a pod, if there is one. The key is locked.
 func (d *Daemon) finishPending(k control.PodKey) error {
-	socket := d.state.Load().cfg.Control.Socket
-	if !control.IsPending(socket, k.Container, k.Interface) {
-		return nil
-	}
-	return d.finish(socket, control.DeviceName(k.Container, k.Interface))
+	return d.finish(d.state.Load().cfg.Control.Socket, control.DeviceName(k.Container, k.Interface))
 }
 
+// finish carries out one queued delete. Its pod's key is locked. Who waited for the lock may find that an ADD, which had it before,
+// has done what was queued: what stands under the name now is a new pod, which nobody wants gone.
 func (d *Daemon) finish(socket, name string) error {
+	if !control.IsPendingFile(socket, name) {
+		return nil
+	}
 	if k, known := d.pods.keyOf(name); known {
 		if p := d.pods.get(k); p != nil {
 			if err := d.remove(p, true); err != nil {

@@ -274,6 +274,49 @@ func TestPendingWhileRunning(t *testing.T) {
 	}
 }
 
+// TestPendingMeanwhileDone: a delete that was read as queued, and was done by the ADD that came first, does not take that ADD's pod.
+func TestPendingMeanwhileDone(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	if _, err := r.plug(t, "c1"); err != nil {
+		t.Fatal(err)
+	}
+	k := control.PodKey{Container: "c1", Interface: "eth0"}
+	unlock, err := r.pods.keys.lock(t.Context(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := func(n int) func() bool {
+		return func() bool {
+			r.pods.keys.mu.Lock()
+			defer r.pods.keys.mu.Unlock()
+			return r.pods.keys.m[k].users > n
+		}
+	}
+	added := make(chan error, 1)
+	go func() { _, err := r.Allocate(t.Context(), allocation("c1")); added <- err }()
+	soon(t, "the ADD waits", waiting(1)) // who waits first goes first
+	socket := filepath.Join(filepath.Dir(r.path), "p.sock")
+	if err := control.WritePending(socket, control.DetachRequest{Container: "c1", Interface: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	finished := make(chan error, 1)
+	go func() { finished <- r.finishAllPending(t.Context()) }()
+	soon(t, "the queued delete waits behind it", waiting(2))
+	unlock()
+	if err := errors.Join(<-added, <-finished); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "the daemon's own look is over too", func() bool {
+		r.pods.keys.mu.Lock()
+		defer r.pods.keys.mu.Unlock()
+		return len(r.pods.keys.m) == 0
+	})
+	if p := r.phases(t); p != "c1 reserved" || control.IsPending(socket, "c1", "eth0") {
+		t.Errorf("after an ADD that succeeded there is %q", p)
+	}
+}
+
 func TestReservationsAtTheStart(t *testing.T) {
 	f := newFake()
 	r := run(t, f, "")
