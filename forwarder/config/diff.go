@@ -57,7 +57,11 @@ type Change struct{ Key, Old, New string }
 
 // String returns what changes and that it needs a restart.
 func (c Change) String() string {
-	return fmt.Sprintf("%s: %s → %s needs a restart", c.Key, shown(c.Old), shown(c.New))
+	s := fmt.Sprintf("%s: %s → %s needs a restart", c.Key, shown(c.Old), shown(c.New))
+	if c.Key == "state" {
+		s += " that takes the directory along: stop the daemon, move it, then start, or the pods that run are not known any more"
+	}
+	return s
 }
 
 func shown(v string) string {

@@ -19,6 +19,7 @@ func (d *Daemon) cleanupPods(m machine, cfg *config.Config) (removed []string, e
 		if err != nil {
 			return nil, err
 		}
+		defer store.Close()
 		records, _, err := store.Load()
 		if err != nil {
 			return nil, err

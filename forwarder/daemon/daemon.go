@@ -66,6 +66,7 @@ type Daemon struct {
 	change sync.Mutex // one change at a time: reload, peers, underlay
 
 	pods      *pods
+	spared    map[string]bool // devices that are no orphans though no pod has them; fixed by start
 	gate      *gate
 	up        chan struct{} // closed when requests about pods may begin
 	waitMu    sync.Mutex
@@ -118,6 +119,7 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 		return err
 	}
 	defer d.listener.Release() // last of all: a successor may start now
+	defer d.pods.store.Close()
 	defer d.disclaim()
 
 	// Everything that goes on in the background ends with ctx or with the first failure.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -125,6 +126,39 @@ func TestTwoDaemonsOnOneSocket(t *testing.T) {
 	r.stop()
 	if err := cleanup(t.Context(), second, Options{Config: r.path, Log: io.Discard}); err != nil || !slices.Contains(second.deeds(), "cleanup penstock0") {
 		t.Errorf("not cleaned up: %v", err)
+	}
+}
+
+// TestTwoDaemonsOnOneState: in two network namespaces, with sockets of their own, and a state that somebody forgot.
+func TestTwoDaemonsOnOneState(t *testing.T) {
+	r := run(t, newFake(), "")
+	a, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := newFake()
+	other := Options{Config: file(t, "state: "+stateDir(r.path)+"\n"), Log: io.Discard}
+	d, _ := newDaemon(second, other)
+	want := "another penstockd works with the directory " + stateDir(r.path)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // or it would run
+	defer cancel()
+	if err := d.run(ctx, nil); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v", err)
+	}
+	if did := second.deeds(); slices.Contains(did, "forwarder") {
+		t.Errorf("the second one did %q", did)
+	}
+	if err := cleanup(t.Context(), second, other); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("cleaned up another one's pods: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(stateDir(r.path), "pods", a.Device+".json")); err != nil {
+		t.Error(err)
+	}
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if err := cleanup(t.Context(), second, other); err != nil {
+		t.Error(err)
 	}
 }
 

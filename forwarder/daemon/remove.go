@@ -191,7 +191,8 @@ func (d *Daemon) collectOrphans() error {
 	}
 	var errs []error
 	for _, l := range links {
-		if !ourName(l.Name) || !(l.Group == control.DeviceGroup && l.Type == "veth" || l.Type == "tun" || l.Type == "tuntap") || d.pods.claims(l.Name) {
+		ours := strayVeth(l) && !d.spared[l.Name] || ourName(l.Name) && (l.Type == "tun" || l.Type == "tuntap")
+		if !ours || d.pods.claims(l.Name) {
 			continue
 		}
 		if err := d.machine.RemoveLink(l.Name); err != nil && !errors.Is(err, errNoLink) {
@@ -202,6 +203,11 @@ func (d *Daemon) collectOrphans() error {
 		errs = append(errs, d.host.UnblockIngress(l.Name))
 	}
 	return errors.Join(errs...)
+}
+
+// strayVeth is whether a device is the host end of a pod's veth, if no pod has it.
+func strayVeth(l link) bool {
+	return ourName(l.Name) && l.Group == control.DeviceGroup && l.Type == "veth"
 }
 
 // ourName is whether a device's name is one that control.DeviceName makes.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -24,19 +25,15 @@ const reservedGrace = 2 * time.Minute
 //
 // What fails for one pod is logged and does not keep the daemon from starting. No worker runs and no request is served yet.
 func (d *Daemon) restorePods(ctx context.Context, s *state) error {
-	boot, err := d.machine.BootID()
+	records, damaged, err := d.pods.store.Load()
 	if err != nil {
 		return err
 	}
-	store, err := podstate.Open(s.cfg.State, boot)
-	if err != nil {
-		return err
+	if d.pods.store.Fresh() {
+		if err := d.spareStrangers(); err != nil {
+			d.log.Error("devices that no pod has are not looked at", "error", err)
+		}
 	}
-	records, damaged, err := store.Load()
-	if err != nil {
-		return err
-	}
-	d.pods.store = store
 	d.takeAddresses(s, records, damaged)
 	if err := d.finishAllPending(ctx); err != nil {
 		d.log.Error("queued deletes are not finished; trying again", "error", err)
@@ -64,6 +61,38 @@ func (d *Daemon) restorePods(ctx context.Context, s *state) error {
 	}
 	if len(counts) > 0 {
 		d.log.Info("pods of the daemon before this one", "restored", counts[restored], "waiting", counts[waits], "reserved", counts[kept], "gone", counts[gone], "failed", counts[failed])
+	}
+	return nil
+}
+
+// openState takes the state directory for this daemon.
+func (d *Daemon) openState(dir string) error {
+	boot, err := d.machine.BootID()
+	if err != nil {
+		return err
+	}
+	d.pods.store, err = podstate.Open(dir, boot)
+	return err
+}
+
+// spareStrangers keeps the veths of pods that a brand-new state directory knows nothing of from being taken for what a killed plugin
+// has left: far likelier somebody has set `state` to another directory, or removed the old one, and the pods run. The next start
+// takes them away.
+func (d *Daemon) spareStrangers() error {
+	links, err := d.machine.Links()
+	if err != nil {
+		return err
+	}
+	d.spared = map[string]bool{}
+	for _, l := range links {
+		if strayVeth(l) {
+			d.spared[l.Name] = true
+		}
+	}
+	if len(d.spared) > 0 {
+		d.log.Warn("the state directory is new, but devices of pods stand here; these pods have no network, and the next start removes their devices: "+
+			"if state was another directory, stop the daemon, move its content here and start again; else delete these pods",
+			"state", d.state.Load().cfg.State, "devices", slices.Sorted(maps.Keys(d.spared)))
 	}
 	return nil
 }
@@ -119,9 +148,10 @@ func (d *Daemon) takeAddresses(s *state, records []*podstate.Record, damaged []p
 	ps.alloc.Resume(released)
 }
 
-// blockRestored puts the drops on all veths that will be ports again, in one transaction, and takes away all others.
+// blockRestored puts the drops on all veths that will be ports again, in one transaction, and takes away all others. Those of veths that
+// are spared stay: the host's stack shall not have their pods' packets.
 func (d *Daemon) blockRestored() map[string]bool {
-	var want []string
+	want := slices.Collect(maps.Keys(d.spared))
 	for _, p := range d.pods.list() {
 		if p.rec.Phase == control.PhaseAttached && p.rec.Attach == control.AttachVeth {
 			if _, err := d.machine.Link(p.rec.Device); err == nil {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -218,21 +219,63 @@ func TestDamagedState(t *testing.T) {
 // A plugin that was killed between the making of a device and its attachment leaves a device that no file claims.
 func TestOrphansAtTheStart(t *testing.T) {
 	f := newFake()
+	r := run(t, f, "")
+	r.stop()
 	f.setLink("ps0123456789a", link{Index: 70, Group: control.DeviceGroup, Ethernet: true, Type: "veth"})
 	f.setLink("ps0123456789b", link{Index: 71, Type: "tuntap"})
 	f.setLink("ps0123456789c", link{Index: 72, Ethernet: true, Type: "veth"}) // somebody's own
 	f.setLink("psi", link{Index: 73, Group: control.DeviceGroup, Ethernet: true, Type: "veth"})
-	run(t, f, "")
-	var left []string
+	restart(t, f, r.path)
+	if left := f.podLinks(); fmt.Sprint(left) != "[ps0123456789c psi]" {
+		t.Errorf("left %v", left)
+	}
+}
+
+// TestForgottenState: veths that stand there when the state directory is brand-new are more likely those of pods that run than what a
+// killed plugin has left: neither the start nor a GC takes them, and one warning says what to do.
+func TestForgottenState(t *testing.T) {
+	f := newFake()
+	f.setLink("ps0123456789a", link{Index: 70, Group: control.DeviceGroup, Ethernet: true, Type: "veth"})
+	f.setLink("ps0123456789b", link{Index: 71, Type: "tuntap"}) // in the node: it was never in a pod
+	f.blocked["ps0123456789a"] = true
+	path := file(t, "")
+	f.failing("load", errors.New("broken on purpose"))
+	d, _ := newDaemon(f, Options{Config: path, Log: io.Discard})
+	if err := d.run(t.Context(), nil); err == nil {
+		t.Fatal("it started")
+	}
+	f.failing("load", nil)
+	r := restart(t, f, path) // the start that failed has not made the directory an old one
+	if _, err := r.client.GC(t.Context(), control.GCRequest{Network: "n"}); err != nil {
+		t.Error(err)
+	}
+	if left := f.podLinks(); fmt.Sprint(left) != "[ps0123456789a]" {
+		t.Errorf("left %v", left)
+	}
+	if l, _ := (fakeHost{f}).Blocked(); fmt.Sprint(l) != "[ps0123456789a]" {
+		t.Errorf("the host's stack has the pod's packets; drops: %v", l)
+	}
+	r.stop()
+	var log strings.Builder
+	os.RemoveAll(stateDir(path))
+	d, _ = newDaemon(f, Options{Config: path, Log: &log})
+	f.failing("load", errors.New("broken on purpose"))
+	if err := d.run(t.Context(), nil); err == nil || strings.Count(log.String(), "the state directory is new") != 1 || !strings.Contains(log.String(), "ps0123456789a") {
+		t.Errorf("%v, %s", err, log.String())
+	}
+}
+
+// podLinks are the devices that stand there under names such as ours.
+func (f *fake) podLinks() (left []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for name := range f.links {
 		if strings.HasPrefix(name, "ps") {
 			left = append(left, name)
 		}
 	}
 	slices.Sort(left)
-	if fmt.Sprint(left) != "[ps0123456789c psi]" {
-		t.Errorf("left %v", left)
-	}
+	return left
 }
 
 func TestAnotherBoot(t *testing.T) {

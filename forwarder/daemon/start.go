@@ -50,6 +50,10 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 		return err
 	}
 	undo.add(d.disclaim)
+	if err = d.openState(cfg.State); err != nil {
+		return err
+	}
+	undo.add(d.pods.store.Discard)
 
 	fresh, err := d.machine.PrepareTUN(cfg.Host.Device, d.workers)
 	if err != nil {

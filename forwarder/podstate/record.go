@@ -1,5 +1,6 @@
 // Package podstate keeps the daemon's pods on disk: what a pod is and how far its life has come, one file a pod.
 //
+//	<state>                                  locked by the daemon that works with it
 //	<state>/pods/ps0123456789a.json          a pod, named by control.DeviceName(container, interface)
 //	<state>/pods/.new-*                      being written; swept at the next start
 //	<state>/pods/damaged/ps0123456789a.json  could not be read; its addresses are kept from being given again

@@ -27,16 +27,60 @@ type Store struct {
 	dir      string // of the pods
 	released string
 	boot     string
+	lock     *os.File // the state directory
+	fresh    bool
 }
 
-// Open makes the directory if it is not there. boot is the kernel's boot id.
-func Open(state, boot string) (*Store, error) {
+// Open makes the directory if it is not there, and takes it for this daemon until Close: a second one, in another network
+// namespace, would take the first one's pods for ones that are gone. boot is the kernel's boot id.
+//
+// The lock is on the directory itself, by flock(2): the kernel gives it up when the process dies, however it dies, it takes no
+// room on a full disk, and who only reads needs none.
+func Open(state, boot string) (_ *Store, err error) {
 	s := &Store{dir: filepath.Join(state, "pods"), released: filepath.Join(state, "released"), boot: boot}
-	if err := os.MkdirAll(s.damaged(), 0o700); err != nil {
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return nil, fmt.Errorf("state: the directory cannot be made: %w", err)
+	}
+	if s.lock, err = os.Open(state); err != nil {
+		return nil, fmt.Errorf("state: the directory cannot be opened: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			s.lock.Close()
+		}
+	}()
+	switch err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return nil, fmt.Errorf("state: another penstockd works with the directory %s: stop it, or give this one a state and a control.socket of its own", state)
+	case err != nil:
+		return nil, fmt.Errorf("state: the directory %s cannot be locked: %w: set state to a directory on a local disk", state, err)
+	}
+	err = os.Mkdir(s.dir, 0o700)
+	s.fresh = err == nil
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		err = os.MkdirAll(s.damaged(), 0o700)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("state: the directory cannot be made: %w", err)
 	}
 	return s, nil
 }
+
+// Close gives the directory up.
+func (s *Store) Close() error { return s.lock.Close() }
+
+// Discard is Close for a daemon that never came to work with it: what Open has made goes again, so that the next Open finds the
+// directory as fresh as this one did.
+func (s *Store) Discard() error {
+	if s.fresh { // what is not empty stays
+		os.Remove(s.damaged())
+		os.Remove(s.dir)
+	}
+	return s.Close()
+}
+
+// Fresh is whether no daemon has ever kept pods here, or a cleanup has removed them.
+func (s *Store) Fresh() bool { return s.fresh }
 
 func (s *Store) damaged() string { return filepath.Join(s.dir, "damaged") }
 

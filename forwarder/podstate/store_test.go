@@ -32,7 +32,42 @@ func open(t *testing.T) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { s.Close() })
 	return s
+}
+
+// TestOneOwner: the directory is one daemon's until it gives it up, and fresh until one has worked with it.
+func TestOneOwner(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "state")
+	reopen := func(fresh bool) *Store {
+		t.Helper()
+		s, err := Open(dir, boot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Fresh() != fresh {
+			t.Errorf("fresh: %v", s.Fresh())
+		}
+		return s
+	}
+	s := reopen(true)
+	_, err := Open(dir, boot)
+	if err == nil || !strings.Contains(err.Error(), "another penstockd works with the directory "+dir) {
+		t.Errorf("a second owner: %v", err)
+	}
+	if err := s.Discard(); err != nil {
+		t.Error(err)
+	}
+	s = reopen(true)
+	if err := s.Save(record("c1")); err != nil {
+		t.Error(err)
+	}
+	s.Discard()
+	s = reopen(false)
+	defer s.Close()
+	if got, _, err := s.Load(); err != nil || len(got) != 1 {
+		t.Errorf("a discarded store has taken a pod with it: %v, %v", got, err)
+	}
 }
 
 func TestRoundTrip(t *testing.T) {
@@ -145,6 +180,7 @@ func TestFullDiskChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer s.Close() // before the unmount
 	first := record("first")
 	if err := s.Save(first); err != nil {
 		t.Fatal(err)
