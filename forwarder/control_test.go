@@ -277,6 +277,48 @@ func TestReconfigure(t *testing.T) {
 	r.check(map[Reason]uint64{DropTooBig: 1, DropNoRoute: 1})
 }
 
+// TestReplace: a network and its peers come together and go together, which neither could alone; what does not fit changes nothing.
+func TestReplace(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindVXLAN))
+	pod := r.attach(AttachTUN, "a1", podA1)
+	far := netip.MustParseAddr("10.99.1.7")
+	was, is := r.f.settings, r.f.settings
+	is.Cluster = append(slices.Clone(is.Cluster), netip.MustParsePrefix("10.99.0.0/16"))
+	old := r.f.feedPeers
+	c := feed.Peer{Name: "node-c", Address: stranger, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.99.1.0/24")}}
+	peers := append(slices.Clone(old), c)
+	send := func() int {
+		pod.Inject(ring.FakePacket{Data: udpPacket(podA1, far, 1, 2, 3)})
+		r.turn()
+		return len(r.sends())
+	}
+	refused := func(what string, err error, before string) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), "peer node-c: 10.99.1.0/24 is not in the pods' network") {
+			t.Errorf("%s: %v", what, err)
+		}
+		if r.state() != before {
+			t.Errorf("%s: state before\n%s\nafter\n%s", what, before, r.state())
+		}
+	}
+	before := r.state()
+	refused("a peer whose network does not come", r.f.Replace(was, peers), before)
+	if err := r.f.Replace(is, peers); err != nil {
+		t.Fatal(err)
+	}
+	if n := send(); n != 1 {
+		t.Errorf("%d datagrams to the new peer", n)
+	}
+	wide := r.state()
+	refused("a network without its peer", r.f.Reconfigure(was), wide)
+	if err := r.f.Replace(was, old); err != nil {
+		t.Fatal(err)
+	}
+	if n := send(); n != 0 || len(r.f.peers) != len(old) {
+		t.Errorf("%d datagrams to a peer that has gone, %d peers", n, len(r.f.peers))
+	}
+}
+
 // TestStop: it ends in time, twice is fine, and what is asked after it is refused or harmless.
 func TestStop(t *testing.T) {
 	s := testSettings(encap.KindUDP)

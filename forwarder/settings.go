@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/table/feed"
 )
 
 // Settings is all that a forwarder must know. New takes a copy.
@@ -100,11 +101,25 @@ func (s *Settings) hostAddresses() []netip.Addr {
 // Reconfigure changes what may change while packets flow; everything else
 // must be as it is, or nothing changes and the error names the setting.
 func (f *Forwarder) Reconfigure(next Settings) error {
+	f.control.Lock()
+	defer f.control.Unlock()
+	return f.replace(next, f.feedPeers)
+}
+
+// Replace is Reconfigure and SetPeers in one step. Each is judged by the other,
+// so that neither could go first always: a peer may lie in a network that is
+// new, and a network may go together with its peers.
+func (f *Forwarder) Replace(next Settings, peers []feed.Peer) error {
+	f.control.Lock()
+	defer f.control.Unlock()
+	return f.replace(next, peers)
+}
+
+// replace is Replace; f.control is held.
+func (f *Forwarder) replace(next Settings, peers []feed.Peer) error {
 	if err := next.fill(); err != nil {
 		return err
 	}
-	f.control.Lock()
-	defer f.control.Unlock()
 	if f.stopped {
 		return fmt.Errorf("the settings are as they were: the daemon is stopping")
 	}
@@ -141,7 +156,7 @@ func (f *Forwarder) Reconfigure(next Settings) error {
 	next.Log = old.Log
 	f.settings = next
 	f.settle()
-	if err := f.publish(f.feedPeers); err != nil {
+	if err := f.publish(peers); err != nil {
 		f.settings = old
 		f.settle()
 		return err

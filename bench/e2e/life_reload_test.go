@@ -235,3 +235,29 @@ func TestReloadAnswer(t *testing.T) {
 		t.Errorf("ten MiB of nonsense: status %d, %v", code, err)
 	}
 }
+
+// TestReloadMovesTheNetwork: a file that widens the pods' network and names a peer in the new part is taken whole, and so is the way
+// back, which takes both away.
+func TestReloadMovesTheNetwork(t *testing.T) {
+	t.Parallel()
+	l, a, b := twoNodes(t, lab.Config{})
+	av, bv := a.AddPod(t, lab.Veth), b.AddPod(t, lab.Veth)
+	pingBoth(t, &av.Host, &bv.Host)
+	settled(t, a)
+	before := view(t, a.Daemon)
+	for range 2 {
+		a.Daemon.Reload(t, "network: {cidrs: [10.244.0.0/16, 'fd00:10:244::/48', 10.245.0.0/16]}\n"+
+			peersYAML(asPeer(b), peerYAML{"node-c", netip.MustParseAddr("192.0.2.60"), []netip.Prefix{netip.MustParsePrefix("10.245.1.0/24")}}))
+		for _, want := range []string{"peer node-c 192.0.2.60", "route {Prefix:10.245.1.0/24 Kind:peer"} {
+			if !slices.ContainsFunc(view(t, a.Daemon), func(s string) bool { return strings.HasPrefix(s, want) }) {
+				t.Errorf("%s is missing", want)
+			}
+		}
+		a.Daemon.Reload(t)
+		if d := difference(before, view(t, a.Daemon)); d != "" {
+			t.Errorf("the first file again did not bring back what was first:%s", d)
+		}
+	}
+	pingBoth(t, &av.Host, &bv.Host)
+	conserved(t, l)
+}

@@ -227,6 +227,13 @@ func (f fakePlane) Reconfigure(s forwarder.Settings) error {
 	f.settings = s
 	return nil
 }
+func (f fakePlane) Replace(s forwarder.Settings, p []feed.Peer) error {
+	if err := f.do("replace", s.PodMTU, " ", len(p)); err != nil {
+		return err
+	}
+	f.settings, f.peers = s, p
+	return nil
+}
 func (f fakePlane) Attach(s forwarder.PortSpec) (forwarder.PortInfo, error) {
 	if err := f.do("attach", s.Device); err != nil {
 		return forwarder.PortInfo{}, err

@@ -25,6 +25,7 @@ type plane interface {
 	Stop(context.Context) error
 	SetPeers([]feed.Peer) error
 	Reconfigure(forwarder.Settings) error
+	Replace(forwarder.Settings, []feed.Peer) error // both in one step
 	Attach(forwarder.PortSpec) (forwarder.PortInfo, error)
 	AttachQueue(forwarder.PortSpec, int) (forwarder.PortInfo, error) // owns the descriptor
 	Adopt(forwarder.PortSpec, int) (forwarder.PortInfo, error)       // likewise

@@ -24,7 +24,7 @@ func TestReload(t *testing.T) {
 	if err != nil || !slices.Equal(got.Changed, want) {
 		t.Fatalf("changed %q, want %q (%v)", got.Changed, want, err)
 	}
-	if did := f.deeds(); !slices.Equal(did, []string{"peers 1", "reconfigure 1400", "hostreconfigure 1400"}) {
+	if did := f.deeds(); !slices.Equal(did, []string{"replace 1400 1", "hostreconfigure 1400"}) {
 		t.Errorf("did %q", did)
 	}
 	if len(f.peers) != 1 || !f.settings.CopyDSCP || !f.hostnet.Masquerade {
@@ -83,17 +83,24 @@ func TestRejectedReloadChangesNothing(t *testing.T) {
 
 // A step of a reload that fails takes the earlier ones back.
 func TestFailedReloadIsTakenBack(t *testing.T) {
-	for step, want := range map[string]string{
-		"peers":           "peers 1",
-		"reconfigure":     "peers 1|reconfigure 1400|peers 0",
-		"hostreconfigure": "peers 1|reconfigure 1400|hostreconfigure 1400|hostreconfigure 1450|reconfigure 1450|peers 0",
+	const mtu = "encap: {mtu: 1400}\n"
+	for _, c := range []struct {
+		step, yaml, want string
+		changed          int
+	}{
+		{"peers", peerB, "peers 1", 1},
+		{"reconfigure", mtu, "reconfigure 1400", 1},
+		{"replace", peerB + mtu, "replace 1400 1", 2},
+		{"hostreconfigure", mtu, "reconfigure 1400|hostreconfigure 1400|hostreconfigure 1450|reconfigure 1450", 1},
+		{"hostreconfigure", peerB + mtu, "replace 1400 1|hostreconfigure 1400|hostreconfigure 1450|replace 1450 0", 2},
 	} {
+		step, want := c.step, c.want
 		f := newFake()
 		r := run(t, f, "")
 		before := r.state.Load()
 		f.deeds()
 		f.failing(step, errors.New("broken on purpose"))
-		rewrite(t, r.path, peerB+"encap: {mtu: 1400}\n")
+		rewrite(t, r.path, c.yaml)
 		if _, err := r.client.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "broken on purpose") {
 			t.Errorf("%s: %v", step, err)
 		}
@@ -104,7 +111,7 @@ func TestFailedReloadIsTakenBack(t *testing.T) {
 			t.Errorf("%s: the state was published", step)
 		}
 		f.failing(step, nil)
-		if got, err := r.client.Reload(t.Context()); err != nil || len(got.Changed) != 2 {
+		if got, err := r.client.Reload(t.Context()); err != nil || len(got.Changed) != c.changed {
 			t.Errorf("%s: afterwards %q, %v", step, got.Changed, err)
 		}
 		r.stop()

@@ -192,20 +192,10 @@ func (d *Daemon) swap(ctx context.Context, next *state) (err error) {
 			err = undo.because(err)
 		}
 	}()
-	// Peers first: a CIDR that moves from a peer to this node must be free before this node takes it.
-	if !samePeers(old.peers, next.peers) {
-		if err := d.plane.SetPeers(next.peers); err != nil {
-			return err
-		}
-		undo.add(func() error { return d.plane.SetPeers(old.peers) })
+	if err := d.swapPlane(old, next); err != nil {
+		return err
 	}
-	was, is := old.settings(d.workers, d.log), next.settings(d.workers, d.log)
-	if !reflect.DeepEqual(was, is) {
-		if err := d.plane.Reconfigure(is); err != nil {
-			return err
-		}
-		undo.add(func() error { return d.plane.Reconfigure(was) })
-	}
+	undo.add(func() error { return d.swapPlane(next, old) })
 	hostWas, hostIs := old.hostConfig(d.log), next.hostConfig(d.log)
 	if !reflect.DeepEqual(hostWas, hostIs) {
 		if _, err := d.host.Reconfigure(ctx, hostIs); err != nil {
@@ -216,6 +206,21 @@ func (d *Daemon) swap(ctx context.Context, next *state) (err error) {
 	d.state.Store(next)
 	d.setUplinkPeers(next.peers)
 	d.answerPeers(next)
+	return nil
+}
+
+// swapPlane takes the forwarder from one state to another, in one step: a CIDR may move from a peer to this node, or to the cluster's
+// network together with a peer, and back.
+func (d *Daemon) swapPlane(from, to *state) error {
+	was, is := from.settings(d.workers, d.log), to.settings(d.workers, d.log)
+	switch peers, settings := !samePeers(from.peers, to.peers), !reflect.DeepEqual(was, is); {
+	case peers && settings:
+		return d.plane.Replace(is, to.peers)
+	case peers:
+		return d.plane.SetPeers(to.peers)
+	case settings:
+		return d.plane.Reconfigure(is)
+	}
 	return nil
 }
 
