@@ -26,7 +26,8 @@ import (
 	"github.com/penstock-net/penstock/table/feed/static"
 )
 
-// stopTimeout bounds the whole of stopping: requests under way, and what the workers still have in hand.
+// stopTimeout bounds each half of stopping: requests under way, and what the workers still have in hand. Both fit the unit's
+// TimeoutStopSec.
 const stopTimeout = 5 * time.Second
 
 // Options are what the command line says.
@@ -165,9 +166,9 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 func (d *Daemon) stop(g *errgroup.Group, cancel context.CancelFunc) error {
 	notify(d.log, sd.SdNotifyStopping)
 	d.health.set(phase, "the daemon is stopping")
-	ctx, done := context.WithTimeout(context.Background(), stopTimeout)
+	requests, done := context.WithTimeout(context.Background(), stopTimeout)
 	defer done()
-	if err := d.server.Shutdown(ctx); err != nil {
+	if err := d.server.Shutdown(requests); err != nil {
 		d.log.Warn("requests were still under way on the control socket", "error", err)
 	}
 	cancel()
@@ -175,7 +176,10 @@ func (d *Daemon) stop(g *errgroup.Group, cancel context.CancelFunc) error {
 		l.close()
 	}
 	err := g.Wait() // nil unless something failed by itself
-	if e := d.plane.Stop(ctx); e != nil {
+	// Time of their own: a request that would not end must not cost what the workers have in hand.
+	workers, done := context.WithTimeout(context.Background(), stopTimeout)
+	defer done()
+	if e := d.plane.Stop(workers); e != nil {
 		err = errors.Join(err, fmt.Errorf("the workers did not stop cleanly: %w", e))
 	}
 	d.closeQuietly()

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
@@ -32,6 +33,29 @@ func TestStartAndStopInOrder(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(r.path), "p.sock*")); left != nil {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestStopDuringBench: a request that would take long is broken off, its client told why, and the workers have all of their time.
+func TestStopDuringBench(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "peers: [{name: node-b, address: 192.0.2.2, podCIDRs: ['10.244.2.0/24']}]\n")
+	began := make(chan struct{})
+	r.prober.(*fakeProber).benching = began
+	told := make(chan error, 1)
+	go func() {
+		_, err := r.client.Bench(t.Context(), control.BenchRequest{Peer: "node-b", Milliseconds: control.MaxBench})
+		told <- err
+	}()
+	<-began
+	if err := r.stop(); err != nil {
+		t.Errorf("the unit would fail: %v", err)
+	}
+	if err := <-told; control.CodeOf(err) != control.NotReady || !strings.Contains(err.Error(), "the daemon is stopping") {
+		t.Errorf("the client was told: %v", err)
+	}
+	if f.stopTime < stopTimeout-500*time.Millisecond {
+		t.Errorf("the workers had %s to stop, not %s", f.stopTime, stopTimeout)
 	}
 }
 

@@ -44,6 +44,8 @@ type fake struct {
 	tapped   forwarder.TapFilter
 	traced   forwarder.TraceSpec
 
+	stopTime time.Duration // that the forwarder was given to stop
+
 	step    func() // before each deed; mu is held
 	boot    string
 	netns   map[string]string     // path to id
@@ -211,8 +213,13 @@ func (f *fake) Cleanup(_ context.Context, device string) (hostnet.Report, error)
 
 type fakePlane struct{ *fake }
 
-func (f fakePlane) Start()                     { f.do("start") }
-func (f fakePlane) Stop(context.Context) error { return f.do("stop") }
+func (f fakePlane) Start() { f.do("start") }
+func (f fakePlane) Stop(ctx context.Context) error {
+	if end, ok := ctx.Deadline(); ok {
+		f.stopTime = time.Until(end)
+	}
+	return errors.Join(f.do("stop"), ctx.Err())
+}
 func (f fakePlane) SetPeers(p []feed.Peer) error {
 	if err := f.do("peers", len(p)); err != nil {
 		return err
@@ -411,6 +418,7 @@ type fakeProber struct {
 	target     probe.Target
 	path       probe.Path
 	bench      error
+	benching   chan struct{} // not nil: a bench says here that it has begun, and lasts until it is broken off
 }
 
 func (p *fakeProber) Set(own, peers []netip.Addr) error {
@@ -425,8 +433,13 @@ func (p *fakeProber) Path(_ context.Context, t probe.Target) (probe.Path, error)
 	return p.path, nil
 }
 
-func (p *fakeProber) Bench(_ context.Context, t probe.Target, took time.Duration) (probe.Bench, error) {
+func (p *fakeProber) Bench(ctx context.Context, t probe.Target, took time.Duration) (probe.Bench, error) {
 	p.target = t
+	if p.benching != nil {
+		p.benching <- struct{}{}
+		<-ctx.Done()
+		return probe.Bench{}, ctx.Err()
+	}
 	return probe.Bench{Bulk: probe.Flow{Size: 1000, Sent: 20, Delivered: 10, Took: took}}, p.bench
 }
 

@@ -23,6 +23,9 @@ import (
 // patience with its plugin.
 const requestTimeout = 30 * time.Second
 
+// stopGrace is how long requests that are under way may go on when the server stops: all but measurements are done by then.
+const stopGrace = time.Second
+
 // Backend does what is asked for. Its methods are called concurrently; they return *Error to choose the code.
 // What they return belongs to the server until it is written.
 type Backend interface {
@@ -53,16 +56,19 @@ type Backend interface {
 
 // Server answers the control API.
 type Server struct {
-	http    *http.Server
-	handing *sync.WaitGroup // connections that a descriptor is handed over by: net/http forgets them
+	http     *http.Server
+	breakOff func()          // ends what is still done for requests
+	handing  *sync.WaitGroup // connections that a descriptor is handed over by: net/http forgets them
 }
 
 // New makes a server for a backend. Log takes what the HTTP server itself has to say, and panics.
 func New(b Backend, log *slog.Logger) *Server {
 	streams, stop := context.WithCancel(context.Background())
+	requests, breakOff := context.WithCancel(context.Background())
 	handing := new(sync.WaitGroup)
-	s := &Server{handing: handing, http: &http.Server{
+	s := &Server{handing: handing, breakOff: breakOff, http: &http.Server{
 		Handler:           handler(b, log, streams, handing),
+		BaseContext:       func(net.Listener) context.Context { return requests },
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      requestTimeout + 10*time.Second,
@@ -82,8 +88,11 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown takes no more requests and waits for those under way, at most as long as ctx lasts. It closes the listener.
+// Shutdown takes no more requests and waits for those under way, which it breaks off after stopGrace, at most as long as ctx lasts. It
+// closes the listener.
 func (s *Server) Shutdown(ctx context.Context) error {
+	defer s.breakOff()
+	defer time.AfterFunc(stopGrace, s.breakOff).Stop()
 	err := s.http.Shutdown(ctx)
 	if err != nil {
 		s.http.Close()
@@ -196,6 +205,9 @@ func serve(w http.ResponseWriter, r *http.Request, do call, log *slog.Logger) {
 	defer cancel()
 	answer, err := do(ctx, body)
 	if err != nil {
+		if r.Context().Err() != nil { // the client is gone, and hears nothing, or
+			err = control.Errorf(control.NotReady, "the daemon is stopping and has broken this off: try again when it is back")
+		}
 		fail(w, err)
 		return
 	}
