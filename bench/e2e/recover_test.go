@@ -167,7 +167,7 @@ func TestDevicesDeleted(t *testing.T) {
 		return "no such pod"
 	}
 	heals(t, "a pod's veth made anew", func() error { av.NewVeth(t); return nil }, func() bool { return !av.Silent(bv.IP4) && problem(av) == "" })
-	says(t, a.Daemon, "a new veth", "a pod's device had been made anew", 1)
+	says(t, a.Daemon, "a new veth", "a pod's device was made anew", 1)
 	index := linkIndex(t, a.NS, av.HostDevice)
 	heals(t, "a pod's veth deleted", remove(av.HostDevice), func() bool { return strings.Contains(problem(av), "has gone") })
 	says(t, a.Daemon, "a deleted veth", "a pod has no network", 1)

@@ -139,8 +139,8 @@ func (d *Daemon) repairDrops() error {
 	return err
 }
 
-// repairPods looks after pods' devices: one that was made anew under its name becomes the pod's port again, one that has gone is
-// said once, and is in penstockctl pods until the pod is deleted.
+// repairPods looks after pods' devices: one that was made anew under its name, or has come back to it from elsewhere, becomes the
+// pod's port again, one that has gone or was renamed is said once, and is in penstockctl pods until that is mended or the pod deleted.
 func (d *Daemon) repairPods(ctx context.Context) error {
 	links, err := d.machine.Links()
 	if err != nil {
@@ -159,21 +159,41 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 	var errs []error
 	for _, p := range d.pods.list() {
 		l, there := byName[p.rec.Device]
+		same := there && p.open && l.Index == p.index
 		switch k := p.rec.Key(); {
 		case p.rec.Phase != control.PhaseAttached:
 		case p.rec.Attach == control.AttachTUN && p.open && lost[k] && p.problem == "":
 			errs = append(errs, d.tell(ctx, k, "its TUN was deleted inside the pod: delete the pod"))
-		case p.rec.Attach != control.AttachVeth || there && p.open && l.Index == p.index:
+		case p.rec.Attach != control.AttachVeth || same && p.problem == "":
+		case same && strings.Contains(p.problem, renamed): // its socket never noticed
+			errs = append(errs, d.namedBack(ctx, k))
 		case there:
 			errs = append(errs, d.reopen(ctx, k))
 		case !p.open || p.problem != "" || d.netnsGone(p.rec): // the pod is on its way out
 		case byIndex[p.index].Name != "":
-			errs = append(errs, d.tell(ctx, k, fmt.Sprintf("its device %s was renamed to %s: name it back", p.rec.Device, byIndex[p.index].Name)))
+			errs = append(errs, d.tell(ctx, k, fmt.Sprintf("its device %s %s %s: name it back", p.rec.Device, renamed, byIndex[p.index].Name)))
 		default:
 			errs = append(errs, d.tell(ctx, k, fmt.Sprintf("its device %s has gone: delete the pod", p.rec.Device)))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// renamed is in the problem of a pod whose device has another name.
+const renamed = "was renamed to"
+
+// namedBack takes back what was said of a pod whose device has its name again.
+func (d *Daemon) namedBack(ctx context.Context, k control.PodKey) error {
+	return d.withPod(ctx, k, func(p *pod) error {
+		l, err := d.machine.Link(p.rec.Device)
+		if err != nil || !p.open || l.Index != p.index || !strings.Contains(p.problem, renamed) {
+			return nil // the next look finds out
+		}
+		p.problem = ""
+		d.pods.put(p)
+		d.log.Info("a pod's device has its name back", "pod", k, "device", p.rec.Device)
+		return nil
+	})
 }
 
 // podWait is how long a look waits for a pod that a request is busy with; the next look comes soon.
@@ -193,7 +213,7 @@ func (d *Daemon) tell(ctx context.Context, k control.PodKey, problem string) err
 func (d *Daemon) reopen(ctx context.Context, k control.PodKey) error {
 	return d.withPod(ctx, k, func(p *pod) error {
 		l, err := d.machine.Link(p.rec.Device)
-		if err != nil || p.open && l.Index == p.index {
+		if err != nil || p.open && l.Index == p.index && p.problem == "" {
 			return nil // it has gone, or somebody was quicker
 		}
 		if strings.HasPrefix(p.problem, sharedAddress) {
@@ -208,7 +228,7 @@ func (d *Daemon) reopen(ctx context.Context, k control.PodKey) error {
 			d.pods.put(p)
 			return fmt.Errorf("the device of %s was made anew and cannot be attached: %w", k, err)
 		}
-		d.log.Warn("a pod's device had been made anew; it is attached again", "pod", k, "device", p.rec.Device)
+		d.log.Warn("a pod's device was made anew or has come back; it is attached again", "pod", k, "device", p.rec.Device)
 		return nil
 	})
 }

@@ -130,4 +130,36 @@ func TestDeviceOfAPod(t *testing.T) {
 	f.mu.Unlock()
 	r.moved()
 	soon(t, "the new name is said", func() bool { return strings.Contains(r.problem(t, "c1"), "renamed to elsewhere") })
+
+	// Who follows the remedy is done with it, and loses no packet by that.
+	move := func(from, to string) {
+		f.deeds()
+		f.mu.Lock()
+		f.links[to] = f.links[from]
+		delete(f.links, from)
+		f.mu.Unlock()
+		r.moved()
+	}
+	move("elsewhere", a.Device)
+	soon(t, "it has its name back", func() bool { return r.problem(t, "c1") == "" })
+	if did := f.deeds(); slices.Contains(did, "detach c1/eth0") {
+		t.Errorf("its port was closed: %q", did)
+	}
+	if _, err := r.client.Check(t.Context(), control.CheckRequest{Container: "c1", Interface: "eth0"}); err != nil {
+		t.Error(err)
+	}
+	// One that was in another namespace meanwhile comes back with its number, but what was bound to it is not any more.
+	f.mu.Lock()
+	away := f.links[a.Device]
+	delete(f.links, a.Device)
+	f.mu.Unlock()
+	r.moved()
+	soon(t, "the pod has a problem", func() bool { return strings.Contains(r.problem(t, "c1"), "has gone") })
+	f.deeds()
+	f.setLink(a.Device, away)
+	r.moved()
+	soon(t, "it is back", func() bool { return r.problem(t, "c1") == "" })
+	if did := f.deeds(); !slices.Contains(did, "attach "+a.Device) {
+		t.Errorf("it was not attached again: %q", did)
+	}
 }
