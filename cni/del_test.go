@@ -263,8 +263,9 @@ func TestGC(t *testing.T) {
 	w.mustAdd(stays, "1.1.0", nil)
 	w.mustAdd(goes, "1.1.0", nil)
 	valid := []any{map[string]any{"containerID": stays.id, "ifname": "eth0"}}
-	for _, key := range []string{"cni.dev/valid-attachments", "cni.dev/attachments"} {
-		if a := w.run(call{verb: "GC", conf: map[string]any{key: valid}}); a.code != 0 {
+	const old, current = "cni.dev/attachments", "cni.dev/valid-attachments"
+	for _, conf := range []map[string]any{{current: valid}, {old: valid}, {current: valid, old: valid}} { // the last is libcni's
+		if a := w.run(call{verb: "GC", conf: conf}); a.code != 0 {
 			t.Errorf("%d %s", a.code, a.msg)
 		}
 	}
@@ -275,6 +276,15 @@ func TestGC(t *testing.T) {
 	}
 	if len(w.pods) != 1 {
 		t.Errorf("left: %v", w.pods)
+	}
+	for i := range 5000 { // more than a node has
+		valid = append(valid, map[string]any{"containerID": fmt.Sprintf("%064d", i), "ifname": "eth0"})
+	}
+	if a := w.run(call{verb: "GC", conf: map[string]any{current: valid, old: valid}}); a.code != 0 {
+		t.Errorf("many: %d %s", a.code, a.msg)
+	}
+	if w.last("/v1/gc", &q); len(q.Valid) != len(valid) || len(w.pods) != 1 {
+		t.Errorf("%d are valid, %d were said to be; left: %v", len(valid), len(q.Valid), w.pods)
 	}
 	w.stop()
 	if a := w.run(call{verb: "GC", conf: map[string]any{}}); a.code != 11 {

@@ -23,8 +23,13 @@ func gc(args *skel.CmdArgs) error {
 	ctx, cancel := context.WithTimeout(context.Background(), gcTimeout)
 	defer cancel()
 	q := control.GCRequest{Network: c.Name, Valid: []control.PodKey{}}
-	for _, v := range append(c.ValidAttachments, c.Attachments...) {
-		q.Valid = append(q.Valid, control.PodKey{Container: v.ContainerID, Interface: v.IfName})
+	said := map[control.PodKey]bool{}
+	for _, v := range append(c.ValidAttachments, c.Attachments...) { // libcni gives one list under both names
+		k := control.PodKey{Container: v.ContainerID, Interface: v.IfName}
+		if !said[k] {
+			q.Valid = append(q.Valid, k)
+		}
+		said[k] = true
 	}
 	var errs []error
 	r, err := control.New(c.Socket).GC(ctx, q)

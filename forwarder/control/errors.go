@@ -16,7 +16,7 @@ const (
 	NotFound        Code = "not_found"        // 404: no such endpoint, port, or device
 	BadMethod       Code = "bad_method"       // 405
 	Conflict        Code = "conflict"         // 409: an address or device is in use
-	TooLarge        Code = "too_large"        // 413: the body is over MaxBody
+	TooLarge        Code = "too_large"        // 413: the body is over MaxBody or MaxGC
 	InvalidConfig   Code = "invalid_config"   // 422: the file on disk is not a valid configuration; nothing changed
 	RestartRequired Code = "restart_required" // 422: the file changes a key that only a restart can change; nothing changed
 	Unsupported     Code = "unsupported"      // 422: understood, and it cannot work on this node as it is configured

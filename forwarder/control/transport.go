@@ -34,8 +34,12 @@ const (
 	plainHeader     = "Connection: close\r\n"
 )
 
-// MaxBody bounds the body of a request: a pod with a thousand addresses fits many times.
-const MaxBody = 64 << 10
+// MaxBody bounds the body of a request: a pod with a thousand addresses fits many times. MaxGC bounds that of a GC, which lists all
+// attachments of a network: forty thousand.
+const (
+	MaxBody = 64 << 10
+	MaxGC   = 4 << 20
+)
 
 // DeadlineHeader says until when the client waits, in milliseconds of Unix time: both are on one machine. A daemon that hung must
 // not do later what its client has meanwhile undone.

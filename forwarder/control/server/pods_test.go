@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -26,6 +27,13 @@ func TestPodCalls(t *testing.T) {
 	}
 	if g, err := c.GC(ctx, control.GCRequest{Network: "n", Valid: []control.PodKey{{Container: "c1", Interface: "eth0"}}}); err != nil || len(g.Removed) != 1 || g.Removed[0] != (control.PodKey{Container: "c1", Interface: "eth0"}) {
 		t.Errorf("GC: %+v, %v", g, err)
+	}
+	var many []control.PodKey
+	for i := range 5000 {
+		many = append(many, control.PodKey{Container: fmt.Sprintf("%064d", i), Interface: "eth0"})
+	}
+	if g, err := c.GC(ctx, control.GCRequest{Network: "n", Valid: many}); err != nil || len(g.Removed) != len(many) {
+		t.Errorf("GC of many: %d, %v", len(g.Removed), err)
 	}
 	if p, err := c.Pods(ctx); err != nil || len(p) != 1 || p[0].Phase != control.PhaseWaiting {
 		t.Errorf("Pods: %+v, %v", p, err)

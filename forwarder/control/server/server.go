@@ -187,11 +187,15 @@ func serve(w http.ResponseWriter, r *http.Request, do call, log *slog.Logger) {
 			fail(w, control.Errorf(control.Internal, "penstockd failed inside while answering %s; its log has the details", r.URL.Path))
 		}
 	}()
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, control.MaxBody))
+	limit := int64(control.MaxBody)
+	if r.URL.Path == "/v1/gc" {
+		limit = control.MaxGC
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			fail(w, control.Errorf(control.TooLarge, "the request's body is longer than %d bytes", control.MaxBody))
+			fail(w, control.Errorf(control.TooLarge, "the request's body is longer than %d bytes", limit))
 			return
 		}
 		fail(w, control.Errorf(control.BadRequest, "the request's body cannot be read: %v", err))

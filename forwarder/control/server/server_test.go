@@ -309,6 +309,7 @@ func TestBadRequests(t *testing.T) {
 		{"cut", "POST", "/v1/detach", `{"container":"c"`, 400, control.BadRequest},
 		{"two objects", "POST", "/v1/detach", `{"container":"c"}{}`, 400, control.BadRequest},
 		{"rubbish behind", "POST", "/v1/detach", `{"container":"c"}x`, 400, control.BadRequest},
+		{"too long for a GC", "POST", "/v1/gc", `{"network":"` + strings.Repeat("x", control.MaxGC) + `"}`, 413, control.TooLarge},
 		{"too long", "POST", "/v1/attach", `{"container":"` + strings.Repeat("x", control.MaxBody) + `"}`, 413, control.TooLarge},
 	} {
 		t.Run(test.name, func(t *testing.T) {
