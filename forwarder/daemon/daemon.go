@@ -63,6 +63,7 @@ type Daemon struct {
 	reloads    reloads
 	timed      timed  // ourselves, for the control socket
 	unrepaired string // what watchHost could not put back, as the log has it
+	unfollowed string // why the underlay's change could not be followed, likewise; change is held
 
 	change sync.Mutex // one change at a time: reload, peers, underlay
 

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
@@ -240,6 +242,19 @@ func TestUnderlayChanges(t *testing.T) {
 	f.watch(u, nil) // no news
 	if did := f.deeds(); !slices.Equal(did, []string{"reconfigure 8950", "hostreconfigure 8950"}) {
 		t.Errorf("did %q", did)
+	}
+	u.MTU = 1500
+	f.failing("hostreconfigure", errors.New("busy"))
+	if err := f.watch(u, nil); err == nil {
+		t.Error("a change that was not followed is said to be")
+	}
+	f.failing("hostreconfigure", nil)
+	if err := f.watch(u, nil); err != nil || f.settings.PodMTU != 1450 {
+		t.Errorf("followed at last: %v, %d", err, f.settings.PodMTU)
+	}
+	f.watch(hostnet.Underlay{}, unix.EMFILE)
+	if s, _ := r.client.Status(t.Context()); !s.Ready || s.MTU != 1450 {
+		t.Errorf("an underlay that cannot be looked at is taken for one that is gone: %+v", s)
 	}
 	f.watch(hostnet.Underlay{}, hostnet.ErrNoAddress)
 	if s, _ := r.client.Status(t.Context()); s.Ready || !strings.Contains(s.Reason, "underlay") {

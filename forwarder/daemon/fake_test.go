@@ -52,7 +52,7 @@ type fake struct {
 	routes4 map[netip.Addr]string // device by address; penstock0 if not there
 	stored  map[string]int        // descriptors with systemd
 
-	watch  func(hostnet.Underlay, error) // of WatchUnderlay, once it runs
+	watch  func(hostnet.Underlay, error) error // of WatchUnderlay, once it runs
 	routes func()
 	rules  func()
 }
@@ -101,7 +101,7 @@ func (f *fake) FindUnderlay(a netip.Addr, _ bool) (hostnet.Underlay, error) {
 	return f.underlay, nil
 }
 
-func (f *fake) WatchUnderlay(ctx context.Context, _ netip.Addr, _ bool, fn func(hostnet.Underlay, error)) error {
+func (f *fake) WatchUnderlay(ctx context.Context, _ netip.Addr, _ bool, fn func(hostnet.Underlay, error) error) error {
 	f.mu.Lock()
 	f.watch = fn
 	u := f.underlay

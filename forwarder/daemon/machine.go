@@ -74,7 +74,7 @@ type machine interface {
 	DefaultAddress() (netip.Addr, error)
 	// With cuts set the two also find out what the device takes uncut.
 	FindUnderlay(a netip.Addr, cuts bool) (hostnet.Underlay, error)
-	WatchUnderlay(ctx context.Context, a netip.Addr, cuts bool, fn func(hostnet.Underlay, error)) error
+	WatchUnderlay(ctx context.Context, a netip.Addr, cuts bool, fn func(hostnet.Underlay, error) error) error
 	WatchRoutes(context.Context, func()) error
 	WatchRules(context.Context, func()) error
 	// PrepareTUN sees to it that the forwarder can open the node's TUN, and the TAP beside it; fresh: there is no TUN of a
@@ -135,7 +135,7 @@ func finder(cuts bool) func(netip.Addr) (hostnet.Underlay, error) {
 func (linux) FindUnderlay(a netip.Addr, cuts bool) (hostnet.Underlay, error) {
 	return finder(cuts)(a)
 }
-func (linux) WatchUnderlay(ctx context.Context, a netip.Addr, cuts bool, fn func(hostnet.Underlay, error)) error {
+func (linux) WatchUnderlay(ctx context.Context, a netip.Addr, cuts bool, fn func(hostnet.Underlay, error) error) error {
 	return hostnet.WatchUnderlay(ctx, a, finder(cuts), fn)
 }
 func (linux) WatchRoutes(ctx context.Context, fn func()) error { return hostnet.WatchRoutes(ctx, fn) }

@@ -16,20 +16,24 @@ const watchRetry = time.Second // after netlink failed
 func (d *Daemon) watchUnderlay(ctx context.Context) error {
 	cfg := d.state.Load().cfg // neither changes without a restart
 	return d.again(ctx, "the underlay is not watched", func() error {
-		return d.machine.WatchUnderlay(ctx, cfg.Node.Address, cfg.Native.Carrier != "off", func(u hostnet.Underlay, err error) { d.setUnderlay(ctx, u, err) })
+		return d.machine.WatchUnderlay(ctx, cfg.Node.Address, cfg.Native.Carrier != "off", func(u hostnet.Underlay, err error) error { return d.setUnderlay(ctx, u, err) })
 	})
 }
 
-func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error) {
+// setUnderlay takes over what the underlay is now. With an error it was not taken over, and is to be tried again.
+func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error) error {
 	d.change.Lock()
 	defer d.change.Unlock()
 	old := d.state.Load()
 	switch {
+	case err != nil && !errors.Is(err, hostnet.ErrNoAddress):
+		d.log.Warn("the underlay cannot be looked at, and is taken for what it was; trying again", "error", err)
+		return nil
 	case err != nil:
 		if d.health.set(underlayGone, "the underlay address is gone: "+err.Error()) {
 			d.log.Error("the underlay address is gone; packets to other nodes will be dropped until it is back", "address", old.cfg.Node.Address, "error", err)
 		}
-		return
+		return nil
 	case !u.Up:
 		if d.health.set(underlayGone, fmt.Sprintf("the underlay device %s is down", u.Device)) {
 			d.log.Error("the underlay device is down; packets to other nodes will be dropped until it is up", "device", u.Device)
@@ -40,13 +44,21 @@ func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error)
 		}
 	}
 	if u == old.underlay {
-		return
+		d.unfollowed = ""
+		return nil
 	}
 	next, err := newState(old.cfg, u, old.peers)
-	if err != nil {
-		d.log.Error("the underlay's change cannot be followed", "error", err)
-		return
+	if err == nil {
+		err = d.swap(ctx, next)
 	}
+	if err != nil {
+		if said := err.Error(); said != d.unfollowed && ctx.Err() == nil {
+			d.log.Error("the underlay's change cannot be followed; trying again", "error", err)
+			d.unfollowed = said
+		}
+		return err
+	}
+	d.unfollowed = ""
 	if u.Device != old.underlay.Device {
 		d.log.Info("the underlay address has moved", "from", old.underlay.Device, "to", u.Device)
 	}
@@ -57,9 +69,7 @@ func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error)
 	if err := next.checkMTU(); err != nil {
 		d.log.Error("the pods' MTU no longer fits the underlay", "error", err)
 	}
-	if err := d.swap(ctx, next); err != nil && ctx.Err() == nil {
-		d.log.Error("the underlay's change cannot be followed", "error", err)
-	}
+	return nil
 }
 
 // setPeers is where a feed hands over its peers. The list that holds already is no news.

@@ -128,26 +128,33 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 func FindUplink(addr netip.Addr) (Underlay, error) {
 	u, err := FindUnderlay(addr)
 	if err == nil {
-		u.TSO, u.USO = cuts(u.Device, addr.Unmap().Is6())
+		u.TSO, u.USO, err = cuts(u.Device, addr.Unmap().Is6())
 	}
-	return u, err
+	if err != nil {
+		return Underlay{}, err
+	}
+	return u, nil
 }
 
-// cuts says which superframes of a family a device takes uncut.
-func cuts(device string, v6 bool) (tso, uso bool) {
+// cuts says which superframes of a family a device takes uncut. That we have no descriptor left to ask with is an error: taken for an
+// answer it would hold until the device changes.
+func cuts(device string, v6 bool) (tso, uso bool, err error) {
 	e, err := ethtool.NewEthtool()
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return false, false, fmt.Errorf("hostnet: cannot ask what %s takes uncut: %w", device, err)
+	}
 	if err != nil {
-		return false, false
+		return false, false, nil
 	}
 	defer e.Close()
 	on, err := e.Features(device)
 	if err != nil {
-		return false, false
+		return false, false, nil
 	}
 	if v6 {
-		return on["tx-tcp6-segmentation"], on["tx-udp-segmentation"]
+		return on["tx-tcp6-segmentation"], on["tx-udp-segmentation"], nil
 	}
-	return on["tx-tcp-segmentation"], on["tx-udp-segmentation"]
+	return on["tx-tcp-segmentation"], on["tx-udp-segmentation"], nil
 }
 
 // learnedDefault reports whether device has an IPv6 default route from router advertisements.

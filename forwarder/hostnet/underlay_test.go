@@ -11,6 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder/hostnet/nstest"
 )
@@ -96,7 +97,7 @@ func TestWatchUnderlay(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go host.Do(func() {
-		ended <- WatchUnderlay(ctx, addr, FindUplink, func(u Underlay, err error) { heard <- said{u, err} })
+		ended <- WatchUnderlay(ctx, addr, FindUplink, func(u Underlay, err error) error { heard <- said{u, err}; return nil })
 	})
 	next := func(what string, ok func(said) bool) {
 		t.Helper()
@@ -150,6 +151,67 @@ func TestWatchUnderlay(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Errorf("WatchUnderlay: %v", err)
+	}
+}
+
+// TestWatchUnderlayAgain: what was not taken, or could not be looked at, is looked at again without another change, and what cannot be
+// looked at is not gone.
+func TestWatchUnderlayAgain(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	host, _, _ := node(t)
+	addr := netip.MustParseAddr("192.0.2.1")
+	type found struct {
+		mtu int
+		err error
+	}
+	var now atomic.Pointer[found]
+	find := func(netip.Addr) (Underlay, error) { return Underlay{MTU: now.Load().mtu}, now.Load().err }
+	heard := make(chan found, 16)
+	refuse := map[int]int{1500: 1, 1400: 2} // how often, by MTU
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	now.Store(&found{mtu: 1500})
+	go host.Do(func() {
+		ended <- WatchUnderlay(ctx, addr, find, func(u Underlay, err error) error {
+			heard <- found{u.MTU, err}
+			if refuse[u.MTU]--; refuse[u.MTU] >= 0 {
+				return errors.New("not now")
+			}
+			return nil
+		})
+	})
+	next := func(what string, mtu int, want error) {
+		t.Helper()
+		select {
+		case f := <-heard:
+			if f.mtu != mtu || !errors.Is(f.err, want) {
+				t.Fatalf("%s: heard %+v", what, f)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%s: not heard", what)
+		}
+	}
+	next("at the start", 1500, nil)
+	next("the start again", 1500, nil)
+	now.Store(&found{mtu: 1400})
+	host.Device("other") // a change
+	for range 3 {
+		next("what was not taken", 1400, nil)
+	}
+	now.Store(&found{err: unix.EMFILE})
+	host.Up("other")
+	next("cannot be looked at", 0, unix.EMFILE)
+	now.Store(&found{err: ErrNoAddress})
+	next("gone", 0, ErrNoAddress)
+	now.Store(&found{err: unix.EMFILE})
+	host.Up("other", "203.0.113.1/24")
+	next("cannot be looked at", 0, unix.EMFILE)
+	time.Sleep(2*lookAgain + lookAgain/2)
+	now.Store(&found{mtu: 1400})
+	next("back", 1400, nil) // and what cannot be looked at was told once
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

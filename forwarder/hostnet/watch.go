@@ -16,37 +16,57 @@ import (
 // and its routes one message each.
 const settle = 50 * time.Millisecond
 
+// lookAgain is when to look again, without any change, at what could not be looked at or not be followed.
+const lookAgain = time.Second
+
 // The same bits as 1<<(RTNLGRP_…-1) for links, addresses and routes of both families (linux/rtnetlink.h, RTMGRP_*), and for the
 // sysctls of forwarding and of reverse paths (RTNLGRP_IPV4_NETCONF is 24, RTNLGRP_IPV6_NETCONF 25).
 const watchGroups = 1 | 0x10 | 0x40 | 0x100 | 0x400 | 1<<(24-1) | 1<<(25-1)
 
 // WatchUnderlay calls fn once at the start, and then whenever what find(addr), FindUnderlay or FindUplink, says is not what it said
-// before: a new MTU, up or down, on another device, or gone (the error is ErrNoAddress then). It blocks until ctx is done (nil) or
-// netlink fails. fn runs on the calling goroutine.
-func WatchUnderlay(ctx context.Context, addr netip.Addr, find func(netip.Addr) (Underlay, error), fn func(Underlay, error)) error {
+// before: a new MTU, up or down, on another device, or gone (the error is ErrNoAddress then). With any other error nothing is known
+// but that it cannot be looked at, which is told once. What could not be looked at, and what fn has returned an error for, is looked
+// at again lookAgain later. It blocks until ctx is done (nil) or netlink fails. fn runs on the calling goroutine.
+func WatchUnderlay(ctx context.Context, addr netip.Addr, find func(netip.Addr) (Underlay, error), fn func(Underlay, error) error) error {
 	var last Underlay
-	var lastErr error
-	look := func(first bool) {
+	followed, gone, blind := false, false, false // the last was taken; it was no device; it cannot be looked at
+	look := func() error {
 		u, err := find(addr)
-		if !first && u == last && (err == nil) == (lastErr == nil) && errors.Is(err, ErrNoAddress) == errors.Is(lastErr, ErrNoAddress) {
-			return
+		none := errors.Is(err, ErrNoAddress)
+		if err != nil && !none {
+			if !blind {
+				fn(u, err)
+			}
+			blind = true
+			return err
 		}
-		last, lastErr = u, err
-		fn(u, err)
+		blind = false
+		if followed && u == last && none == gone {
+			return nil
+		}
+		last, gone = u, none
+		err = fn(u, err)
+		followed = err == nil
+		return err
 	}
-	return watch(ctx, routeChanges, func() { look(true) }, func() { look(false) })
+	return watch(ctx, routeChanges, look, look)
 }
 
 // WatchRoutes calls fn after each change of links, addresses or routes, whoever made it; changes close together make
 // one call. It blocks like WatchUnderlay.
 func WatchRoutes(ctx context.Context, fn func()) error {
-	return watch(ctx, routeChanges, func() {}, fn)
+	return watch(ctx, routeChanges, nothing, always(fn))
 }
+
+func nothing() error { return nil }
+
+// always is fn where nothing can go wrong.
+func always(fn func()) func() error { return func() error { fn(); return nil } }
 
 // WatchRules calls fn after each change of a table of ours in nftables, by us or by somebody else: `nft flush ruleset`, or
 // a restart of nftables.service, takes it away. It blocks like WatchUnderlay.
 func WatchRules(ctx context.Context, fn func()) error {
-	return watch(ctx, ruleChanges, func() {}, fn)
+	return watch(ctx, ruleChanges, nothing, always(fn))
 }
 
 // changes is what watch subscribes to.
@@ -82,9 +102,10 @@ func namesOurTable(m netlink.Message) bool {
 	return ad.Err() != nil
 }
 
-// watch subscribes, calls start, and calls fn after each burst of changes. A message says only that something happened:
-// who wants to know what, asks. So one that was lost for want of space (ENOBUFS) says all it could say.
-func watch(ctx context.Context, c changes, start, fn func()) error {
+// watch subscribes, calls start, and calls fn after each burst of changes, and lookAgain after either has returned an error. A message
+// says only that something happened: who wants to know what, asks. So one that was lost for want of space (ENOBUFS) says all it
+// could say.
+func watch(ctx context.Context, c changes, start, fn func() error) error {
 	conn, err := netlink.Dial(c.family, &netlink.Config{Groups: c.groups})
 	if err != nil {
 		return fmt.Errorf("hostnet: cannot watch %s: %w", c.what, err)
@@ -114,7 +135,14 @@ func watch(ctx context.Context, c changes, start, fn func()) error {
 			<-ended // no goroutine outlives the call
 		}
 	}()
-	start() // after the subscription: nothing falls between
+	var again <-chan time.Time
+	call := func(f func() error) {
+		again = nil
+		if f() != nil {
+			again = time.After(lookAgain)
+		}
+	}
+	call(start) // after the subscription: nothing falls between
 	for {
 		select {
 		case <-ctx.Done():
@@ -122,6 +150,7 @@ func watch(ctx context.Context, c changes, start, fn func()) error {
 		case failure = <-ended:
 			return fmt.Errorf("hostnet: cannot watch %s any more: %w", c.what, failure)
 		case <-changed:
+		case <-again:
 		}
 		select {
 		case <-ctx.Done():
@@ -132,6 +161,6 @@ func watch(ctx context.Context, c changes, start, fn func()) error {
 		case <-changed:
 		default:
 		}
-		fn()
+		call(fn)
 	}
 }
