@@ -36,3 +36,24 @@ func TestForgottenState(t *testing.T) {
 	p.Remove(t)
 	nothingLeft(t, n)
 }
+
+// TestLostDelete: a pod whose namespace goes without a DEL gives its address back while the daemon runs.
+func TestLostDelete(t *testing.T) {
+	t.Parallel()
+	lab.Require(t)
+	l := lab.New(t, lab.Config{Nodes: 1})
+	l.Start(t)
+	n := l.Nodes[0]
+	stays, lost := n.AddPodByPlugin(t, lab.Veth), n.AddPodByPlugin(t, lab.Veth)
+	lost.NS.Close()
+	await(t, "the pod is collected", func() bool {
+		n.AddPodByPlugin(t, lab.Veth).Remove(t) // something moves, so that it looks
+		pods, err := n.Daemon.Control().Pods(t.Context())
+		return err == nil && len(pods) == 1
+	})
+	if err := n.Ping(stays.IP4); err != nil {
+		t.Error(err)
+	}
+	stays.Remove(t)
+	nothingLeft(t, n)
+}

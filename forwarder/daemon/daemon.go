@@ -61,9 +61,10 @@ type Daemon struct {
 	health health
 
 	reloads    reloads
-	timed      timed  // ourselves, for the control socket
-	unrepaired string // what watchHost could not put back, as the log has it
-	unfollowed string // why the underlay's change could not be followed, likewise; change is held
+	timed      timed                   // ourselves, for the control socket
+	unrepaired string                  // what watchHost could not put back, as the log has it
+	gone       map[control.PodKey]bool // veth pods that watchHost has found without device and network namespace
+	unfollowed string                  // why the underlay's change could not be followed, likewise; change is held
 
 	change sync.Mutex // one change at a time: reload, peers, underlay
 

@@ -270,6 +270,7 @@ func (d *Daemon) watchPending(ctx context.Context) error {
 // collectGone takes away tun pods whose namespace has gone, as restore does with those whose namespace had gone before: nobody can
 // bring the queue of one that waits, and the daemon would not be ready for its sake; and the queue that we hold of any other keeps
 // the namespace alive with all that is in it (tun_chr_open in drivers/net/tun.c takes a reference), without a name and for nobody.
+// repairPods looks after veths.
 func (d *Daemon) collectGone(ctx context.Context) {
 	gone := func(p *pod) bool {
 		return (p.phase() == control.PhaseWaiting || p.open && p.seen && p.rec.Attach == control.AttachTUN) && d.netnsGone(p.rec)

@@ -141,6 +141,8 @@ func (d *Daemon) repairDrops() error {
 
 // repairPods looks after pods' devices: one that was made anew under its name, or has come back to it from elsewhere, becomes the
 // pod's port again, one that has gone or was renamed is said once, and is in penstockctl pods until that is mended or the pod deleted.
+// A pod that has lost its network namespace as well, and still has at the look that follows, is gone: its DEL was lost, as happens when
+// a runtime is killed or forgets, and nobody will give its addresses back.
 func (d *Daemon) repairPods(ctx context.Context) error {
 	links, err := d.machine.Links()
 	if err != nil {
@@ -157,6 +159,8 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 		}
 	}
 	var errs []error
+	gone := map[control.PodKey]bool{}
+	defer func() { d.gone = gone }()
 	for _, p := range d.pods.list() {
 		l, there := byName[p.rec.Device]
 		same := there && p.open && l.Index == p.index
@@ -169,7 +173,11 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 			errs = append(errs, d.namedBack(ctx, k))
 		case there:
 			errs = append(errs, d.reopen(ctx, k))
-		case !p.open || p.problem != "" || d.netnsGone(p.rec): // the pod is on its way out
+		case byIndex[p.index].Name == "" && d.netnsGone(p.rec): // a DEL may be on its way
+			if gone[k] = true; d.gone[k] {
+				errs = append(errs, d.collectLost(ctx, k))
+			}
+		case !p.open || p.problem != "": // it is said
 		case byIndex[p.index].Name != "":
 			errs = append(errs, d.tell(ctx, k, fmt.Sprintf("its device %s %s %s: name it back", p.rec.Device, renamed, byIndex[p.index].Name)))
 		default:
@@ -177,6 +185,26 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// collectLost takes away a veth pod that has neither device nor network namespace.
+func (d *Daemon) collectLost(ctx context.Context, k control.PodKey) error {
+	ctx, cancel := context.WithTimeout(ctx, podWait)
+	defer cancel()
+	removed, err := d.collect(ctx, k, func(p *pod) bool {
+		if p.rec.Phase != control.PhaseAttached || p.rec.Attach != control.AttachVeth || !d.netnsGone(p.rec) {
+			return false
+		}
+		_, err := d.machine.Link(p.rec.Device)
+		return errors.Is(err, errNoLink)
+	})
+	if removed && err == nil {
+		d.log.Info("collected a pod that is gone", "pod", k, "why", "its device and its network namespace are gone")
+	}
+	if ctx.Err() != nil {
+		return nil // somebody is busy with it; the next look comes
+	}
+	return err
 }
 
 // renamed is in the problem of a pod whose device has another name.

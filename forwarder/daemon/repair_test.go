@@ -163,3 +163,53 @@ func TestDeviceOfAPod(t *testing.T) {
 		t.Errorf("it was not attached again: %q", did)
 	}
 }
+
+// TestLostDelete: a veth pod whose device and namespace are gone is taken away at the second look in a row; one that has either is not.
+func TestLostDelete(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	for _, c := range []string{"belated", "device", "lost", "netns"} {
+		if _, err := r.plug(t, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.stop() // who looks is we alone
+	away := func(container string, device, netns bool) {
+		if device {
+			delete(f.links, control.DeviceName(container, "eth0"))
+		}
+		if netns {
+			delete(f.netns, "/ns/"+container)
+		}
+	}
+	look := func(want string) {
+		t.Helper()
+		if err := r.repairPods(t.Context()); err != nil {
+			t.Error(err)
+		}
+		var have []string
+		for _, p := range r.pods.list() {
+			have = append(have, p.rec.Container)
+		}
+		if got := strings.Join(have, " "); got != want {
+			t.Errorf("there is %q, want %q", got, want)
+		}
+	}
+	away("lost", true, true)
+	away("device", true, false)
+	away("netns", false, true)
+	look("belated device lost netns")
+	away("belated", true, true)
+	look("belated device netns")
+	f.netns["/ns/belated"] = "4:belated" // it was only out of sight: two looks in a row
+	look("belated device netns")
+	away("belated", false, true)
+	look("belated device netns")
+	look("device netns")
+	if records, _, err := r.pods.store.Load(); len(records) != 2 || err != nil {
+		t.Errorf("on disk: %d, %v", len(records), err)
+	}
+	if len(f.ports) != 2 {
+		t.Errorf("ports: %v", f.ports)
+	}
+}
