@@ -128,8 +128,11 @@ func readSmall(path string) ([]byte, error) {
 
 // WriteFileDurably replaces a file so that whoever reads it finds the old or the new content, whole, whatever happens, and the
 // new one once it has returned nil. Mode 0600. On an error nothing has changed.
-func WriteFileDurably(path string, b []byte) (err error) {
+func WriteFileDurably(path string, b []byte) error { return replaceFile(path, b, SyncDir) }
+
+func replaceFile(path string, b []byte, syncDir func(string) error) (err error) {
 	dir := filepath.Dir(path)
+	old, unread := readSmall(path)
 	f, err := os.CreateTemp(dir, newPrefix+"*")
 	if err != nil {
 		return err
@@ -152,7 +155,21 @@ func WriteFileDurably(path string, b []byte) (err error) {
 	if err = os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return SyncDir(dir)
+	if err = syncDir(dir); err != nil {
+		putBack(path, old, unread)
+	}
+	return err
+}
+
+// putBack makes a file what it was before it was replaced, as well as a disk allows that has just failed: what is found there later is
+// believed, and whoever wanted it written was told that it is not.
+func putBack(path string, old []byte, unread error) {
+	temp := filepath.Join(filepath.Dir(path), newPrefix+filepath.Base(path))
+	if unread == nil && len(old) < MaxBody && os.WriteFile(temp, old, 0o600) == nil && os.Rename(temp, path) == nil {
+		return
+	}
+	os.Remove(temp)
+	os.Remove(path)
 }
 
 // SyncDir brings the names in a directory to disk.

@@ -50,6 +50,29 @@ func TestPending(t *testing.T) {
 	}
 }
 
+// TestNotDurable: a file that cannot be brought to disk is not left behind as if it had been, whatever stood there before.
+func TestNotDurable(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f.json")
+	no := func(string) error { return unix.EIO }
+	for _, before := range []string{"", "old"} {
+		if before != "" {
+			if err := WriteFileDurably(path, []byte(before)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := replaceFile(path, []byte("new"), no); !errors.Is(err, unix.EIO) {
+			t.Errorf("%v", err)
+		}
+		if b, err := os.ReadFile(path); string(b) != before || (err == nil) != (before != "") {
+			t.Errorf("left %q, %v, want %q", b, err, before)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, newPrefix+"*")); left != nil {
+			t.Errorf("left %v", left)
+		}
+	}
+}
+
 // TestUnsent: a request that ran out of time before it reached anybody has certainly not happened.
 func TestUnsent(t *testing.T) {
 	for name, end := range map[string]func() (context.Context, context.CancelFunc){
