@@ -23,7 +23,7 @@ func (t *tool) colour(code, s string) string {
 
 // terminal tells whether the answer goes to one.
 func (t *tool) terminal() bool {
-	f, ok := t.out.(*os.File)
+	f, ok := asFile(t.out)
 	if !ok {
 		return false
 	}

@@ -53,18 +53,20 @@ type tool struct {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	t := &tool{out: stdout, errs: stderr}
+	out := &sticky{Writer: stdout}
+	t := &tool{out: out, errs: stderr}
 	root := t.root()
 	root.SetArgs(args)
-	root.SetOut(stdout)
+	root.SetOut(out)
 	root.SetErr(stderr)
 	mendCobra(root) // after SetOut: its completion commands keep the writer that they find
 	t.watch(root)
 
-	err := root.ExecuteContext(ctx)
+	err := out.lost(root.ExecuteContext(ctx))
 	if err == nil {
 		return 0
 	}
+	t.began = t.began || out.err != nil // help, which is no command's work, was asked for rightly
 	return t.fail(err, args)
 }
 

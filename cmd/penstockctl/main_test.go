@@ -234,6 +234,34 @@ func TestExitStatuses(t *testing.T) {
 	}
 }
 
+// TestUnwritten: who gets only a part of an answer is told, with whatever command; a reader that has gone wanted no more.
+func TestUnwritten(t *testing.T) {
+	socket := serve(t, &fake{level: "info"})
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	reader, closed, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closed.Close()
+	reader.Close()
+	for _, args := range []string{"pods", "pods -o json", "status", "ipam", "ports", "peers", "routes", "drops", "trace a b", "bench node-b", "reload", "loglevel", "version",
+		"--version", "--help", "help pods", "config example", "completion bash"} {
+		all := append([]string{"--socket", socket}, strings.Fields(args)...)
+		var stderr bytes.Buffer
+		if status := run(t.Context(), all, full, &stderr); status != exitFailed || !strings.Contains(stderr.String(), "could not all be written") || !strings.Contains(stderr.String(), "no space left") {
+			t.Errorf("%s to a full disk: %d %q", args, status, stderr.String())
+		}
+		stderr.Reset()
+		if status := run(t.Context(), all, closed, &stderr); status != 0 || stderr.Len() > 0 {
+			t.Errorf("%s to nobody: %d %q", args, status, stderr.String())
+		}
+	}
+}
+
 // TestWrongUsage: what a command can see to be wrong by itself is wrong usage, found before the daemon is asked: here none is there.
 func TestWrongUsage(t *testing.T) {
 	dir := t.TempDir()

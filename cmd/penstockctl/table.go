@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"unicode/utf8"
 
@@ -94,7 +93,7 @@ func windowWidth(w io.Writer) int { return int(window(w).Col) }
 func windowHeight(w io.Writer) int { return int(window(w).Row) }
 
 func window(w io.Writer) unix.Winsize {
-	f, ok := w.(*os.File)
+	f, ok := asFile(w)
 	if !ok {
 		return unix.Winsize{}
 	}
