@@ -66,6 +66,7 @@ type tally struct {
 	whole      uint64 // superframes that left encapsulated and uncut
 	tunBatches uint64 // system calls that read or wrote many packets of a TUN
 	priorities uint64 // changes of the thread's priority
+	asking     uint64 // ns that passed in asking for packets in vain
 	datagrams  uint64 // of all sends together
 	batches    sizes  // frames of what was read at once
 	runSizes   sizes  // datagrams of a send
@@ -85,6 +86,7 @@ type ledger struct {
 	whole      atomic.Uint64
 	tunBatches atomic.Uint64
 	priorities atomic.Uint64
+	asking     atomic.Uint64
 	datagrams  atomic.Uint64
 	batches    sizeLedger
 	runSizes   sizeLedger
@@ -115,6 +117,7 @@ func (l *ledger) publish(t *tally) {
 	move(&l.whole, &t.whole)
 	move(&l.tunBatches, &t.tunBatches)
 	move(&l.priorities, &t.priorities)
+	move(&l.asking, &t.asking)
 	move(&l.datagrams, &t.datagrams)
 	l.batches.publish(&t.batches)
 	l.runSizes.publish(&t.runSizes)
@@ -142,6 +145,8 @@ type Counters struct {
 	Dropped   map[string]uint64 // by reason; all reasons are present
 
 	Sends, Runs, Writes, Merged, Segmented, Whole, TUNBatches, Priorities uint64
+
+	Asking time.Duration // in which workers looked for packets in vain
 
 	Widened     uint64            // wide rings opened
 	SwitchedOff map[string]uint64 // by mechanism: how often the kernel has refused it while packets flowed, so that it is not tried again

@@ -444,6 +444,7 @@ func (f *Forwarder) Counters() Counters {
 		c.Merged += l.merged.Load()
 		c.TUNBatches += l.tunBatches.Load()
 		c.Priorities += l.priorities.Load()
+		c.Asking += time.Duration(l.asking.Load())
 		c.Segmented += l.segmented.Load()
 		c.Whole += l.whole.Load()
 		l.batches.addTo(&c.Batches)

@@ -39,7 +39,6 @@ func (w *worker) serveNative(readable, failed bool) {
 		w.drainErrors(n.sock)
 		return
 	}
-	first := w.tally.received[Wire]
 	for i := range got {
 		d := w.inbox.Datagram(i)
 		if w.taps != nil {
@@ -62,7 +61,6 @@ func (w *worker) serveNative(readable, failed bool) {
 		}
 	}
 	if got > 0 {
-		w.attention.frames += int(w.tally.received[Wire] - first)
 		w.flush()
 	}
 }

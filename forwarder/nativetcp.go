@@ -280,11 +280,9 @@ func (w *worker) serveTCP(failed bool) {
 	if err != nil || got == 0 {
 		return
 	}
-	first := w.tally.received[Wire]
 	for i := range w.frames[:got] {
 		w.nativeSegment(&w.frames[i])
 	}
-	w.attention.frames += int(w.tally.received[Wire] - first)
 	w.flush()
 	t.io.Release()
 }

@@ -31,6 +31,7 @@ type Settings struct {
 
 	Workers    int    // 0: one for two cores
 	Priority   bool   // workers may go before other threads; see priority.go
+	Polling    bool   // workers may stay awake where packets come at short intervals; see wait.go
 	HostDevice string // the node's TUN, made before New with Workers queues' worth of multi-queue
 
 	Native      Native

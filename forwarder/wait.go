@@ -4,27 +4,37 @@ import "github.com/penstock-net/penstock/ring"
 
 // How a worker waits, from lively to asleep. A step is one turn of its loop:
 //
-//	many frames a source ─▶ ask at once; let others run, ask again (patience)
-//	                          │ nothing
-//	a frame a source ───────▶ doze: block for dozeMs
-//	                          │ nothing
-//	                          sleep: block until something comes
+//	packets come at short intervals ─▶ ask: look, let others run, look again
+//	                                     │ nothing for askFor, or somebody needs the core
+//	they do not ─────────────────────▶ doze: block for dozeMs
+//	                                     │ nothing
+//	                                     sleep: block until something comes
 //
-// Waking a thread costs more than a packet does. Where frames come in batches,
-// pods get the CPU for a moment instead of a wake-up for each frame, and the
-// frames that they make meanwhile are one batch. Where they come one by one
-// nothing follows at once: asking first would only be a system call more.
+// A thread that blocks has to be woken, and the core that it leaves halts: on a virtual
+// machine that is a call to the hypervisor and some 50 µs, for each of the workers that a
+// packet passes. So where the next packet will be there before that, a worker stays awake
+// for it, on time that nobody else wants. Whether it will, the last wait tells: where
+// packets come seldom there is no asking, and what is idle costs nothing.
 //
-// Before it sleeps it takes the first place among threads again (priority.go).
+// Who asks hands the core on in between (sched_yield), and has it back at once if nobody else
+// needs it. If that takes long, a thread is there that does, and would get its whole
+// time slice each time, while a worker that blocks goes before it when a packet comes
+// (priority.go): then there is no asking for a while (docs/decisions/0017-asking.md).
+//
+// Before it sleeps it takes the first place among threads again.
 //
 // An idle worker has no timer of its own: it dozes once after the last frame.
 
 const (
-	// maxPatience is how often others get the CPU before the worker blocks.
-	// What it gives is small, if anything (docs/decisions/0008-waiting.md).
-	maxPatience = 3
-	// batchOf frames from each ready source are worth being patient for.
-	batchOf = 4
+	// askFor is how long, in ns, a worker asks for more behind a turn, if the wait before that
+	// turn was shorter: a wake-up costs about that on both ends.
+	askFor = 100e3
+	// contested is how long, in ns, the core is away when somebody else needs it: more than another worker
+	// asks, or a pod takes to read or write what is there, less than a time slice
+	// (1.4 ms with 2 cores: base_slice_ns in /sys/kernel/debug/sched).
+	contested = 1e6
+	// askRest is how long, in ns, a worker does not ask then.
+	askRest = 100e6
 	// dozeMs bounds a wait that Go's scheduler does not know of. Such a wait is
 	// cheaper; garbage collection, which has to reach this thread, ends it by a
 	// signal.
@@ -33,19 +43,24 @@ const (
 
 // attention is where a worker stands between work and sleep.
 type attention struct {
-	patience int
-	dozed    bool
-	frames   int // taken in this turn
+	used  bool  // the setting: it may ask
+	ended int64 // ns: when the last turn was over
+	until int64 // ns: it asks till then; 0: it does not
+	asked int64 // ns: when it last did
+	rest  int64 // ns: it does not ask before
+	short bool  // the last wait was
+	dozed bool
 }
 
 // next waits once for events, for at most limit ms (-1: for ever). None may
 // come before that: commands are looked for in between.
 func (w *worker) next(events []ring.Event, limit int) (n int, err error) {
-	switch s := &w.attention; {
-	case s.patience > 0:
+	s := &w.attention
+	switch {
+	case s.until != 0:
 		if n, err = w.poller.Wait(events, 0); n == 0 {
 			ring.Yield()
-			s.patience--
+			w.tally.asking += uint64(s.vain(w.clock()))
 		}
 	case !s.dozed && (limit < 0 || limit > dozeMs):
 		w.asleep.Store(true)
@@ -62,16 +77,35 @@ func (w *worker) next(events []ring.Event, limit int) (n int, err error) {
 		n, err = w.poller.Wait(events, limit)
 		w.asleep.Store(false)
 	}
+	if n > 0 {
+		s.came(w.clock())
+	}
 	return n, err
 }
 
-// turned learns from a turn in which n sources were ready.
-func (s *attention) turned(n int) {
-	if n > 0 {
-		s.dozed, s.patience = false, 0
-		if s.frames >= batchOf*n {
-			s.patience = maxPatience
-		}
+// clock is the time now, where w.nanos is that of the batch.
+func (w *worker) clock() int64 { return w.f.env.now().Sub(w.f.started).Nanoseconds() }
+
+// came is told when something has.
+func (s *attention) came(now int64) { s.short = now-s.ended < askFor }
+
+// vain learns from having asked for nothing, and having had others run: how long that took.
+func (s *attention) vain(now int64) (took int64) {
+	took = now - s.asked
+	if took > contested {
+		s.rest, s.until = now+askRest, 0
+	} else if now >= s.until {
+		s.until = 0
 	}
-	s.frames = 0
+	s.asked = now
+	return took
+}
+
+// turned is told when a turn is over in which something was ready.
+func (s *attention) turned(now int64) {
+	s.dozed, s.until = false, 0
+	s.ended, s.asked = now, now
+	if s.used && s.short && now >= s.rest {
+		s.until = now + askFor
+	}
 }

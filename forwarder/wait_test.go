@@ -8,8 +8,56 @@ import (
 	"github.com/penstock-net/penstock/ring"
 )
 
-// TestWaiting: after a batch a worker asks again before it blocks, after a frame
-// on its own it does not, and with nothing to do it does not turn at all.
+// TestAttention: what a worker does behind a turn depends on how long it waited before it, and on who else wants its core.
+func TestAttention(t *testing.T) {
+	const gap, soon = int64(askFor), int64(askFor) / 2
+	type step struct {
+		wait int64 // ns until packets come
+		hold int64 // ns that others keep the core each time it is handed on
+		asks bool  // behind the turn that these packets make
+	}
+	for _, c := range []struct {
+		what  string
+		off   bool
+		steps []step
+	}{
+		{"seldom", false, []step{{gap, 0, false}, {100 * gap, 0, false}}},
+		{"often", false, []step{{gap, 0, false}, {soon, 0, true}, {soon, 0, true}}},
+		{"often, then not", false, []step{{soon, 0, true}, {2 * gap, 0, false}, {soon, 0, true}}},
+		{"others take the core for less than a time slice", false, []step{{soon, 0, true}, {soon, contested, true}}},
+		{"others need the core", false, []step{{soon, 0, true}, {soon, contested + 1, false}, {soon, 0, false}, {askRest, 0, false}, {soon, 0, true}}},
+		{"switched off", true, []step{{soon, 0, false}, {soon, 0, false}}},
+	} {
+		s, now := attention{used: !c.off}, int64(1e9)
+		s.turned(now)
+		for i, st := range c.steps {
+			if st.hold > 0 {
+				now += st.hold
+				s.vain(now)
+				s.ended = now // what comes now has not been waited for
+			}
+			now += st.wait
+			s.came(now)
+			s.turned(now)
+			if s.until != 0 != st.asks || st.asks && s.until != now+askFor {
+				t.Errorf("%s, step %d: it asks for %d ns, %v was expected", c.what, i, max(0, s.until-now), st.asks)
+			}
+		}
+	}
+
+	s := attention{used: true, short: true}
+	s.turned(0)
+	for now := int64(10e3); s.until != 0; now += 10e3 {
+		if took := s.vain(now); took != 10e3 || now > askFor {
+			t.Fatalf("at %d ns it has asked for %d and goes on", now, took)
+		}
+	}
+	if s.rest != 0 {
+		t.Error("it asked to the end, and takes the core for contested")
+	}
+}
+
+// TestWaiting: a worker that asks does not block, then it dozes, then it sleeps, and not past what is due.
 func TestWaiting(t *testing.T) {
 	r := newRig(t, testSettings(encap.KindVXLAN))
 	w := r.f.workers[0]
@@ -28,40 +76,66 @@ func TestWaiting(t *testing.T) {
 		}
 		return false
 	}
-	for _, c := range []struct {
-		what            string
-		frames, sources int
-		polls           int
-	}{
-		{"a batch", 64, 1, maxPatience},
-		{"a frame", 1, 1, 0},
-		{"few frames of many pods", 2 * batchOf, 3, 0},
-		{"batches of many pods", 3 * batchOf, 3, maxPatience},
-	} {
-		w.attention.frames = c.frames
-		w.attention.turned(c.sources)
-		for i := range c.polls {
-			if before := w.attention.patience; before != c.polls-i {
-				t.Errorf("%s: patience %d after %d polls", c.what, before, i)
-			}
-			w.next(events[:], -1)
-			w.attention.turned(0)
-		}
-		if w.attention.patience != 0 || !blocks(-1) || !w.attention.dozed {
-			t.Errorf("%s: it does not doze then: %+v", c.what, w.attention)
-		}
-		w.attention.turned(0)
-		if !blocks(5) {
-			t.Errorf("%s: it does not sleep after its doze", c.what)
+	w.attention = attention{used: true, short: true}
+	w.attention.turned(w.clock())
+	for n := 0; w.attention.until != 0; n++ {
+		if w.next(events[:], -1); w.attention.dozed || n > 1e6 {
+			t.Fatalf("asked %d times: %+v", n, w.attention)
 		}
 	}
-	w.attention.frames = 1
-	w.attention.turned(1)
+	if w.tally.asking == 0 {
+		t.Error("it has asked, and counts no time")
+	}
+	if !blocks(-1) || !w.attention.dozed {
+		t.Errorf("it does not doze then: %+v", w.attention)
+	}
+	if !blocks(5) {
+		t.Error("it does not sleep after its doze")
+	}
+	w.attention.used = false
+	w.attention.turned(w.clock())
 	if blocks(0) {
 		t.Error("something is due, and it blocks")
 	}
 	if w.attention.dozed {
 		t.Error("it dozes past what is due")
+	}
+}
+
+// TestAsking: packets that come at short intervals find a worker that asks, one that comes alone one that sleeps.
+func TestAsking(t *testing.T) {
+	s := testSettings(encap.KindVXLAN)
+	for _, s.Polling = range []bool{true, false} {
+		r := newRig(t, s)
+		q := r.attach(AttachTUN, "tun0", podA1)
+		r.f.Start()
+		asked := func() time.Duration { // counters follow with the next packet
+			q.Inject(ring.FakePacket{Data: []byte{0x45}})
+			r.settleDown()
+			return r.f.Counters().Asking
+		}
+		for range 5 {
+			time.Sleep(5 * time.Millisecond)
+			if n := asked(); n != 0 {
+				t.Fatalf("polling %v: lone packets, and it asked for %v", s.Polling, n)
+			}
+		}
+		for end := time.Now().Add(20 * time.Second); s.Polling && asked() == 0; {
+			for range 200 {
+				q.Inject(ring.FakePacket{Data: []byte{0x45}})
+			}
+			if time.Now().After(end) {
+				t.Fatal("200 packets at once, again and again, and it never asks")
+			}
+		}
+		if !s.Polling {
+			for range 2000 {
+				q.Inject(ring.FakePacket{Data: []byte{0x45}})
+			}
+			if n := asked(); n != 0 {
+				t.Errorf("polling is off, and it asked for %v", n)
+			}
+		}
 	}
 }
 

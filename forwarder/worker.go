@@ -147,6 +147,7 @@ func (w *worker) run() {
 	w.settle()
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
+	w.attention.used = w.f.settings.Polling
 	if w.standing.used = w.f.use.priority; w.standing.used {
 		w.take(ring.PriorityFirst)
 	}
@@ -167,7 +168,9 @@ func (w *worker) run() {
 		for i := range events[:n] {
 			w.serve(&events[i])
 		}
-		w.attention.turned(n)
+		if n > 0 {
+			w.attention.turned(w.clock())
+		}
 		if w.uring.Err() != nil {
 			w.leaveUring()
 		}
@@ -303,7 +306,6 @@ func (w *worker) servePort(p *port, failed bool) {
 		p.io.Release() // of a block in which there was nothing for us
 		return
 	}
-	w.attention.frames += n
 	w.outbound(p, w.frames[:n])
 	w.flush()
 	p.io.Release()
@@ -340,9 +342,7 @@ func (w *worker) serveLane(l *lane, i int, readable, failed bool) {
 	if n == 0 {
 		return
 	}
-	before := w.tally.received[Wire]
 	w.inbound(l, n)
-	w.attention.frames += int(w.tally.received[Wire] - before)
 	w.flush()
 }
 

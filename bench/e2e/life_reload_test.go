@@ -162,7 +162,7 @@ func TestRejectedFiles(t *testing.T) {
 		"limits.podBuffer": "limits: {podBuffer: 4MiB}", "limits.totalBuffer": "limits: {totalBuffer: 1GiB}", "workers": "workers: 3",
 		"native.carrier": "native: {carrier: udp}", "native.port": "native: {port: 7472}", "offload.tunnelGSO": "offload: {tunnelGSO: 'off'}",
 		"offload.udpSegment": "offload: {udpSegment: 'off'}", "offload.udpGRO": "offload: {udpGRO: 'off'}", "offload.tunOffload": "offload: {tunOffload: 'off'}",
-		"priority": "priority: 'off'", "offload.tunBatch": "offload: {tunBatch: 'off'}", "offload.mergeWrites": "offload: {mergeWrites: 'off'}", "offload.packetRing": "offload: {packetRing: v3}", "control.socket": "control: {socket: /tmp/other.sock}",
+		"priority": "priority: 'off'", "polling": "polling: 'off'", "offload.tunBatch": "offload: {tunBatch: 'off'}", "offload.mergeWrites": "offload: {mergeWrites: 'off'}", "offload.packetRing": "offload: {packetRing: v3}", "control.socket": "control: {socket: /tmp/other.sock}",
 		"debug.listen": "debug: {listen: '127.0.0.1:9999'}", "debug.allowRemote": "debug: {allowRemote: true}", "metrics.listen": "metrics: {listen: '127.0.0.1:9998'}", "state": "state: /tmp/other",
 	}
 	for _, key := range config.RestartKeys() {

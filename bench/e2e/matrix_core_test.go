@@ -12,22 +12,23 @@ var switches = []coreCase{
 	{
 		name:  "all on",
 		used:  []string{"tunnelGSO", "udpSegment", "udpGRO", "tunOffload", "tunUSO", "tunBatch", "packetV2", "packetV3", "priority"},
-		moves: []string{"penstock_send_runs_total", "penstock_merged_packets_total", "penstock_tun_batches_total", "penstock_priority_changes_total"},
+		moves: []string{"penstock_send_runs_total", "penstock_merged_packets_total", "penstock_tun_batches_total", "penstock_priority_changes_total", "penstock_polling_seconds_total"},
 	},
 	{name: "tunnelGSO off", yaml: []string{"offload: {tunnelGSO: off}"}, unused: []string{"tunnelGSO"}},
 	{name: "udpSegment off", yaml: []string{"offload: {udpSegment: off}"}, unused: []string{"udpSegment"}, still: []string{"penstock_send_runs_total"}},
 	{name: "udpGRO off", yaml: []string{"offload: {udpGRO: off}"}, unused: []string{"udpGRO"}},
 	{name: "tunOffload off", yaml: []string{"offload: {tunOffload: off}"}, unused: []string{"tunOffload", "tunUSO"}},
 	{name: "tunBatch off", yaml: []string{"offload: {tunBatch: off}"}, unused: []string{"tunBatch"}, still: []string{"penstock_tun_batches_total"}},
+	{name: "polling off", yaml: []string{"polling: off"}, still: []string{"penstock_polling_seconds_total"}},
 	{name: "priority off", yaml: []string{"priority: off"}, unused: []string{"priority"}, still: []string{"penstock_priority_changes_total"}},
 	{name: "mergeWrites off", yaml: []string{"offload: {mergeWrites: off}"}, still: []string{"penstock_merged_packets_total"}},
 	{name: "packetRing v3", yaml: []string{"offload: {packetRing: v3}"}, used: []string{"packetV3"}, unused: []string{"packetV2"}, lossy: true},
 	{name: "packetRing off", yaml: []string{"offload: {packetRing: off}"}, unused: []string{"packetV2", "packetV3"}},
 	{
 		name:   "all off",
-		yaml:   []string{"offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, tunBatch: off, mergeWrites: off, packetRing: off}\npriority: off"},
+		yaml:   []string{"offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, tunBatch: off, mergeWrites: off, packetRing: off}\npriority: off\npolling: off"},
 		unused: []string{"tunnelGSO", "udpSegment", "udpGRO", "tunOffload", "tunUSO", "tunBatch", "packetV2", "packetV3", "priority"},
-		still:  []string{"penstock_send_runs_total", "penstock_merged_packets_total", "penstock_tun_batches_total", "penstock_priority_changes_total"},
+		still:  []string{"penstock_send_runs_total", "penstock_merged_packets_total", "penstock_tun_batches_total", "penstock_priority_changes_total", "penstock_polling_seconds_total"},
 	},
 }
 

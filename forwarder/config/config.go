@@ -57,6 +57,7 @@ type Config struct {
 	Limits   Limits
 	Workers  int  // 0: one for two cores
 	Priority bool // workers may go before other threads: true is auto
+	Polling  bool // workers may stay awake while packets come at short intervals: true is auto
 	Native   Native
 	Offload  Offload
 	Control  Control
@@ -151,6 +152,7 @@ func Default() *Config {
 		Host:     Host{Device: DefaultHostDevice},
 		Limits:   Limits{PodBuffer: 8 << 20, TotalBuffer: 512 << 20},
 		Priority: true,
+		Polling:  true,
 		Native:   Native{Carrier: "off", Port: defaultNativePort},
 		Offload:  Offload{TunnelGSO: true, UDPSegment: true, UDPGRO: true, TUNOffload: true, TUNBatch: true, MergeWrites: true, PacketRing: "auto"},
 		Control:  Control{Socket: DefaultSocket},

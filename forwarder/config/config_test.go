@@ -105,6 +105,7 @@ host: {device: pst0, masquerade: true, forward: true}
 limits: {podBuffer: 1024KiB, totalBuffer: 1GiB}
 workers: 4
 priority: off
+polling: off
 native: {carrier: udp, port: 7000}
 offload: {tunnelGSO: off, udpSegment: off, udpGRO: off, tunOffload: off, tunBatch: off, mergeWrites: off, packetRing: v3}
 control: {socket: /tmp/p.sock}

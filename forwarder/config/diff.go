@@ -36,6 +36,7 @@ var settings = []setting{
 	{"limits.totalBuffer", true, func(c *Config) string { return sizeString(c.Limits.TotalBuffer) }},
 	{"workers", true, func(c *Config) string { return fmt.Sprint(c.Workers) }},
 	{"priority", true, func(c *Config) string { return autoOrOff(c.Priority) }},
+	{"polling", true, func(c *Config) string { return autoOrOff(c.Polling) }},
 	{"native.carrier", true, func(c *Config) string { return c.Native.Carrier }},
 	{"native.port", true, func(c *Config) string { return fmt.Sprint(c.Native.Port) }},
 	{"offload.tunnelGSO", true, func(c *Config) string { return autoOrOff(c.Offload.TunnelGSO) }},

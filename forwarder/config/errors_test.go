@@ -125,7 +125,7 @@ encap: {type: gre}
 		"4:10: workers: this must be a whole number",
 		"5:15: encap.type: this must be udp, vxlan or ipip, not nothing",
 	}},
-	{"switches", needed + "offload: {tunnelGSO: on, udpSegment: true, udpGRO: v2, tunOffload: [off], mergeWrites: 0, packetRing: v4, tunBatch: on}\nnative: {carrier: sctp}\npriority: -19\n", []string{
+	{"switches", needed + "offload: {tunnelGSO: on, udpSegment: true, udpGRO: v2, tunOffload: [off], mergeWrites: 0, packetRing: v4, tunBatch: on}\nnative: {carrier: sctp}\npriority: -19\npolling: 100\n", []string{
 		`3:22: offload.tunnelGSO: this must be auto or off, not "on"`,
 		"3:38: offload.udpSegment: this must be auto or off, not true",
 		`3:52: offload.udpGRO: this must be auto or off, not "v2"`,
@@ -135,6 +135,7 @@ encap: {type: gre}
 		`3:117: offload.tunBatch: this must be auto or off, not "on"`,
 		`4:19: native.carrier: this must be auto, tcp, udp or off, not "sctp"`,
 		"5:11: priority: this must be auto or off, not -19",
+		"6:10: polling: this must be auto or off, not 100",
 	}},
 	{"sizes", needed + "limits: {podBuffer: 2MB, totalBuffer: lots}\n", []string{
 		`3:21: limits.podBuffer: this must be a size such as 512KiB, 2MiB or 1GiB, not "2MB"`,

@@ -59,6 +59,7 @@ func (c *Config) decode(root *yaml.Node) {
 		)},
 		field{"workers", whole(&c.Workers, 0, maxWorkers, "the number of workers")},
 		field{"priority", auto(&c.Priority)},
+		field{"polling", auto(&c.Polling)},
 		field{"native", mapping(
 			field{"carrier", choice(&c.Native.Carrier, "auto", "tcp", "udp", "off")},
 			field{"port", whole(&c.Native.Port, 1, maxPort, "a port")},

@@ -19,17 +19,17 @@ type collector struct {
 	d     *Daemon
 	descs []*prometheus.Desc
 
-	received, generated, forwardedPackets, forwardedBytes, dropped                           *prometheus.Desc
-	sends, runs, writes, merged, segmented, whole, tunBatches, priorities, widened, switched *prometheus.Desc
-	batchSize, runSize                                                                       *prometheus.Desc
-	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen                                   *prometheus.Desc
-	nativeOn, nativeUnits, nativeBytes                                                       *prometheus.Desc
-	portPackets, portBytes, portDropped, portLost, portSeen                                  *prometheus.Desc
-	buildInfo, ready, started, mtu, peers, ports, routes, addresses                          *prometheus.Desc
-	workers, workerTurns, workerAsleep, workerCPU                                            *prometheus.Desc
-	found, used                                                                              *prometheus.Desc
-	reloads, reloaded, reloadedAt                                                            *prometheus.Desc
-	flowsForgotten, flowsPreloaded, flowOverruns                                             *prometheus.Desc
+	received, generated, forwardedPackets, forwardedBytes, dropped                                   *prometheus.Desc
+	sends, runs, writes, merged, segmented, whole, tunBatches, priorities, asking, widened, switched *prometheus.Desc
+	batchSize, runSize                                                                               *prometheus.Desc
+	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen                                           *prometheus.Desc
+	nativeOn, nativeUnits, nativeBytes                                                               *prometheus.Desc
+	portPackets, portBytes, portDropped, portLost, portSeen                                          *prometheus.Desc
+	buildInfo, ready, started, mtu, peers, ports, routes, addresses                                  *prometheus.Desc
+	workers, workerTurns, workerAsleep, workerCPU                                                    *prometheus.Desc
+	found, used                                                                                      *prometheus.Desc
+	reloads, reloaded, reloadedAt                                                                    *prometheus.Desc
+	flowsForgotten, flowsPreloaded, flowOverruns                                                     *prometheus.Desc
 }
 
 func newCollector(d *Daemon) *collector {
@@ -56,6 +56,7 @@ func newCollector(d *Daemon) *collector {
 	c.whole = desc("whole_superframes_total", "Superframes that left encapsulated and uncut.")
 	c.tunBatches = desc("tun_batches_total", "System calls of the io_uring, by which many packets of a TUN are read or written, and many superframes to the TAP.")
 	c.priorities = desc("priority_changes_total", "Times that a worker changed its place among other threads: first, or as everyone in a flood.")
+	c.asking = desc("polling_seconds_total", "Time in which workers looked for packets in vain instead of sleeping, because the last ones had come at short intervals; others may have had the core meanwhile.")
 	c.widened = desc("wide_rings_total", "Wide rings that were opened for busy pods.")
 	c.switched = desc("switched_off_total", "Times that the kernel refused a mechanism while packets flowed, so that it is done without: udpSegment for a peer, tunnelGSO for a kind of superframe, nativeTCP for the uplink, tunBatch for a worker (also when its ring cannot be made), priority for a worker.", "mechanism")
 	c.batchSize = desc("batch_packets", "Frames that were read at once from one pod, the host or a tunnel socket.")
@@ -168,6 +169,7 @@ func (c *collector) traffic(out sink, n forwarder.Counters) {
 	out.counter(c.whole, n.Whole)
 	out.counter(c.tunBatches, n.TUNBatches)
 	out.counter(c.priorities, n.Priorities)
+	out <- prometheus.MustNewConstMetric(c.asking, prometheus.CounterValue, n.Asking.Seconds())
 	out.counter(c.widened, n.Widened)
 	for mechanism, v := range n.SwitchedOff {
 		out.counter(c.switched, v, mechanism)

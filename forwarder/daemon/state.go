@@ -93,7 +93,7 @@ func (s *state) settings(workers int, log *slog.Logger) forwarder.Settings {
 		Encap: s.kind, Port: c.Encap.Port, VNI: c.Encap.VNI, PodMTU: s.podMTU, UnderlayMTU: s.underlay.MTU,
 		SourcePorts: c.Encap.SourcePorts, CopyDSCP: c.Encap.CopyDSCP, ClampMSS: c.Encap.ClampMSS,
 		Uplink:  s.uplink(),
-		Workers: workers, Priority: c.Priority, HostDevice: c.Host.Device, Native: s.native(),
+		Workers: workers, Priority: c.Priority, Polling: c.Polling, HostDevice: c.Host.Device, Native: s.native(),
 		Offload: forwarder.Offload{TunnelGSO: c.Offload.TunnelGSO, UDPSegment: c.Offload.UDPSegment, UDPGRO: c.Offload.UDPGRO,
 			TUNOffload: c.Offload.TUNOffload, TUNBatch: c.Offload.TUNBatch, MergeWrites: c.Offload.MergeWrites, PacketRing: c.Offload.PacketRing},
 		PodBuffer: c.Limits.PodBuffer, TotalBuffer: c.Limits.TotalBuffer, Log: log,
