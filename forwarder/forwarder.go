@@ -74,7 +74,7 @@ type Forwarder struct {
 
 // use is what the switches and the kernel together allow.
 type use struct {
-	udpSegment, udpGRO, tunOffload, tunBatch, mergeWrites, uso, whole, priority bool
+	udpSegment, udpGRO, tunOffload, tunBatch, mergeWrites, uso, whole, priority, polling bool
 
 	packetRing  ring.PacketRing
 	flood       float64 // frames a second from which on a wide ring is V3; 0: never
@@ -173,6 +173,7 @@ func (f *Forwarder) choose() error {
 		tunBatch:    o.TUNBatch && f.found("tunBatch"),
 		mergeWrites: o.MergeWrites,
 		priority:    f.settings.Priority && f.found("priority"),
+		polling:     f.settings.Polling,
 		whole:       o.TunnelGSO && f.found("tunnelGSO"),
 		uso:         f.found("tunUSO"),
 		maxSegments: 1,

@@ -17,7 +17,7 @@ import "github.com/penstock-net/penstock/ring"
 // packets come seldom there is no asking, and what is idle costs nothing.
 //
 // Who asks hands the core on in between (sched_yield), and has it back at once if nobody else
-// needs it. If that takes long, a thread is there that does, and would get its whole
+// needs it: in its scheduling group, as far as sched_yield goes. If that takes long, a thread is there that does, and would get its whole
 // time slice each time, while a worker that blocks goes before it when a packet comes
 // (priority.go): then there is no asking for a while (docs/decisions/0017-asking.md).
 //
@@ -46,7 +46,6 @@ type attention struct {
 	used  bool  // the setting: it may ask
 	ended int64 // ns: when the last turn was over
 	until int64 // ns: it asks till then; 0: it does not
-	asked int64 // ns: when it last did
 	rest  int64 // ns: it does not ask before
 	short bool  // the last wait was
 	dozed bool
@@ -58,9 +57,10 @@ func (w *worker) next(events []ring.Event, limit int) (n int, err error) {
 	s := &w.attention
 	switch {
 	case s.until != 0:
+		from := w.clock()
 		if n, err = w.poller.Wait(events, 0); n == 0 {
 			ring.Yield()
-			w.tally.asking += uint64(s.vain(w.clock()))
+			w.tally.asking += uint64(s.vain(from, w.clock()))
 		}
 	case !s.dozed && (limit < 0 || limit > dozeMs):
 		w.asleep.Store(true)
@@ -90,21 +90,20 @@ func (w *worker) clock() int64 { return w.f.env.now().Sub(w.f.started).Nanosecon
 func (s *attention) came(now int64) { s.short = now-s.ended < askFor }
 
 // vain learns from having asked for nothing, and having had others run: how long that took.
-func (s *attention) vain(now int64) (took int64) {
-	took = now - s.asked
+func (s *attention) vain(from, now int64) (took int64) {
+	took = now - from
 	if took > contested {
 		s.rest, s.until = now+askRest, 0
 	} else if now >= s.until {
 		s.until = 0
 	}
-	s.asked = now
 	return took
 }
 
 // turned is told when a turn is over in which something was ready.
 func (s *attention) turned(now int64) {
 	s.dozed, s.until = false, 0
-	s.ended, s.asked = now, now
+	s.ended = now
 	if s.used && s.short && now >= s.rest {
 		s.until = now + askFor
 	}

@@ -24,7 +24,7 @@ func TestAttention(t *testing.T) {
 		{"seldom", false, []step{{gap, 0, false}, {100 * gap, 0, false}}},
 		{"often", false, []step{{gap, 0, false}, {soon, 0, true}, {soon, 0, true}}},
 		{"often, then not", false, []step{{soon, 0, true}, {2 * gap, 0, false}, {soon, 0, true}}},
-		{"others take the core for less than a time slice", false, []step{{soon, 0, true}, {soon, contested, true}}},
+		{"others take the core for less than a time slice", false, []step{{soon, 0, true}, {soon, contested, false}, {soon, 0, true}}},
 		{"others need the core", false, []step{{soon, 0, true}, {soon, contested + 1, false}, {soon, 0, false}, {askRest, 0, false}, {soon, 0, true}}},
 		{"switched off", true, []step{{soon, 0, false}, {soon, 0, false}}},
 	} {
@@ -32,9 +32,8 @@ func TestAttention(t *testing.T) {
 		s.turned(now)
 		for i, st := range c.steps {
 			if st.hold > 0 {
+				s.vain(now, now+st.hold)
 				now += st.hold
-				s.vain(now)
-				s.ended = now // what comes now has not been waited for
 			}
 			now += st.wait
 			s.came(now)
@@ -48,7 +47,7 @@ func TestAttention(t *testing.T) {
 	s := attention{used: true, short: true}
 	s.turned(0)
 	for now := int64(10e3); s.until != 0; now += 10e3 {
-		if took := s.vain(now); took != 10e3 || now > askFor {
+		if took := s.vain(now-10e3, now); took != 10e3 || now > askFor {
 			t.Fatalf("at %d ns it has asked for %d and goes on", now, took)
 		}
 	}

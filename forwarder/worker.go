@@ -147,7 +147,7 @@ func (w *worker) run() {
 	w.settle()
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
-	w.attention.used = w.f.settings.Polling
+	w.attention.used = w.f.use.polling
 	if w.standing.used = w.f.use.priority; w.standing.used {
 		w.take(ring.PriorityFirst)
 	}

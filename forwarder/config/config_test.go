@@ -262,7 +262,7 @@ func TestDiff(t *testing.T) {
 	}
 	for _, x := range []struct{ more, want string }{
 		{"", ""},
-		{"encap: {port: 8473, mtu: 1400, copyDSCP: true, clampMSS: true}\nstate: /x\n", "encap.port: 8472 → 8473 needs a restart; state: /var/lib/penstock → /x needs a restart that takes the directory along: stop the daemon, move it, then start, or the pods that run are not known any more"},
+		{"encap: {port: 8473, mtu: 1400, copyDSCP: true, clampMSS: true}\nstate: /x\n", "encap.port: 8472 → 8473 needs a restart; state: /var/lib/penstock → /x needs a restart that takes the directory along: stop the daemon, move its files, then start, or the pods that run are not known any more"},
 		{"host: {masquerade: true, forward: true}\npeers: [{name: b, address: 192.0.2.2, podCIDRs: [10.244.2.0/24]}]\n", ""},
 		{"offload: {udpGRO: off}\nmetrics: {listen: \":1\"}\nlimits: {podBuffer: 1MiB}\n", `limits.podBuffer: 8MiB → 1MiB needs a restart; offload.udpGRO: auto → off needs a restart; metrics.listen: "" → :1 needs a restart`},
 	} {

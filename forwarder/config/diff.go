@@ -60,7 +60,7 @@ type Change struct{ Key, Old, New string }
 func (c Change) String() string {
 	s := fmt.Sprintf("%s: %s → %s needs a restart", c.Key, shown(c.Old), shown(c.New))
 	if c.Key == "state" {
-		s += " that takes the directory along: stop the daemon, move it, then start, or the pods that run are not known any more"
+		s += " that takes the directory along: stop the daemon, move its files, then start, or the pods that run are not known any more"
 	}
 	return s
 }

@@ -165,11 +165,14 @@ func replaceFile(path string, b []byte, syncDir func(string) error) (err error) 
 // believed, and whoever wanted it written was told that it is not.
 func putBack(path string, old []byte, unread error) {
 	temp := filepath.Join(filepath.Dir(path), newPrefix+filepath.Base(path))
-	if unread == nil && len(old) < MaxBody && os.WriteFile(temp, old, 0o600) == nil && os.Rename(temp, path) == nil {
+	if errors.Is(unread, fs.ErrNotExist) {
+		os.Remove(path)
 		return
 	}
-	os.Remove(temp)
-	os.Remove(path)
+	// Where the old content cannot be had or written, the new one is better than none: it may be all that is known of a pod that runs.
+	if unread != nil || len(old) == MaxBody || os.WriteFile(temp, old, 0o600) != nil || os.Rename(temp, path) != nil {
+		os.Remove(temp)
+	}
 }
 
 // SyncDir brings the names in a directory to disk.

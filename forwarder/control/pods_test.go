@@ -71,6 +71,15 @@ func TestNotDurable(t *testing.T) {
 			t.Errorf("left %v", left)
 		}
 	}
+	if err := os.WriteFile(path, make([]byte, MaxBody), 0o600); err != nil { // more than is read of it
+		t.Fatal(err)
+	}
+	if err := replaceFile(path, []byte("new"), no); !errors.Is(err, unix.EIO) {
+		t.Errorf("%v", err)
+	}
+	if b, err := os.ReadFile(path); string(b) != "new" || err != nil {
+		t.Errorf("the only thing that is known of a pod is gone: %q, %v", b, err)
+	}
 }
 
 // TestUnsent: a request that ran out of time before it reached anybody has certainly not happened.

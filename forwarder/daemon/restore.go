@@ -91,7 +91,7 @@ func (d *Daemon) spareStrangers() error {
 	}
 	if len(d.spared) > 0 {
 		d.log.Warn("the state directory is new, but devices of pods stand here; these pods have no network, and the next start removes their devices: "+
-			"if state was another directory, stop the daemon, move its content here and start again; else delete these pods",
+			"if state was another directory, stop the daemon, move the files of its pods directory into the new one's and start again; else delete these pods",
 			"state", d.state.Load().cfg.State, "devices", slices.Sorted(maps.Keys(d.spared)))
 	}
 	return nil

@@ -192,7 +192,12 @@ func TestWatchUnderlayAgain(t *testing.T) {
 		}
 	}
 	next("at the start", 1500, nil)
+	from := time.Now()
+	host.Device("early") // a change of something else, as a try that is taken back makes by itself
 	next("the start again", 1500, nil)
+	if after := time.Since(from); after < lookAgain/2 {
+		t.Errorf("what was refused is tried again after %v", after)
+	}
 	now.Store(&found{mtu: 1400})
 	host.Device("other") // a change
 	for range 3 {

@@ -16,8 +16,13 @@ import (
 // and its routes one message each.
 const settle = 50 * time.Millisecond
 
-// lookAgain is when to look again, without any change, at what could not be looked at or not be followed.
-const lookAgain = time.Second
+// lookAgain is when to look again, without any change, at what could not be looked at or not be followed. What cannot be followed is
+// tried ever seldomer, down to once in lookAtMost: each try takes back what it has done, which costs the peers' streams, and causes
+// changes by itself.
+const (
+	lookAgain  = time.Second
+	lookAtMost = time.Minute
+)
 
 // The same bits as 1<<(RTNLGRP_…-1) for links, addresses and routes of both families (linux/rtnetlink.h, RTMGRP_*), and for the
 // sysctls of forwarding and of reverse paths (RTNLGRP_IPV4_NETCONF is 24, RTNLGRP_IPV6_NETCONF 25).
@@ -26,10 +31,13 @@ const watchGroups = 1 | 0x10 | 0x40 | 0x100 | 0x400 | 1<<(24-1) | 1<<(25-1)
 // WatchUnderlay calls fn once at the start, and then whenever what find(addr), FindUnderlay or FindUplink, says is not what it said
 // before: a new MTU, up or down, on another device, or gone (the error is ErrNoAddress then). With any other error nothing is known
 // but that it cannot be looked at, which is told once. What could not be looked at, and what fn has returned an error for, is looked
-// at again lookAgain later. It blocks until ctx is done (nil) or netlink fails. fn runs on the calling goroutine.
+// at again lookAgain later, the latter after ever more time up to lookAtMost while it stays as it is. It blocks until ctx is done (nil) or netlink fails. fn runs on the calling goroutine.
 func WatchUnderlay(ctx context.Context, addr netip.Addr, find func(netip.Addr) (Underlay, error), fn func(Underlay, error) error) error {
 	var last Underlay
 	followed, gone, blind := false, false, false // the last was taken; it was no device; it cannot be looked at
+	var refused error                            // by fn
+	var rest time.Duration                       // until it is asked again
+	var due time.Time
 	look := func() error {
 		u, err := find(addr)
 		none := errors.Is(err, ErrNoAddress)
@@ -41,13 +49,21 @@ func WatchUnderlay(ctx context.Context, addr netip.Addr, find func(netip.Addr) (
 			return err
 		}
 		blind = false
-		if followed && u == last && none == gone {
+		same := u == last && none == gone
+		switch {
+		case same && followed:
 			return nil
+		case same && refused != nil && time.Now().Before(due):
+			return refused
+		case !same:
+			rest = 0
 		}
 		last, gone = u, none
-		err = fn(u, err)
-		followed = err == nil
-		return err
+		refused = fn(u, err)
+		followed = refused == nil
+		rest = min(max(2*rest, lookAgain), lookAtMost)
+		due = time.Now().Add(rest)
+		return refused
 	}
 	return watch(ctx, routeChanges, look, look)
 }
