@@ -31,12 +31,13 @@ const watchGroups = 1 | 0x10 | 0x40 | 0x100 | 0x400 | 1<<(24-1) | 1<<(25-1)
 // WatchUnderlay calls fn once at the start, and then whenever what find(addr), FindUnderlay or FindUplink, says is not what it said
 // before: a new MTU, up or down, on another device, or gone (the error is ErrNoAddress then). With any other error nothing is known
 // but that it cannot be looked at, which is told once. What could not be looked at, and what fn has returned an error for, is looked
-// at again lookAgain later, the latter after ever more time up to lookAtMost while it stays as it is. It blocks until ctx is done (nil) or netlink fails. fn runs on the calling goroutine.
+// at again lookAgain later, the latter after ever more time up to lookAtMost while it stays as it is. It blocks until ctx is done
+// (nil) or netlink fails. fn runs on the calling goroutine.
 func WatchUnderlay(ctx context.Context, addr netip.Addr, find func(netip.Addr) (Underlay, error), fn func(Underlay, error) error) error {
 	var last Underlay
-	followed, gone, blind := false, false, false // the last was taken; it was no device; it cannot be looked at
-	var refused error                            // by fn
-	var rest time.Duration                       // until it is asked again
+	gone, blind := false, false               // the last was no device; it cannot be looked at
+	refused := errors.New("fn was not asked") // why the last was not taken
+	var rest time.Duration                    // until fn is asked again
 	var due time.Time
 	look := func() error {
 		u, err := find(addr)
@@ -51,16 +52,13 @@ func WatchUnderlay(ctx context.Context, addr netip.Addr, find func(netip.Addr) (
 		blind = false
 		same := u == last && none == gone
 		switch {
-		case same && followed:
-			return nil
-		case same && refused != nil && time.Now().Before(due):
+		case same && (refused == nil || time.Now().Before(due)):
 			return refused
 		case !same:
 			rest = 0
 		}
 		last, gone = u, none
 		refused = fn(u, err)
-		followed = refused == nil
 		rest = min(max(2*rest, lookAgain), lookAtMost)
 		due = time.Now().Add(rest)
 		return refused
