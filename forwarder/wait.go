@@ -16,10 +16,11 @@ import "github.com/penstock-net/penstock/ring"
 // for it, on time that nobody else wants. Whether it will, the last wait tells: where
 // packets come seldom there is no asking, and what is idle costs nothing.
 //
-// Who asks hands the core on in between (sched_yield), and has it back at once if nobody else
-// needs it: in its scheduling group, as far as sched_yield goes. If that takes long, a thread is there that does, and would get its whole
-// time slice each time, while a worker that blocks goes before it when a packet comes
-// (priority.go): then there is no asking for a while (docs/decisions/0017-asking.md).
+// Who asks hands the core on in between (sched_yield, which reaches as far as the scheduling
+// group), and has it back at once if nobody else needs it. If that takes long, a thread is there
+// that does, and would get its whole time slice each time, while a worker that blocks goes before
+// it when a packet comes (priority.go): then there is no asking for a while
+// (docs/decisions/0017-asking.md).
 //
 // Before it sleeps it takes the first place among threads again.
 //
@@ -31,7 +32,8 @@ const (
 	askFor = 100e3
 	// contested is how long, in ns, the core is away when somebody else needs it: more than another worker
 	// asks, or a pod takes to read or write what is there, less than a time slice
-	// (1.4 ms with 2 cores: base_slice_ns in /sys/kernel/debug/sched).
+	// (0.7 ms, times 1 + log2 of the cores up to 8: sysctl_sched_base_slice in
+	// kernel/sched/fair.c; 1.4 ms with 2).
 	contested = 1e6
 	// askRest is how long, in ns, a worker does not ask then.
 	askRest = 100e6
