@@ -12,7 +12,10 @@ import (
 // answerLost is when a datagram's answer is given up; on TCP the run has failed.
 const answerLost = 500 * time.Millisecond
 
-var errEnded = errors.New("the connection has ended")
+var (
+	errEnded   = errors.New("the connection has ended")
+	errNothing = fmt.Errorf("nothing has come for %v", connectTime)
+)
 
 // ask makes one request after the other, a thread a flow, and notes how long each took.
 func (j *running) ask() error {
@@ -38,13 +41,13 @@ func (j *running) ask() error {
 		j.run(func(t *thread) error {
 			t.times = make([]time.Duration, 0, 1<<17)
 			epoch := j.epoch.Load()
-			for !j.stopped.Load() {
+			turn := func() error {
 				begin := now()
-				if err := once(f); errors.Is(err, errLost) {
+				if err := once(f); err == errLost {
 					if !j.stopped.Load() {
 						t.lost.Add(1)
 					}
-					continue
+					return nil
 				} else if err != nil {
 					return err
 				}
@@ -57,8 +60,12 @@ func (j *running) ask() error {
 					epoch = e
 				}
 				t.times = append(t.times, took)
+				return nil
 			}
-			return nil
+			if j.Kind == Connect {
+				return failing("connection", j.repeat(turn))
+			}
+			return failing("request and answer", j.loop(turn))
 		})
 	}
 	return nil
@@ -96,7 +103,7 @@ var errLost = errors.New("load: no answer")
 // datagram sends a request until its own answer comes; an older one is passed over.
 func (j *running) datagram(fd int, request, answer []byte) error {
 	if _, err := write(fd, request); err != nil && !again(err) {
-		return fmt.Errorf("load: send: %w", err)
+		return err
 	}
 	for end := now() + answerLost; ; {
 		n, err := read(fd, answer)
@@ -104,7 +111,7 @@ func (j *running) datagram(fd int, request, answer []byte) error {
 		case err == nil && n == len(request) && binary.LittleEndian.Uint64(answer) == binary.LittleEndian.Uint64(request):
 			return nil
 		case err != nil && !again(err):
-			return fmt.Errorf("load: receive: %w", err)
+			return err
 		case now() > end || j.stopped.Load():
 			return errLost
 		}
@@ -114,12 +121,9 @@ func (j *running) datagram(fd int, request, answer []byte) error {
 // exchange is a request and its answer on a stream.
 func (j *running) exchange(fd int, request, answer []byte) error {
 	if _, err := write(fd, request); err != nil {
-		return fmt.Errorf("load: request: %w", err)
+		return err
 	}
-	if err := j.fill(fd, answer); err != nil {
-		return fmt.Errorf("load: answer: %w", err)
-	}
-	return nil
+	return j.fill(fd, answer)
 }
 
 // fill reads until b is full.
@@ -134,7 +138,7 @@ func (j *running) fill(fd int, b []byte) error {
 		case j.stopped.Load():
 			return errLost
 		case err != nil && now() > end:
-			return fmt.Errorf("nothing has come for %v", connectTime)
+			return errNothing
 		}
 		b = b[max(n, 0):]
 	}
@@ -144,18 +148,20 @@ func (j *running) fill(fd int, b []byte) error {
 // answerStream sends every request back.
 func (j *running) answerStream(t *thread, fd int) error {
 	b := make([]byte, j.Sizes[0])
-	for !j.stopped.Load() {
-		if err := j.fill(fd, b); errors.Is(err, errEnded) || errors.Is(err, errLost) {
-			return nil
-		} else if err != nil {
+	err := j.loop(func() error {
+		if err := j.fill(fd, b); err != nil {
 			return err
 		}
 		if _, err := write(fd, b); err != nil {
 			return err
 		}
 		t.count(1, 2*len(b))
+		return nil
+	})
+	if err == errEnded || err == errLost {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // answerDatagrams sends every datagram back, a thread a flow.
@@ -169,7 +175,7 @@ func (j *running) answerDatagrams() (ports []uint16, err error) {
 		j.run(func(t *thread) error {
 			b := make([]byte, 2048)
 			var from unix.RawSockaddrInet4
-			for !j.stopped.Load() {
+			return failing("answer", j.loop(func() error {
 				n, err := receiveFrom(fd, b, &from)
 				if err == nil {
 					_, err = sendTo(fd, b[:n], &from)
@@ -178,10 +184,10 @@ func (j *running) answerDatagrams() (ports []uint16, err error) {
 				case err == nil:
 					t.count(1, 2*n)
 				case !again(err):
-					return fmt.Errorf("load: answer: %w", err)
+					return err
 				}
-			}
-			return nil
+				return nil
+			}))
 		})
 	}
 	return ports, nil

@@ -16,8 +16,7 @@ import (
 // written in Go has that, so the instrument must not: a C program with these loops gets the rates of these.
 //
 // What it takes: a place in the scheduler for each of them, as none is given back while a call blocks ([quiet]); calls that
-// end by themselves ([tick]); and no lock to a thread while working: each 10 ms Go asks who goes on without a break for his place, and one
-// that is locked has it back only by way of two other threads.
+// end by themselves ([tick]); and a thread for each of them that it keeps (thread.go).
 
 const (
 	places = 128        // in the scheduler of a traffic process

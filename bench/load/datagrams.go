@@ -1,7 +1,6 @@
 package load
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 
@@ -45,11 +44,13 @@ func (j *running) sendDatagrams() error {
 		turn = podTurn
 	}
 	j.run(func(t *thread) error {
-		for i := 0; !j.stopped.Load(); i++ {
+		i := 0
+		return failing("sendmmsg", j.loop(func() error {
 			o := outlets[i%len(outlets)]
+			i++
 			n, err := o.msgs.send(o.fd, o.next, o.next+turn)
 			if err != nil && !again(err) {
-				return fmt.Errorf("load: sendmmsg: %w", err)
+				return err
 			}
 			bytes := 0
 			for k := o.next; k < o.next+n; k++ {
@@ -59,8 +60,8 @@ func (j *running) sendDatagrams() error {
 			if o.next += n; o.next+turn > pattern {
 				o.next = 0
 			}
-		}
-		return nil
+			return nil
+		}))
 	})
 	return nil
 }
@@ -142,12 +143,10 @@ func (j *running) receiveDatagrams() (ports []uint16, err error) {
 	}
 	if len(fds) == 1 {
 		j.run(func(t *thread) error {
-			for !j.stopped.Load() {
-				if _, err := take(t, fds[0], unix.MSG_WAITFORONE); err != nil {
-					return fmt.Errorf("load: recvmmsg: %w", err)
-				}
-			}
-			return nil
+			return failing("recvmmsg", j.loop(func() error {
+				_, err := take(t, fds[0], unix.MSG_WAITFORONE)
+				return err
+			}))
 		})
 		return ports, nil
 	}
@@ -163,18 +162,18 @@ func (j *running) receiveDatagrams() (ports []uint16, err error) {
 	}
 	j.run(func(t *thread) error {
 		events := make([]unix.EpollEvent, len(fds))
-		for !j.stopped.Load() {
+		return failing("epoll_wait and recvmmsg", j.loop(func() error {
 			n, err := epollWait(epoll, events)
-			if err != nil && !errors.Is(err, unix.EINTR) {
-				return fmt.Errorf("load: epoll_wait: %w", err)
+			if err != nil && err != unix.EINTR {
+				return err
 			}
 			for i := range max(n, 0) {
 				if _, err := take(t, int(events[i].Fd), unix.MSG_DONTWAIT); err != nil {
-					return fmt.Errorf("load: recvmmsg: %w", err)
+					return err
 				}
 			}
-		}
-		return nil
+			return nil
+		}))
 	})
 	return ports, nil
 }

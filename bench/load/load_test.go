@@ -4,11 +4,13 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
 
 	"github.com/penstock-net/penstock/bench/lab"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -63,6 +65,28 @@ func TestShuffled(t *testing.T) {
 		}
 		if most := pattern / max(1, burst); changes >= most || changes < most*3/4 {
 			t.Errorf("burst %d: the flow changes %d times", burst, changes)
+		}
+	}
+}
+
+// TestStay: who stays keeps his place and his thread for longer than Go's monitor lets others have theirs (10 ms), even if it is the only place.
+func TestStay(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	var other atomic.Bool
+	leave := stay()
+	go other.Store(true)
+	thread, moved := unix.Gettid(), false
+	for begin := time.Now(); time.Since(begin) < 100*time.Millisecond; {
+		moved = moved || unix.Gettid() != thread
+	}
+	taken := other.Load()
+	leave()
+	if taken || moved {
+		t.Errorf("somebody else had the place: %v; another thread: %v", taken, moved)
+	}
+	for deadline := time.Now().Add(10 * time.Second); !other.Load(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody else runs after leaving")
 		}
 	}
 }

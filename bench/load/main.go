@@ -156,6 +156,31 @@ func (j *running) run(fn func(t *thread) error) {
 	})
 }
 
+// loop makes turns until the job is stopped or one has failed, on one thread. A turn makes no calls that Go's scheduler is told of, takes
+// no lock (fmt does) and says by a bare error what is wrong.
+func (j *running) loop(turn func() error) error {
+	defer stay()()
+	return j.repeat(turn)
+}
+
+// repeat is loop for turns that do all that. They may change their thread.
+func (j *running) repeat(turn func() error) error {
+	for !j.stopped.Load() {
+		if err := turn(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// failing says what failed; nil: nothing.
+func failing(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("load: %s: %w", what, err)
+}
+
 // own makes the job close the descriptor at its end.
 func (j *running) own(fd int) { j.fds = append(j.fds, fd) }
 

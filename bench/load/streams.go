@@ -83,12 +83,16 @@ func (j *running) sendStreams() error {
 	}
 	for _, fd := range fds {
 		j.run(func(t *thread) error {
-			for !j.stopped.Load() {
+			err := j.loop(func() error {
 				n, err := write(fd, payload)
 				if err != nil && !again(err) {
-					return fmt.Errorf("load: write: %w", err)
+					return err
 				}
 				t.count(0, max(n, 0))
+				return nil
+			})
+			if err != nil {
+				return failing("write", err)
 			}
 			// What is on the way is of no use to anyone; a reset frees it on both ends.
 			return abort(fd)
@@ -147,17 +151,21 @@ func (j *running) listen(serve func(t *thread, fd int) error) (ports []uint16, e
 // readStream reads to the end of the stream.
 func (j *running) readStream(t *thread, fd int) error {
 	b := make([]byte, chunk)
-	for !j.stopped.Load() {
+	err := j.loop(func() error {
 		n, err := read(fd, b)
 		switch {
 		case err != nil && again(err):
 		case err != nil:
 			return err
 		case n == 0:
-			return nil
+			return errEnded
 		default:
 			t.count(0, n)
 		}
+		return nil
+	})
+	if err == errEnded {
+		return nil
 	}
-	return nil
+	return err
 }
