@@ -100,7 +100,7 @@ fuzz: need-go ## every fuzz target for FUZZTIME (10s) each; ONLY chooses by a pa
 # The side-by-side laboratory. docs/performance.md says what the variables mean and how to read what comes out.
 sidebyside = @$(GO) build -o bin/ ./bench/sidebyside
 SIDEBYSIDE = PENSTOCKD='$(CURDIR)/bin/penstockd' bin/sidebyside $(if $(FULL),-full) $(if $(ONLY),-only '$(ONLY)') $(if $(N),-n $(N)) \
-  $(if $(SECONDS),-seconds $(SECONDS)) $(if $(BURST),-burst $(BURST)) $(if $(TCP),-tcp '$(TCP)') $(if $(WEIGHT),-weight $(WEIGHT)) $(if $(YAML),-yaml '$(YAML)') $(if $(FRESH),-fresh) $(if $(LIST),-list)
+  $(if $(SECONDS),-seconds $(SECONDS)) $(if $(BURST),-burst $(BURST)) $(if $(TCP),-tcp '$(TCP)') $(if $(WEIGHT),-weight $(WEIGHT)) $(if $(TOOL),-tool '$(TOOL)') $(if $(YAML),-yaml '$(YAML)') $(if $(FRESH),-fresh) $(if $(LIST),-list)
 
 bench: need-root build ## against kernel VXLAN, the rows with bars (45 min); FULL=1 all; ONLY='veth whole udp-64*' N=5 SECONDS=1 (root)
 	$(sidebyside)

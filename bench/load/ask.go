@@ -65,7 +65,7 @@ func (j *running) ask() error {
 			if j.Kind == Connect {
 				return failing("connection", j.repeat(turn))
 			}
-			return failing("request and answer", j.loop(turn))
+			return failing("a request or its answer", j.loop(turn))
 		})
 	}
 	return nil
@@ -175,7 +175,7 @@ func (j *running) answerDatagrams() (ports []uint16, err error) {
 		j.run(func(t *thread) error {
 			b := make([]byte, 2048)
 			var from unix.RawSockaddrInet4
-			return failing("answer", j.loop(func() error {
+			return failing("receive or answer a request", j.loop(func() error {
 				n, err := receiveFrom(fd, b, &from)
 				if err == nil {
 					_, err = sendTo(fd, b[:n], &from)

@@ -162,7 +162,7 @@ func (j *running) receiveDatagrams() (ports []uint16, err error) {
 	}
 	j.run(func(t *thread) error {
 		events := make([]unix.EpollEvent, len(fds))
-		return failing("epoll_wait and recvmmsg", j.loop(func() error {
+		return failing("epoll_wait or recvmmsg", j.loop(func() error {
 			n, err := epollWait(epoll, events)
 			if err != nil && err != unix.EINTR {
 				return err

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -25,6 +26,7 @@ func Main() {
 	}
 	// Threads block in system calls and hardly allocate; a collection in the middle of a run would be measured too.
 	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(math.MaxInt64) // GOMEMLIMIT may be set
 	quiet()
 	control := os.NewFile(3, "control")
 	read := bufio.NewReader(control)
@@ -163,7 +165,7 @@ func (j *running) loop(turn func() error) error {
 	return j.repeat(turn)
 }
 
-// repeat is loop for turns that do all that. They may change their thread.
+// repeat is loop for turns that do all that, as whose sockets are made anew each time: they may change their thread.
 func (j *running) repeat(turn func() error) error {
 	for !j.stopped.Load() {
 		if err := turn(); err != nil {

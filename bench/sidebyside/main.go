@@ -17,6 +17,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"strings"
@@ -35,6 +36,7 @@ type options struct {
 	burst   int
 	tcp     string
 	weight  int
+	tool    string
 	yaml    string
 	dir     string
 	list    bool
@@ -52,6 +54,7 @@ func main() {
 	flag.IntVar(&o.burst, "burst", 1, "datagrams of one flow in a row, where there are many flows")
 	flag.StringVar(&o.tcp, "tcp", "", "congestion control of all streams: bbr, cubic (the machine's own)")
 	flag.IntVar(&o.weight, "weight", 0, "put daemons and pods into scheduling groups of their own: the `weight` of a daemon's, where 100 is that of a node's pods (0: all are in one group)")
+	flag.StringVar(&o.tool, "tool", "", "`program` that makes the traffic, instead of the built-in one: bench/tools/iperf3")
 	flag.StringVar(&o.yaml, "yaml", "", "configuration merged over every Penstock's own: \"offload: {packetRing: v3}\"")
 	flag.StringVar(&o.dir, "dir", "bench/results", "`directory` for the results")
 	flag.BoolVar(&o.list, "list", false, "list the cells and end")
@@ -87,6 +90,12 @@ func main() {
 		fmt.Fprintf(os.Stderr, "Nothing can be measured so: %v.\n", err)
 		os.Exit(2)
 	}
+	if o.tool != "" {
+		if err := checkTool(o, cells); err != nil {
+			fmt.Fprintf(os.Stderr, "Nothing can be measured so: %v.\n", err)
+			os.Exit(2)
+		}
+	}
 	groups, err := o.groups()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "Nothing can be measured so: %v.\n", err)
@@ -113,6 +122,9 @@ func (o *options) defaults() {
 	}
 	if o.seconds <= 0 {
 		o.seconds = seconds
+	}
+	if o.tool != "" { // iperf3 and sockperf know whole ones
+		o.seconds = math.Ceil(o.seconds)
 	}
 }
 
@@ -150,7 +162,7 @@ func run(ctx context.Context, o options, cells []cell, groups *lab.Groups) int {
 	switch {
 	case ctx.Err() != nil:
 		text := "\nInterrupted; networks and daemons are gone."
-		if o.only == "" && !o.profile {
+		if o.only == "" && o.tool == "" && !o.profile {
 			text += " The same command goes on where this one was."
 		}
 		fmt.Println(text)

@@ -23,6 +23,9 @@ func (r *results) markdown() []byte {
 	if r.Weight != 0 {
 		w("Each daemon and each node's pods are in a scheduling group of their own; weights %d and %d.", r.Weight, lab.PodsWeight)
 	}
+	if r.Tool != "" {
+		w("The traffic is made by `%s`, not by the built-in program.", r.Tool)
+	}
 	if r.YAML != "" {
 		w("Configuration of every Penstock: `%s`.", r.YAML)
 	}

@@ -31,6 +31,9 @@ func measure(ctx context.Context, n *network, b burden, o options, seconds float
 	if b.Shape == idle {
 		return measureIdle(ctx, n, seconds)
 	}
+	if o.tool != "" {
+		return byTool(ctx, n, b, o, seconds)
+	}
 	var ways []*way
 	for from := range 2 {
 		if b.Both || (from == 1) == b.Back {

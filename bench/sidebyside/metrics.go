@@ -16,8 +16,8 @@ type metric struct {
 // metrics are what is shown of each shape, the most important first.
 var metrics = map[shape][]metric{
 	bulk: {
-		{"rate", "delivered", func(v float64) string { return fmt.Sprintf("%.2f Gbit/s", v/1e9) }},
-		{"cpu", "CPU a byte", func(v float64) string { return fmt.Sprintf("%.3f ns", v*1e9) }},
+		{"rate", "delivered", func(v float64) string { return known(v, fmt.Sprintf("%.2f Gbit/s", v/1e9)) }},
+		{"cpu", "CPU a byte", func(v float64) string { return known(v, fmt.Sprintf("%.3f ns", v*1e9)) }},
 	},
 	datagrams: {
 		{"rate", "delivered", perSecond},
@@ -37,6 +37,14 @@ var metrics = map[shape][]metric{
 		{"memory", "memory", func(v float64) string { return fmt.Sprintf("%.1f MiB", v/(1<<20)) }},
 		{"idlecpu", "CPU", func(v float64) string { return fmt.Sprintf("%.3f %%", v*100) }},
 	},
+}
+
+// known is the text of a figure that there is.
+func known(v float64, text string) string {
+	if math.IsNaN(v) {
+		return "–"
+	}
+	return text
 }
 
 func perSecond(v float64) string {
@@ -65,10 +73,7 @@ func duration(v float64) string {
 }
 
 func percent(v float64) string {
-	if math.IsNaN(v) {
-		return "–"
-	}
-	return fmt.Sprintf("%.1f %%", v*100)
+	return known(v, fmt.Sprintf("%.1f %%", v*100))
 }
 
 // times writes a ratio, with three digits that mean something.

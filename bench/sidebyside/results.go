@@ -19,6 +19,7 @@ type results struct {
 	Burst    int
 	TCP      string  // congestion control of all streams
 	Weight   int     `json:",omitempty"` // of a daemon's scheduling group; 0: all are in one
+	Tool     string  `json:",omitempty"` // that made the traffic; "": the built-in one
 	YAML     string  `json:",omitempty"`
 	Daemon   string  // SHA-256 of penstockd, by which an interrupted run is known again
 	Others   float64 // cores that others used before the run began
@@ -56,14 +57,14 @@ func (r *result) enough() int {
 func newResults(o options) (*results, error) {
 	name := "bars"
 	switch {
-	case o.only != "":
+	case o.only != "" || o.tool != "":
 		name = "quick"
 	case o.full:
 		name = "full"
 	}
 	r := &results{
 		Machine: thisMachine(), Commit: commit(), Started: time.Now().UTC().Truncate(time.Second),
-		Pairs: o.pairs, Seconds: o.seconds, Burst: o.burst, TCP: o.tcp, Weight: o.weight, YAML: o.yaml, dir: o.dir, name: name,
+		Pairs: o.pairs, Seconds: o.seconds, Burst: o.burst, TCP: o.tcp, Weight: o.weight, Tool: o.tool, YAML: o.yaml, dir: o.dir, name: name,
 	}
 	var err error
 	if r.Daemon, err = daemonSum(); err != nil {

@@ -35,6 +35,9 @@ func compare(ctx context.Context, o options, cells []cell, n *networks) error {
 	if o.weight != 0 {
 		fmt.Printf("Each daemon and each node's pods have a scheduling group; weights %d and %d.\n", o.weight, lab.PodsWeight)
 	}
+	if o.tool != "" {
+		fmt.Printf("The traffic is made by %s.\n", o.tool)
+	}
 	p := newProgress(len(todo), o.pairs)
 	failed := 0
 	for _, c := range todo {
