@@ -43,7 +43,7 @@ func (j *running) ask() error {
 			epoch := j.epoch.Load()
 			turn := func() error {
 				begin := now()
-				if err := once(f); err == errLost {
+				if err := once(f); errors.Is(err, errLost) {
 					if !j.stopped.Load() {
 						t.lost.Add(1)
 					}
@@ -63,7 +63,7 @@ func (j *running) ask() error {
 				return nil
 			}
 			if j.Kind == Connect {
-				return failing("connection", j.repeat(turn))
+				return j.repeat(turn)
 			}
 			return failing("a request or its answer", j.loop(turn))
 		})
@@ -95,7 +95,7 @@ func (j *running) connection(f Flow) error {
 	defer unix.Close(fd)
 	defer abort(fd) // or the ports are all in TIME_WAIT within a second
 	b := make([]byte, j.Sizes[0])
-	return j.exchange(fd, b, b)
+	return failing("a request or its answer", j.exchange(fd, b, b))
 }
 
 var errLost = errors.New("load: no answer")

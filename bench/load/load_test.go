@@ -69,24 +69,30 @@ func TestShuffled(t *testing.T) {
 	}
 }
 
-// TestStay: who stays keeps his place and his thread for longer than Go's monitor lets others have theirs (10 ms), even if it is the only place.
-func TestStay(t *testing.T) {
+// TestLoop: who makes turns keeps his place and his thread for longer than Go's monitor lets others have theirs (10 ms), even if it is the only place.
+func TestLoop(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	var other atomic.Bool
-	leave := stay()
-	go other.Store(true)
-	thread, moved := unix.Gettid(), false
-	for begin := time.Now(); time.Since(begin) < 100*time.Millisecond; {
+	var started, taken, moved bool
+	var ran atomic.Bool
+	thread, begin, j := 0, time.Now(), &running{}
+	err := j.loop(func() error {
+		if !started {
+			started, thread = true, unix.Gettid()
+			go ran.Store(true)
+		}
 		moved = moved || unix.Gettid() != thread
+		if time.Since(begin) > 100*time.Millisecond {
+			taken = ran.Load()
+			return errEnded
+		}
+		return nil
+	})
+	if err != errEnded || taken || moved {
+		t.Errorf("%v; somebody else had the place: %v; another thread: %v", err, taken, moved)
 	}
-	taken := other.Load()
-	leave()
-	if taken || moved {
-		t.Errorf("somebody else had the place: %v; another thread: %v", taken, moved)
-	}
-	for deadline := time.Now().Add(10 * time.Second); !other.Load(); runtime.Gosched() {
+	for deadline := time.Now().Add(10 * time.Second); !ran.Load(); runtime.Gosched() {
 		if time.Now().After(deadline) {
-			t.Fatal("nobody else runs after leaving")
+			t.Fatal("nobody else runs after the loop")
 		}
 	}
 }

@@ -158,14 +158,7 @@ func (j *running) run(fn func(t *thread) error) {
 	})
 }
 
-// loop makes turns until the job is stopped or one has failed, on one thread. A turn makes no calls that Go's scheduler is told of, takes
-// no lock (fmt does) and says by a bare error what is wrong.
-func (j *running) loop(turn func() error) error {
-	defer stay()()
-	return j.repeat(turn)
-}
-
-// repeat is loop for turns that do all that, as whose sockets are made anew each time: they may change their thread.
+// repeat is loop (thread.go) for turns that Go's scheduler has to know of, as their sockets are made anew each time: they may change their thread.
 func (j *running) repeat(turn func() error) error {
 	for !j.stopped.Load() {
 		if err := turn(); err != nil {

@@ -85,10 +85,11 @@ func orNothing(said string) string {
 // parseTool reads lines of a metric's name and its value. The first metric of a shape must be there.
 func parseTool(tool string, s shape, out string) (sample, error) {
 	var names []string
-	for _, m := range append(slices.Clone(metrics[s]), metric{Name: "rate"}) {
-		if !slices.Contains(names, m.Name) {
-			names = append(names, m.Name)
-		}
+	for _, m := range metrics[s] {
+		names = append(names, m.Name)
+	}
+	if !slices.Contains(names, "rate") {
+		names = append(names, "rate")
 	}
 	got := sample{}
 	for line := range strings.Lines(out) {
