@@ -172,13 +172,12 @@ func (f *Forwarder) closeEndpoints(keys []endpointKey) {
 type tunnelPorts struct {
 	set    atomic.Pointer[[1 << 10]uint64]
 	ipip   atomic.Bool
-	native uint16 // the native stream's port, 0 while it is off; fixed by New
-	tcp    uint16 // the same if the tcp carrier is configured, else 0
+	native uint16 // the native stream's port, of UDP and TCP, also while it is off here: a pod that spoke to a peer's in this node's name would be this node to it. Fixed by New
 }
 
 func (t *tunnelPorts) has(proto uint8, port uint16) bool {
 	if proto == encap.ProtoTCP {
-		return port == t.tcp && t.tcp != 0
+		return port == t.native && t.native != 0
 	}
 	return t.set.Load()[port>>6]&(1<<(port&63)) != 0
 }

@@ -116,6 +116,7 @@ func newForwarder(s Settings, env environment) (_ *Forwarder, err error) {
 	f.hops.noRoute, f.hops.noPod = &hop{kind: hopNoRoute}, &hop{kind: hopNoPod}
 	f.savePorts()
 	f.savePeers()
+	f.tunnelPorts.native = s.Native.Port
 	f.tunnelPorts.store(nil)
 	f.caps = env.probe()
 	if err := f.choose(); err != nil {

@@ -148,10 +148,7 @@ func (f *Forwarder) openNative() error {
 		return fmt.Errorf("the native stream: %w", err)
 	}
 	f.fds.add("native/messages", n.sock.FD())
-	f.native, f.tunnelPorts.native = n, s.Native.Port
-	if s.Native.TCP { // also while there is no uplink to use it on: peers read it from theirs
-		f.tunnelPorts.tcp = s.Native.Port
-	}
+	f.native = n
 	for i, w := range f.workers {
 		sock, err := f.env.openUDP(ring.UDPConfig{Local: local, ReusePort: true, GRO: true, Errors: true, RecvBuffer: receiveBuffer, SendBuffer: sendBuffer})
 		if err != nil {

@@ -250,16 +250,15 @@ func TestNativeFence(t *testing.T) {
 				}
 			}
 			x.b.turn()
-			if len(x.b.f.native.inbox) != len(w.lanes[0].egress) {
-				t.Fatalf("%v: %d fences arrive, of %d", kind, len(x.b.f.native.inbox), len(w.lanes[0].egress))
+			// One by what frames have left by; nothing has by the socket of ipip for IPv6.
+			if n := len(x.b.f.native.inbox); n != 1 {
+				t.Fatalf("%v: %d fences arrive, of 1", kind, n)
 			}
 			if n := len(x.podB.Sent()); n != 1 {
 				t.Fatalf("%v: %d frames came with the fence", kind, n)
 			}
 			if answered {
-				for range w.lanes[0].egress {
-					w.fencePassed((<-x.b.f.native.inbox).m.Nonce)
-				}
+				w.fencePassed((<-x.b.f.native.inbox).m.Nonce)
 				if n := len(x.sent(t)); n != 1 {
 					t.Errorf("%v: %d datagrams behind the fence, want one burst", kind, n)
 				}
@@ -295,6 +294,8 @@ func outerIPIP(v6 bool, b []byte) []byte {
 // TestNativeKept: what waits for a fence is bounded, and goes on by the old way when there is too much.
 func TestNativeKept(t *testing.T) {
 	x := newNativePair(t, encap.KindVXLAN)
+	x.podA.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 10)})
+	x.a.turn()
 	x.way(true)
 	for range 90 {
 		x.podA.Inject(superTCP(podA1, podB, 5, 60000))
@@ -303,8 +304,8 @@ func TestNativeKept(t *testing.T) {
 	if o := x.a.f.workers[0].transmits[0].native; o.hold.on || o.hold.mem != nil {
 		t.Errorf("%d frames are kept", len(o.hold.frames))
 	}
-	if v := x.a.f.Counters().Forwarded[ForwardedKey{"wire", "vxlan"}]; v.Packets != 90 {
-		t.Errorf("%d of 90 frames left by the encapsulation", v.Packets)
+	if v := x.a.f.Counters().Forwarded[ForwardedKey{"wire", "vxlan"}]; v.Packets != 91 {
+		t.Errorf("%d of 91 frames left by the encapsulation", v.Packets)
 	}
 	x.a.check(nil)
 }

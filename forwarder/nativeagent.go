@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/encap/native"
 	"github.com/penstock-net/penstock/forwarder/agree"
 	"github.com/penstock-net/penstock/ring"
@@ -126,6 +127,7 @@ func (n *nativePlane) handle(e nativeEvent) {
 	switch e.m.Kind {
 	case native.Fence:
 		if e.m.From == known.From && e.m.To == a.Self.From {
+			n.passed(e)
 			s := agree.Send{Message: a.Self, Size: native.MessageLen}
 			s.Kind, s.To, s.Nonce = native.Passed, known.From, e.m.Nonce
 			n.send(a, []agree.Send{s})
@@ -141,6 +143,21 @@ func (n *nativePlane) handle(e nativeEvent) {
 	}
 	n.send(a, a.Receive(now, e.m, e.by, nil))
 	n.publish(a, now)
+}
+
+// passed waits until all has left this node that came before a fence. Behind a UDP socket a flow's frames and the fence have one
+// worker, who says so behind its batch; ipip has no ports, so a fence lies in one worker's socket and what it was sent behind in all of them.
+func (n *nativePlane) passed(e nativeEvent) {
+	if e.by != 0 || e.peer.kind != encap.KindIPIP || len(n.f.workers) == 1 {
+		return
+	}
+	var waits []<-chan error
+	for _, w := range n.f.workers {
+		waits = append(waits, w.ask(func(w *worker) error { w.drainLane(e.peer.endpoint); return nil }))
+	}
+	for _, wait := range waits {
+		<-wait
+	}
 }
 
 // publish tells the workers what has changed.

@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/penstock-net/penstock/encap"
@@ -15,7 +16,8 @@ import (
 
 const (
 	nativeFenceWait = 100 * time.Millisecond
-	nativeFenceRest = time.Second // before it is tried again
+	nativeFenceRest = time.Second // before it is tried again; twice as long each time that fences are not answered, up to
+	nativeFenceMost = 6           // times in a row
 	nativeHeldBytes = 4 << 20
 	nativeHeldMost  = 4096
 	nativeHeldRoom  = 128 // in front of each kept frame
@@ -29,6 +31,7 @@ type nativeHold struct {
 	waiting  uint64 // fences that have not been answered, by bit
 	deadline int64  // nanoseconds
 	rest     int64  // not before this
+	failed   int    // fences in a row that nobody answered
 	mem      []byte
 	frames   []heldFrame
 	fences   []byte // their bytes: lent until the flush
@@ -61,13 +64,16 @@ func (w *worker) changeNative(o *nativeOut, to *nativeWay) {
 	if w.nanos < h.rest {
 		return
 	}
-	*h = nativeHold{on: true, to: to, serial: h.serial + 1, deadline: w.nanos + nativeFenceWait.Nanoseconds(), mem: make([]byte, 0, 64<<10)}
+	*h = nativeHold{on: true, to: to, serial: h.serial + 1, failed: h.failed, deadline: w.nanos + nativeFenceWait.Nanoseconds(), mem: make([]byte, 0, 64<<10)}
 	if o.way != nil {
 		w.fenceNative(o)
 	} else {
 		w.fenceStandard(o)
 	}
 	w.native.holding = append(w.native.holding, o)
+	if h.waiting == 0 {
+		w.endHold(o, true)
+	}
 }
 
 // setWay is the change itself. A stream with another tag begins at 0; what waits has its place in the one before, and takes it now.
@@ -95,13 +101,17 @@ func (w *worker) fence(o *nativeOut, number int) native.Message {
 	return m
 }
 
-// fenceStandard sends a fence behind the last frame on each socket of the encapsulation.
+// fenceStandard sends a fence behind the last frame on each socket of the encapsulation that frames have left by. By others
+// a fence may never pass (a firewall that lets protocol 4 through and not 41), and all frames would wait for it in vain.
 func (w *worker) fenceStandard(o *nativeOut) {
 	p, h := o.peer, &o.hold
 	l := w.lanes[p.endpoint]
 	room := p.header.Len()
 	h.fences = make([]byte, len(l.egress)*(room+native.MessageLen))
 	for i, e := range l.egress {
+		if !w.transmits[p.state.index].sources[i].used() {
+			continue
+		}
 		w.makeRoom()
 		b := h.fences[i*(room+native.MessageLen):][:room+native.MessageLen]
 		p.header.Put(b, false)
@@ -129,9 +139,9 @@ func (w *worker) holdNative(o *nativeOut, f *frame) {
 	h := &o.hold
 	need := nativeHeldRoom + f.p.Len
 	if len(h.frames) == nativeHeldMost || len(h.mem)+need > nativeHeldBytes {
-		hand := *f
+		hand, in := *f, w.frame // f may be the answer to the frame in hand
 		w.endHold(o, false)
-		*f = hand
+		w.frame, *f = in, hand
 		w.byWay(o, f)
 		return
 	}
@@ -158,6 +168,27 @@ func (w *worker) fencePassed(nonce uint64) {
 	}
 }
 
+// drainLane receives what waits at an endpoint now. A flood fills its sockets again at once: more than they can hold is not waited for.
+func (w *worker) drainLane(endpoint int) {
+	if endpoint >= len(w.lanes) || w.lanes[endpoint] == nil {
+		return
+	}
+	l := w.lanes[endpoint]
+	for i := range l.receiving {
+		for range receiveBuffer / leastTruesize / inboxMessages {
+			w.begin()
+			got := w.serveLane(l, i, true, false)
+			w.ledger.publish(&w.tally)
+			if got < inboxMessages {
+				break
+			}
+		}
+	}
+}
+
+// leastTruesize is what the kernel takes at least from a receive buffer for a packet: its sk_buff and 256 bytes (SKB_TRUESIZE).
+const leastTruesize = 512
+
 // endHold lets go what was kept: by the new way if the fences have passed, else
 // by the old one, or by the encapsulation if the old one is no longer good.
 func (w *worker) endHold(o *nativeOut, passed bool) {
@@ -182,11 +213,15 @@ func (w *worker) endHold(o *nativeOut, passed bool) {
 	now := o.peer.state.native.way.Load()
 	switch {
 	case passed && now.same(h.to):
+		h.failed = 0
 		w.setWay(o, now)
 	case now == nil:
 		w.setWay(o, nil)
 	default:
-		h.rest = w.nanos + nativeFenceRest.Nanoseconds()
+		h.rest = w.nanos + nativeFenceRest.Nanoseconds()<<min(h.failed, nativeFenceMost)
+		if w.nanos >= h.deadline {
+			w.unanswered(o)
+		}
 	}
 	o.open = false
 	for _, x := range frames {
@@ -199,6 +234,16 @@ func (w *worker) endHold(o *nativeOut, passed bool) {
 		w.byWay(o, f)
 	}
 }
+
+// unanswered notes a fence that was waited for in vain. One may be lost as any packet; several in a row have a cause.
+func (w *worker) unanswered(o *nativeOut) {
+	if o.hold.failed++; o.hold.failed >= 3 {
+		w.f.complain("a peer answers no fence, so frames to it go on the way they went: is a port or protocol of the encapsulation closed between the nodes?",
+			"peer", o.peer.spec.Name, errNoFence)
+	}
+}
+
+var errNoFence = fmt.Errorf("none within %v", nativeFenceWait)
 
 // byWay sends f by o's way, whatever the plane says now.
 func (w *worker) byWay(o *nativeOut, f *frame) {
@@ -224,7 +269,7 @@ func (w *worker) nativeTimers(timeout int) int {
 		}
 		i++
 	}
-	w.expireNative()
+	w.expireNative(false)
 	w.flush()
 	w.ledger.publish(&w.tally)
 	if len(n.holding) > 0 || len(n.incomplete) > 0 {
@@ -233,6 +278,17 @@ func (w *worker) nativeTimers(timeout int) int {
 		}
 	}
 	return timeout
+}
+
+// stopNative lets go all that waits, as the worker ends: what was received has left then, or is counted as a drop.
+func (w *worker) stopNative() {
+	w.begin()
+	for len(w.native.holding) > 0 {
+		w.endHold(w.native.holding[0], false)
+	}
+	w.expireNative(true)
+	w.flush()
+	w.ledger.publish(&w.tally)
 }
 
 // nativeTimerEvery is how often, in ms, waits are looked at.

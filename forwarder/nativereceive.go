@@ -291,12 +291,12 @@ func (w *worker) nativeFrame(s *nativeStream, x *native.Frame) int {
 	return f.p.Len
 }
 
-// expireNative hands on what there is of bursts that were waited for too long.
-func (w *worker) expireNative() {
+// expireNative hands on what there is of bursts that were waited for too long, or of all.
+func (w *worker) expireNative(all bool) {
 	n := w.native
 	kept := n.incomplete[:0]
 	for _, s := range n.incomplete {
-		if s.Incomplete() && w.nanos-s.since < nativeExpire.Nanoseconds() {
+		if s.Incomplete() && !all && w.nanos-s.since < nativeExpire.Nanoseconds() {
 			kept = append(kept, s)
 			continue
 		}

@@ -112,6 +112,10 @@ func (w *worker) toNative(f *frame, p *peer) bool {
 
 // sendNative puts f into o's burst.
 func (w *worker) sendNative(o *nativeOut, f *frame) {
+	if f.p.Len+native.MaxHeader > o.way.room && packetSize(f)+native.MaxHeader > o.way.room {
+		w.toStandard(f, o.peer) // no burst holds it: the underlay's MTU is nearly that of an IP packet
+		return
+	}
 	if !f.v.IsGSO() || f.p.Len+native.MaxHeader <= o.way.room {
 		w.appendNative(o, f, f.mem[:f.at], f.ip(), nil, f.v, true)
 		return

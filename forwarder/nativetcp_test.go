@@ -417,20 +417,18 @@ func TestFirstTag(t *testing.T) {
 	}
 }
 
-// TestTCPClosedToPods: while the tcp carrier is configured no pod reaches its port on any node, whole or by a first fragment: masqueraded, its segments
-// would be this node's to the peer. Other ports, other addresses, and all of it without that carrier, are none of our business.
-func TestTCPClosedToPods(t *testing.T) {
-	for _, by := range []native.Carrier{native.TCP, native.UDP, native.TCP | native.UDP} {
+// TestNativeClosedToPods: no pod reaches the stream's port on any node, by TCP or UDP, whole or by a first fragment: masqueraded, its packets
+// would be this node's to a peer that has the stream on, also where it is off here. Other ports and other addresses are none of our business.
+func TestNativeClosedToPods(t *testing.T) {
+	for _, by := range []native.Carrier{0, native.TCP, native.UDP, native.TCP | native.UDP} {
 		x := newNativePairBy(t, encap.KindVXLAN, by)
 		to := func(dst netip.Addr, port layers.TCPPort) []byte {
 			return tcpPacket(podA1, dst, 1, 60, func(h *layers.TCP) { h.DstPort = port })
 		}
-		closed := [][]byte{to(nodeB, 7471), to(nodeA, 7471), fragmentOf(to(nodeB, 7471), 0, 40), fragmentOf(to(nodeA, 7471), 0, 8)}
+		closed := [][]byte{to(nodeB, 7471), to(nodeA, 7471), fragmentOf(to(nodeB, 7471), 0, 40), fragmentOf(to(nodeA, 7471), 0, 8),
+			udpPacket(podA1, nodeB, 7471, 7471, 40), udpPacket(podA1, nodeA, 1, 7471, 40)}
 		open := [][]byte{to(nodeB, 7472), fragmentOf(to(nodeB, 7472), 0, 40), fragmentOf(to(nodeB, 7471), 40, 40), to(outsideAddr, 7471), to(stranger, 7471)}
 		drops := map[Reason]uint64{DropTunnelLoop: uint64(len(closed))}
-		if by == native.UDP {
-			open, closed, drops = append(open, closed...), nil, nil
-		}
 		for _, ip := range append(closed, open...) {
 			x.podA.Inject(ring.FakePacket{Data: ip})
 		}

@@ -23,7 +23,7 @@ func (w *worker) drainErrors(s ring.Socket) {
 // there, which its silence tells as well.
 func (w *worker) socketError(e *ring.SocketError) {
 	h := w.view.Peer(e.Peer.Addr())
-	if h == nil || e.Errno != syscall.EMSGSIZE || e.Origin == ring.OriginLocal || e.MTU <= 0 || !w.onPath(e.Offender) || !w.tooBigForPath(e, h.peer) {
+	if h == nil || e.Errno != syscall.EMSGSIZE || e.Origin == ring.OriginLocal || e.MTU <= 0 || !w.onPath(e) || !w.tooBigForPath(e, h.peer) {
 		return
 	}
 	if h.peer.state.learn(e.MTU, time.Unix(w.now, 0)) {
@@ -36,12 +36,17 @@ func (w *worker) socketError(e *ring.SocketError) {
 // nodes. Pods are not, here or elsewhere: one that quotes the tunnel to its node
 // would lower the MTU for all of the node's pods. Nor has anything an address of
 // the pods' network there, where the underlay is outside it. The kernel itself
-// has none, or the node's.
-func (w *worker) onPath(offender netip.Addr) bool {
+// has none, or the node's. Nor is the peer itself: no host finds what is for it
+// too big, and a pod whose packets it masquerades speaks with its address.
+func (w *worker) onPath(e *ring.SocketError) bool {
+	offender := e.Offender.Unmap()
 	if !offender.IsValid() {
 		return true
 	}
-	h := w.network.Route(offender.Unmap())
+	if offender == e.Peer.Addr().Unmap() {
+		return false
+	}
+	h := w.network.Route(offender)
 	return h == nil || h.kind == hopHost
 }
 

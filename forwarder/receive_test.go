@@ -258,7 +258,7 @@ func TestClampMSS(t *testing.T) {
 }
 
 // TestLearnedMTUNotFromPods: whoever has an address of the pods' network is not on the way between nodes, whatever is quoted: a pod would shrink the path
-// of all pods of its node. Routers, the peer and this node are believed as before, and so is an error without an address.
+// of all pods of its node. Nor is the peer itself, in whose name its masqueraded pods speak. Routers and this node are believed, and so is an error without an address.
 func TestLearnedMTUNotFromPods(t *testing.T) {
 	r := newRig(t, testSettings(encap.KindVXLAN))
 	r.attach(AttachTUN, "a1", podA1, podA1v6)
@@ -276,7 +276,7 @@ func TestLearnedMTUNotFromPods(t *testing.T) {
 		{"a pod that has gone", podA2, false}, {"a routed pod", routed, false}, {"a pod of the peer", podB, false}, {"its IPv6 address", podBv6, false},
 		{"this node among pods", hostAddr, false}, {"an address of no node", at("10.244.9.9"), false},
 		{"a router", stranger, true}, {"one far away", outsideAddr, true}, {"one of IPv6", at("2001:db8::1"), true}, {"one of the link", at("fe80::1"), true},
-		{"the peer", nodeB, true}, {"this node", nodeA, true}, {"nobody", netip.Addr{}, true},
+		{"the peer", nodeB, false}, {"this node", nodeA, true}, {"nobody", netip.Addr{}, true},
 	} {
 		w := r.f.workers[0]
 		w.begin()

@@ -71,7 +71,9 @@ func newArena() arena {
 
 func (a *arena) reset() {
 	a.pieces, a.runs, a.deliveries = a.pieces[:0], a.runs[:0], a.deliveries[:0]
-	a.generation++
+	if a.generation++; a.generation == 0 {
+		a.generation = 1 // 0 is that of a source that was never used
+	}
 }
 
 // chain appends b to the list that ends at last (-1: a new list); it returns b's place.
@@ -135,6 +137,9 @@ const (
 func newTransmit(sourcePorts int) *transmit {
 	return &transmit{sources: make([]source, max(sourcePorts, laneInner6+1))}
 }
+
+// used reports whether anything has left by this socket, for the peer or one whose place it has.
+func (s *source) used() bool { return s.generation != 0 }
 
 // at is the state of a socket for this batch.
 func (t *transmit) at(e *egress, a *arena) *source {

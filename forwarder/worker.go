@@ -186,6 +186,9 @@ func (w *worker) run() {
 		w.ranked()
 		w.renew()
 	}
+	if w.native != nil {
+		w.stopNative()
+	}
 }
 
 // unblockEvery is how often, in ms, rings that the kernel can block are looked at where frames
@@ -325,25 +328,26 @@ func (w *worker) lost(p *port, err error) {
 	p.lost.Store(true)
 }
 
-// serveLane receives once from the lane's socket i.
-func (w *worker) serveLane(l *lane, i int, readable, failed bool) {
+// serveLane receives once from the lane's socket i; got is how many receive buffers that filled.
+func (w *worker) serveLane(l *lane, i int, readable, failed bool) (got int) {
 	s := l.sockets[i]
 	if failed {
 		w.drainErrors(s)
 	}
 	if i >= l.receiving || !readable {
-		return
+		return 0
 	}
-	n, err := s.Recv(w.inbox)
-	if err != nil {
+	got, err := s.Recv(w.inbox)
+	switch {
+	case err != nil:
 		w.drainErrors(s)
-		return
+		return 0
+	case got == 0:
+		return 0
 	}
-	if n == 0 {
-		return
-	}
-	w.inbound(l, n)
+	w.inbound(l, got)
 	w.flush()
+	return got
 }
 
 // flush hands everything in hand to the kernel; after it nothing that was

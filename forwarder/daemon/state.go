@@ -143,9 +143,7 @@ func (s *state) tunnels() []hostnet.Tunnel {
 		ts = append(ts, hostnet.Tunnel{Proto: encap.ProtoUDP, Port: port})
 	}
 	add(s.kind, s.cfg.Encap.Port)
-	if n := s.native(); n.On() { // messages are datagrams with either carrier
-		add(encap.KindUDP, n.Port)
-	}
+	add(encap.KindUDP, s.cfg.Native.Port) // also while it is off here: nothing that the host translates may answer a peer's hello
 	for _, p := range s.peers {
 		r := s.resolve(p)
 		k, _ := encap.ParseKind(r.Encap) // computeMTU has looked at it
