@@ -130,7 +130,7 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropSendFull:            {"send_full", "the tunnel socket's send buffer was full", "the uplink is slower than the pods: raise net.core.wmem_max or shape the pods"},
 	DropSendNoBuffers:       {"send_no_buffers", "the kernel had no buffer for a datagram (ENOBUFS)", "the uplink's queue is full: raise txqueuelen or shape the pods"},
 	DropSendRefused:         {"send_refused", "a firewall on this node refused the datagram (EPERM)", "allow the tunnel port in OUTPUT"},
-	DropUnderlayMTU:         {"underlay_mtu", "the datagram exceeds the uplink's MTU", "did the uplink's MTU change? lower encap.mtu"},
+	DropUnderlayMTU:         {"underlay_mtu", "the datagram exceeds the MTU of the device by which it leaves", "one now and then is how a smaller MTU is learned and told to pods; if it goes on, lower encap.mtu"},
 	DropUnderlayUnreachable: {"underlay_unreachable", "no route to the peer's underlay address, or its node refuses", "ping the peer's node; penstockctl peers names it"},
 	DropSendFailed:          {"send_failed", "the kernel refused the datagram for another reason", "the log names the error once a minute"},
 

@@ -45,7 +45,13 @@ func FuzzSocketError(f *testing.F) {
 		if learned == 0 {
 			return
 		}
-		if !known || e.Origin == ring.OriginLocal || learned < minLearnedMTU || learned != max(int(mtu), minLearnedMTU) {
+		if e.Origin == ring.OriginLocal { // what this host says of a device is so
+			if !known || learned != max(int(mtu), minDeviceMTU) || encap.PodMTU(learned, kind, false) >= p.mtu {
+				t.Fatalf("learned %d of %+v", learned, e)
+			}
+			return
+		}
+		if !known || learned < minLearnedMTU || learned != max(int(mtu), minLearnedMTU) {
 			t.Fatalf("learned %d of %+v", learned, e)
 		}
 		// What is quoted was longer than the MTU that is told.

@@ -20,15 +20,30 @@ func (w *worker) drainErrors(s ring.Socket) {
 }
 
 // socketError learns a path MTU; all other errors only tell that a peer is not
-// there, which its silence tells as well.
+// there, which its silence tells as well. Our own kernel's word is taken as it is: it says so
+// of what we have just sent, and means the device by which the route to the peer leaves (IP_PMTUDISC_PROBE).
 func (w *worker) socketError(e *ring.SocketError) {
 	h := w.view.Peer(e.Peer.Addr())
-	if h == nil || e.Errno != syscall.EMSGSIZE || e.Origin == ring.OriginLocal || e.MTU <= 0 || !w.onPath(e) || !w.tooBigForPath(e, h.peer) {
+	if h == nil || e.Errno != syscall.EMSGSIZE || e.MTU <= 0 {
 		return
 	}
-	if h.peer.state.learn(e.MTU, time.Unix(w.now, 0)) {
-		w.f.log.Info("the path to a peer has a smaller MTU", "peer", h.peer.spec.Name, "underlayMTU", max(e.MTU, minLearnedMTU),
-			"innerMTU", h.peer.innerMTU(w.now), "said", e.Offender, "for", learnedLifetime)
+	p, least := h.peer, minLearnedMTU
+	switch {
+	case e.Origin == ring.OriginLocal:
+		least = minDeviceMTU
+		if encap.PodMTU(max(e.MTU, least), p.kind, p.spec.Address.Is6()) >= p.mtu {
+			return
+		}
+	case !w.onPath(e) || !w.tooBigForPath(e, p):
+		return
+	}
+	if p.state.learn(max(e.MTU, least), time.Unix(w.now, 0)) {
+		said := e.Offender.String()
+		if e.Origin == ring.OriginLocal {
+			said = "this host, of the device that the route leaves by"
+		}
+		w.f.log.Info("the path to a peer has a smaller MTU", "peer", p.spec.Name, "underlayMTU", max(e.MTU, least),
+			"innerMTU", p.innerMTU(w.now), "said", said, "for", learnedLifetime)
 	}
 }
 

@@ -52,6 +52,7 @@ type peer struct {
 type peerState struct {
 	index      int                        // place in every worker's transmits
 	pathMTU    atomic.Int64               // learned (outer) << 40 | Unix seconds when it ends; 0: none
+	routeMTU   atomic.Int64               // of the device by which the route leaves, bytes; 0: not known
 	path       atomic.Pointer[UplinkPath] // how superframes reach it whole; nil: not
 	direct     atomic.Pointer[UplinkPath] // how frames of a packet socket reach it; nil: not
 	wantsWhole atomic.Bool                // something was to leave to it past the host's routing; the watcher of uplinks takes it back
@@ -60,15 +61,18 @@ type peerState struct {
 	native     nativeState
 }
 
-// learnedLifetime is how long a path MTU from an ICMP error is believed.
+// learnedLifetime is how long a path MTU from an error is believed.
 const learnedLifetime = 10 * time.Minute
 
-// minLearnedMTU: no ICMP error takes the outer path MTU below IPv6's minimum.
-const minLearnedMTU = 1280
+const (
+	// minLearnedMTU: no ICMP error takes the outer path MTU below IPv6's minimum.
+	minLearnedMTU = 1280
+	// minDeviceMTU: nor does a device below what every host takes (RFC 791 section 3.1).
+	minDeviceMTU = 576
+)
 
-// learn lowers the path MTU after an ICMP error that quoted a packet of ours.
+// learn lowers the path MTU after an error that was about a packet of ours.
 func (s *peerState) learn(outer int, now time.Time) bool {
-	outer = max(outer, minLearnedMTU)
 	if old := s.learned(now.Unix()); old != 0 && old <= outer {
 		return false
 	}
@@ -87,10 +91,20 @@ func (s *peerState) learned(unix int64) int {
 
 // innerMTU is the largest inner packet that fits to the peer now.
 func (p *peer) innerMTU(unix int64) int {
-	if l := p.state.learned(unix); l != 0 {
-		return min(p.mtu, encap.PodMTU(l, p.kind, p.spec.Address.Is6()))
+	outer := p.state.outerMTU(unix)
+	if outer == 0 {
+		return p.mtu
 	}
-	return p.mtu
+	return min(p.mtu, encap.PodMTU(outer, p.kind, p.spec.Address.Is6()))
+}
+
+// outerMTU is what is known of the way to the peer, which may be more than what the underlay takes; 0: nothing.
+func (s *peerState) outerMTU(unix int64) int {
+	route, learned := int(s.routeMTU.Load()), s.learned(unix)
+	if route == 0 || learned != 0 && learned < route {
+		return learned
+	}
+	return route
 }
 
 // resolve fills what a feed's peer leaves to our own settings.

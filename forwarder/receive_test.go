@@ -151,8 +151,8 @@ func TestECN(t *testing.T) {
 	}
 }
 
-// TestLearnedMTU: an ICMP error about a datagram of ours lowers the peer's MTU
-// for ten minutes, never below 1280, and only for whom it is about.
+// TestLearnedMTU: an error about a datagram of ours lowers the peer's MTU
+// for ten minutes, and only for whom it is about. An ICMP error does not below 1280; this host's own word, of a device, does.
 func TestLearnedMTU(t *testing.T) {
 	r := newRig(t, testSettings(encap.KindVXLAN))
 	pod := r.attach(AttachTUN, "a1", podA1)
@@ -170,12 +170,15 @@ func TestLearnedMTU(t *testing.T) {
 		errno  syscall.Errno
 		want   int
 	}{
-		{nodeB, 1400, ring.OriginLocal, syscall.EMSGSIZE, 1450},
-		{nodeB, 1400, ring.OriginICMP, syscall.ECONNREFUSED, 1450},
-		{nodeB, 0, ring.OriginICMP, syscall.EMSGSIZE, 1450},
-		{nodeB, -5, ring.OriginICMP, syscall.EMSGSIZE, 1450},
-		{stranger, 1300, ring.OriginICMP, syscall.EMSGSIZE, 1450},
-		{nodeB, 9000, ring.OriginICMP, syscall.EMSGSIZE, 1450}, // never raised
+		{nodeB, 1500, ring.OriginLocal, syscall.EMSGSIZE, 1450},
+		{nodeB, 9000, ring.OriginLocal, syscall.EMSGSIZE, 1450},
+		{nodeB, 1400, ring.OriginLocal, syscall.ENETUNREACH, 1450},
+		{nodeB, 1480, ring.OriginLocal, syscall.EMSGSIZE, 1430},
+		{nodeB, 1400, ring.OriginICMP, syscall.ECONNREFUSED, 1430},
+		{nodeB, 0, ring.OriginICMP, syscall.EMSGSIZE, 1430},
+		{nodeB, -5, ring.OriginICMP, syscall.EMSGSIZE, 1430},
+		{stranger, 1300, ring.OriginICMP, syscall.EMSGSIZE, 1430},
+		{nodeB, 9000, ring.OriginICMP, syscall.EMSGSIZE, 1430}, // never raised
 		{nodeB, 1400, ring.OriginICMP, syscall.EMSGSIZE, 1350},
 		{nodeB, 1450, ring.OriginICMP, syscall.EMSGSIZE, 1350}, // not raised again
 		{nodeB, 576, ring.OriginICMP, syscall.EMSGSIZE, 1230},  // the floor
@@ -285,6 +288,40 @@ func TestLearnedMTUNotFromPods(t *testing.T) {
 		w.socketError(&ring.SocketError{Peer: netip.AddrPortFrom(nodeB, 8472), Offender: c.offender, Origin: ring.OriginICMP, Errno: syscall.EMSGSIZE, MTU: 1400})
 		if got := p.innerMTU(w.now) < p.mtu; got != c.believed {
 			t.Errorf("%s, %s: believed: %v", c.who, c.offender, got)
+		}
+	}
+}
+
+// TestRouteMTU: the device by which the route to a peer leaves bounds what fits, up and down, and an MTU learned on another way is forgotten.
+func TestRouteMTU(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindVXLAN))
+	learn := func(mtu int) {
+		w := r.f.workers[0]
+		w.begin()
+		w.socketError(&ring.SocketError{Peer: netip.AddrPortFrom(nodeB, 8472), Origin: ring.OriginLocal, Errno: syscall.EMSGSIZE, MTU: mtu})
+	}
+	for i, c := range []struct {
+		do   func()
+		want int
+	}{
+		{func() { r.f.SetUplinkPath(nodeB, &UplinkPath{MTU: 1400}) }, 1350},
+		{func() { learn(1300) }, 1250},
+		{func() { r.f.SetUplinkPath(nodeB, nil) }, 1250},                       // the next hop is not resolved for a moment
+		{func() { r.f.SetUplinkPath(nodeB, &UplinkPath{MTU: 1400}) }, 1250},    // the same way again
+		{func() { r.f.SetUplinkPath(nodeB, &UplinkPath{MTU: 1500}) }, 1450},    // another one
+		{func() { r.f.SetDirectPath(nodeB, &UplinkPath{MTU: 9000}) }, 1450},    // not more than the node's own
+		{func() { r.f.SetDirectPath(nodeB, &UplinkPath{MTU: 100}) }, 576 - 50}, // no device has so little
+		{func() { r.f.SetDirectPath(nodeB, &UplinkPath{MTU: 1500}); learn(1200) }, 1150},
+		{func() {
+			next := r.f.settings
+			next.UnderlayMTU = 1600
+			if err := r.f.Reconfigure(next); err != nil {
+				t.Fatal(err)
+			}
+		}, 1450}, // forgotten, and the route still leaves by 1500
+	} {
+		if c.do(); r.f.Counters().Peers[0].MTU != c.want {
+			t.Errorf("step %d: %d, want %d", i, r.f.Counters().Peers[0].MTU, c.want)
 		}
 	}
 }

@@ -162,6 +162,11 @@ func (f *Forwarder) replace(next Settings, peers []feed.Peer) error {
 		f.settle()
 		return err
 	}
+	if next.UnderlayMTU != old.UnderlayMTU { // what was learned may have been of the device as it was
+		for _, p := range f.peers {
+			p.state.pathMTU.Store(0)
+		}
+	}
 	if n := f.native; n != nil {
 		moved := next.Uplink.Index != old.Uplink.Index || next.Uplink.Device != old.Uplink.Device
 		had := n.tcp != nil // f.control is held: nobody opens or closes it meanwhile

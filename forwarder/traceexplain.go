@@ -116,8 +116,12 @@ func (t *tracer) explainSend(say func(string, string, ...any), end *TapRecord) {
 	}
 	p, f := h.peer, t.w.f
 	mtu, why := p.innerMTU(t.w.now), fmt.Sprintf("underlay %d less %d for %s", f.settings.UnderlayMTU, p.kind.Overhead(f.address.Is6()), p.kind)
-	if l := p.state.learned(t.w.now); l != 0 {
-		why = fmt.Sprintf("the path's MTU of %d was learned from an ICMP error", l)
+	switch l := p.state.outerMTU(t.w.now); {
+	case l == 0 || l >= f.settings.UnderlayMTU:
+	case l == int(p.state.routeMTU.Load()):
+		why = fmt.Sprintf("the route to it leaves by a device with an MTU of %d", l)
+	default:
+		why = fmt.Sprintf("the path's MTU of %d was learned from an error", l)
 	}
 	datagrams, longest := 0, 0
 	for _, d := range t.left {

@@ -361,7 +361,8 @@ func (w *worker) send(e *egress, loaded []int32) {
 // runRefused tells whether an error is about a run as such, so that its datagrams
 // may pass one by one. EIO is of the route and remembered; no buffer (ENOBUFS,
 // ENOMEM) may be none for so long a one, or none at all, which the first datagram
-// tells.
+// tells. Of a run that is too long for the device the kernel does not say for how
+// much; of a datagram it does (socketError).
 func (w *worker) runRefused(p *peer, err error) bool {
 	switch err {
 	case syscall.EIO:
@@ -370,7 +371,7 @@ func (w *worker) runRefused(p *peer, err error) bool {
 			w.f.log.Warn("the route to a peer refuses UDP_SEGMENT; sending datagrams one by one", "peer", p.spec.Name)
 		}
 		return true
-	case syscall.EINVAL, syscall.EOPNOTSUPP:
+	case syscall.EINVAL, syscall.EOPNOTSUPP, syscall.EMSGSIZE:
 		return true
 	}
 	return noBuffers(err)

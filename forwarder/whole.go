@@ -34,6 +34,7 @@ type tunnel interface {
 // UplinkPath is how frames that bypass the host's routing reach a peer.
 type UplinkPath struct {
 	Source, NextHop encap.MAC
+	MTU             int // of the device by which the route leaves, bytes; 0: as the underlay's
 	Index           int // of the device, where that matters
 }
 
@@ -43,6 +44,7 @@ func (f *Forwarder) SetUplinkPath(peer netip.Addr, path *UplinkPath) {
 	defer f.control.Unlock()
 	if p := f.peers[peer.Unmap()]; p != nil {
 		p.state.path.Store(path)
+		f.routeMTU(p, path)
 	}
 }
 
@@ -52,9 +54,27 @@ func (f *Forwarder) SetDirectPath(peer netip.Addr, path *UplinkPath) {
 	defer f.control.Unlock()
 	if p := f.peers[peer.Unmap()]; p != nil {
 		p.state.direct.Store(path)
+		f.routeMTU(p, path)
 		if f.native != nil {
 			f.native.poke()
 		}
+	}
+}
+
+// routeMTU notes the MTU of the device by which the route to p leaves: it may be less than that of the device that holds the node's
+// address, and what leaves past the routing is refused by nobody. f.control is held.
+func (f *Forwarder) routeMTU(p *peer, path *UplinkPath) {
+	if path == nil || path.MTU == 0 {
+		return // where it leaves is not known now; of datagrams that are too long the kernel says so (socketError)
+	}
+	mtu, least := max(path.MTU, minDeviceMTU), f.settings.UnderlayMTU
+	old := int(p.state.routeMTU.Swap(int64(mtu)))
+	if old == mtu {
+		return
+	}
+	p.state.pathMTU.Store(0) // another way: what was learned is learned again if it still holds
+	if mtu < least || old != 0 && old < least {
+		f.log.Info("the route to a peer leaves by a device with another MTU", "peer", p.spec.Name, "mtu", mtu, "innerMTU", p.innerMTU(f.env.now().Unix()))
 	}
 }
 

@@ -42,7 +42,7 @@ func (d *Daemon) setUplink(peer netip.Addr, l *uplink.Link, why string) {
 		d.log.Debug("superframes to a peer are cut before they leave", "peer", peer, "because", why)
 		return
 	}
-	d.plane.SetUplinkPath(peer, &forwarder.UplinkPath{Source: encap.MAC(l.Source), NextHop: encap.MAC(l.NextHop)})
+	d.plane.SetUplinkPath(peer, &forwarder.UplinkPath{Source: encap.MAC(l.Source), NextHop: encap.MAC(l.NextHop), MTU: l.MTU})
 	d.log.Debug("superframes to a peer leave whole", "peer", peer, "by", l.Device)
 }
 
@@ -52,7 +52,7 @@ func (d *Daemon) setDirect(peer netip.Addr, l *uplink.Link) {
 		d.plane.SetDirectPath(peer, nil)
 		return
 	}
-	d.plane.SetDirectPath(peer, &forwarder.UplinkPath{Source: encap.MAC(l.Source), NextHop: encap.MAC(l.NextHop), Index: l.Index})
+	d.plane.SetDirectPath(peer, &forwarder.UplinkPath{Source: encap.MAC(l.Source), NextHop: encap.MAC(l.NextHop), MTU: l.MTU, Index: l.Index})
 }
 
 func (d *Daemon) setUplinkPeers(peers []feed.Peer) {

@@ -23,7 +23,7 @@ type Underlay struct {
 	Address  netip.Addr
 	Device   string
 	Index    int
-	MTU      int // bytes
+	MTU      int // bytes; of the device by which packets leave, where the address is on lo
 	Up       bool
 	Ethernet bool
 	MAC      [6]byte // zero if not Ethernet
@@ -40,13 +40,7 @@ func DefaultAddress() (netip.Addr, error) {
 			}
 			return netip.Addr{}, err
 		}
-		var best *netlink.Route
-		for i := range routes {
-			rt := &routes[i]
-			if prefix(rt.Dst, family).Bits() == 0 && rt.Type == unix.RTN_UNICAST && (best == nil || rt.Priority < best.Priority) {
-				best = rt
-			}
-		}
+		best := bestDefault(routes, family)
 		if best == nil {
 			continue
 		}
@@ -118,9 +112,52 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 		if u.Ethernet {
 			copy(u.MAC[:], at.HardwareAddr)
 		}
+		if at.Flags&net.FlagLoopback != 0 {
+			if u.MTU, err = leavingMTU(family); err != nil {
+				return Underlay{}, err
+			}
+		}
 		return u, nil
 	}
 	return Underlay{}, fmt.Errorf("hostnet: %s: %w", addr, ErrNoAddress)
+}
+
+// leavingMTU is the MTU that a node has to count with whose address is on lo, as where it is announced to the network (BGP): the least of the
+// devices of the best default route, else 1500. Peers that the route by a device of less leads to are learned.
+func leavingMTU(family int) (int, error) {
+	routes, err := mainRoutes(family)
+	if err != nil {
+		return 0, err
+	}
+	best := bestDefault(routes, family)
+	if best == nil {
+		return 1500, nil
+	}
+	indexes := []int{best.LinkIndex}
+	for _, hop := range best.MultiPath {
+		indexes = append(indexes, hop.LinkIndex)
+	}
+	mtu := 0
+	for _, i := range indexes {
+		if l, err := netlink.LinkByIndex(i); err == nil && l.Attrs().Flags&net.FlagLoopback == 0 && (mtu == 0 || l.Attrs().MTU < mtu) {
+			mtu = l.Attrs().MTU
+		}
+	}
+	if mtu == 0 {
+		return 1500, nil
+	}
+	return mtu, nil
+}
+
+// bestDefault is the default route that the kernel prefers; nil: there is none.
+func bestDefault(routes []netlink.Route, family int) (best *netlink.Route) {
+	for i := range routes {
+		rt := &routes[i]
+		if prefix(rt.Dst, family).Bits() == 0 && rt.Type == unix.RTN_UNICAST && (best == nil || rt.Priority < best.Priority) {
+			best = rt
+		}
+	}
+	return best
 }
 
 // FindUplink is FindUnderlay that asks as well what the device takes uncut. That is three requests more under the lock of all

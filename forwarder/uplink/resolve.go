@@ -14,6 +14,7 @@ import (
 type Link struct {
 	Device          string
 	Index           int
+	MTU             int // of the device, bytes
 	Source, NextHop [6]byte
 }
 
@@ -100,7 +101,7 @@ func (s *snapshot) route(local, peer netip.Addr) way {
 		hop, _ = netip.AddrFromSlice(r.Gw)
 		hop = hop.Unmap()
 	}
-	return way{link: &Link{Device: a.Name, Index: a.Index, Source: [6]byte(a.HardwareAddr)}, hop: hop}
+	return way{link: &Link{Device: a.Name, Index: a.Index, MTU: a.MTU, Source: [6]byte(a.HardwareAddr)}, hop: hop}
 }
 
 func (s *snapshot) link(index int) (netlink.Link, error) {

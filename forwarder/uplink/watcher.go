@@ -374,7 +374,7 @@ func (w *Watcher) redirect(paths map[netip.Addr]Path) error {
 	for _, p := range paths {
 		if p.Link != nil && !slices.ContainsFunc(want, func(l Link) bool { return l.Index == p.Link.Index && l.Source == p.Link.Source }) {
 			l := *p.Link
-			l.NextHop = [6]byte{}
+			l.NextHop, l.MTU = [6]byte{}, 0
 			want = append(want, l)
 		}
 	}
