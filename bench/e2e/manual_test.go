@@ -35,7 +35,7 @@ func TestManualOutput(t *testing.T) {
 	w.run("pods", a, 0, "pods")("default/web-0", "default/db-0", "-/100M", "attached")
 	w.run("ipam", a, 0, "ipam")("10.244.1.0/24", "fd00:10:244:1::/64", from)
 	w.run("ports", a, 0, "ports")(web.HostDevice, db.HostDevice)
-	w.run("peers", a, 0, "peers")("node-b 192.0.2.2", "vxlan:8472 1450")
+	w.run("peers", a, 0, "peers")("node-b 192.0.2.2", "vxlan:8472 vni 1", "1450")
 	w.run("routes", a, 0, "routes")("10.244.2.0/24 peer node-b 192.0.2.2")
 	w.run("fdb", a, 0, "fdb")("192.0.2.2 8472 node-b")
 	w.run("drops", a, 0, "drops")("no_route", "→")

@@ -59,6 +59,9 @@ func (t *tool) peers() *cobra.Command {
 			if o.Port != 0 {
 				encap += ":" + strconv.Itoa(int(o.Port))
 			}
+			if o.VNI != 0 {
+				encap += " vni " + strconv.Itoa(int(o.VNI))
+			}
 			if o.Native != nil && o.Native.Carrier != "none" {
 				encap += ", native " + o.Native.Carrier
 			}
