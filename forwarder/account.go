@@ -8,8 +8,9 @@ import "sync/atomic"
 type account struct {
 	sent, got volume        // of a peer: to it, from it; of a port: by the pod, to the pod
 	dropped   atomic.Uint64 // frames that ended in a drop
-	lastSeen  atomic.Int64  // Unix seconds of the last frame from it; 0: never
-	_         [16]byte
+	lastSeen  atomic.Int64  // Unix seconds of the last frame from it, of a peer the last that was accepted; 0: never
+	rejected  atomic.Uint64 // of a peer, of got: frames that the rules for what comes from the wire turned away
+	rejection atomic.Int64  // of the last of them: Unix seconds << 8 | Reason; 0: none
 }
 
 type volume struct{ packets, bytes atomic.Uint64 }
@@ -23,6 +24,14 @@ func (v *volume) add(packets, bytes uint64) {
 func (a *account) seen(now int64) {
 	if a.lastSeen.Load() != now {
 		a.lastSeen.Store(now)
+	}
+}
+
+// reject counts frames of a peer that the rules turned away, the last of them for r.
+func (a *account) reject(frames uint64, r Reason, now int64) {
+	a.rejected.Add(frames)
+	if v := now<<8 | int64(r); a.rejection.Load() != v {
+		a.rejection.Store(v)
 	}
 }
 
@@ -43,6 +52,8 @@ type total struct {
 	sent, got Volume
 	dropped   uint64
 	lastSeen  int64
+	rejected  uint64
+	rejection int64
 }
 
 func (as accounts) total() (t total) {
@@ -54,6 +65,8 @@ func (as accounts) total() (t total) {
 		t.got.Bytes += a.got.bytes.Load()
 		t.dropped += a.dropped.Load()
 		t.lastSeen = max(t.lastSeen, a.lastSeen.Load())
+		t.rejected += a.rejected.Load() // after got, and counted before it: got less rejected is never too much
+		t.rejection = max(t.rejection, a.rejection.Load())
 	}
 	return t
 }

@@ -58,6 +58,8 @@ type tally struct {
 	forwarded  [directions][encapKinds]struct{ packets, bytes uint64 }
 	dropped    [reasons]uint64
 	lost       uint64 // the sum of dropped; never published, never reset: who asks takes a difference
+	rejected   uint64 // frames that the rules turned away; as lost
+	why        Reason // of the last of them
 	sends      uint64 // datagrams handed to the kernel; a run is one
 	runs       uint64 // of these, with UDP_SEGMENT
 	writes     uint64 // writes to ports
@@ -166,13 +168,17 @@ type WorkerCounters struct {
 	CPU    time.Duration // used, as of when it last slept, or some milliseconds ago
 }
 
-// PeerCounters is the traffic with one peer. LastSeen is in Unix seconds, 0 for never.
+// PeerCounters is the traffic with one peer. Moments are in Unix seconds, 0 for never.
 type PeerCounters struct {
 	Name, Address string
 	Sent, Got     Volume
 	Dropped       uint64 // on the way out to it, and from it
 	MTU           int    // largest inner packet now
-	LastSeen      int64
+	LastSeen      int64  // it sent something that was accepted
+	Rejected      uint64 // of Got, what the rules for what comes from the wire turned away
+	LastRejected  int64
+	RejectedAs    Reason        // the last of them
+	NobodyListens int64         // its node said that nobody takes the tunnel's packets there
 	Native        *NativeStatus // nil: the native stream is off
 }
 

@@ -466,7 +466,8 @@ func (f *Forwarder) Counters() Counters {
 	for _, p := range *f.peerList.Load() {
 		t := p.state.accounts.total()
 		c.Peers = append(c.Peers, PeerCounters{Name: p.spec.Name, Address: p.spec.Address.String(), Sent: t.sent,
-			Got: t.got, Dropped: t.dropped, MTU: p.innerMTU(now), LastSeen: t.lastSeen, Native: f.native.status(p)})
+			Got: t.got, Dropped: t.dropped, MTU: p.innerMTU(now), LastSeen: t.lastSeen, Rejected: t.rejected, LastRejected: t.rejection >> 8,
+			RejectedAs: Reason(t.rejection & 0xff), NobodyListens: p.state.nobodyListens.Load(), Native: f.native.status(p)})
 	}
 	for _, p := range *f.portList.Load() {
 		c.Ports = append(c.Ports, p.counters())

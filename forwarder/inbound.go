@@ -23,24 +23,41 @@ func (w *worker) inbound(l *lane, n int) {
 			w.stranger(DropUnknownPeer, d)
 			continue
 		}
-		p := h.peer
-		if p.kind != l.key.kind || p.spec.Port != l.key.port {
+		p, before, bytes := h.peer, w.taken(), 0
+		switch {
+		case p.kind != l.key.kind || p.spec.Port != l.key.port:
 			w.stranger(DropWrongEncap, d)
-			continue
-		}
-		if d.Truncated {
+		case d.Truncated:
 			w.tally.received[Wire]++
 			w.frame.judged = false
 			w.drop(DropTruncated)
-			continue
+		default:
+			bytes = w.receive(p, d)
 		}
-		before, got := w.tally.lost, w.tally.received[Wire]
-		bytes := w.receive(p, d)
-		a := &p.state.accounts[w.index]
-		a.seen(w.now)
-		a.got.add(w.tally.received[Wire]-got, uint64(bytes))
-		a.drop(w.tally.lost - before)
+		w.credit(p, before, bytes)
 	}
+}
+
+// taken is what a worker has counted up to a moment.
+type taken struct{ received, lost, rejected uint64 }
+
+func (w *worker) taken() taken {
+	return taken{w.tally.received[Wire], w.tally.lost, w.tally.rejected}
+}
+
+// credit puts what was counted since before to the account of p, which sent it,
+// and that p was heard, unless all of it was turned away.
+func (w *worker) credit(p *peer, before taken, bytes int) {
+	a, now := &p.state.accounts[w.index], w.taken()
+	frames, rejected := now.received-before.received, now.rejected-before.rejected
+	if rejected != 0 {
+		a.reject(rejected, w.tally.why, w.now)
+	}
+	if rejected == 0 || frames > rejected {
+		a.seen(w.now)
+	}
+	a.got.add(frames, uint64(bytes))
+	a.drop(now.lost - before.lost)
 }
 
 // stranger drops a whole buffer; a run counts as many frames as it has.
@@ -51,6 +68,7 @@ func (w *worker) stranger(r Reason, d ring.Datagram) {
 	}
 	w.tally.received[Wire] += uint64(n)
 	w.standing.loose += n
+	w.reject(r, n)
 	w.dropN(r, n)
 	if w.taps != nil {
 		w.tapOuter(r)

@@ -52,12 +52,8 @@ func (w *worker) serveNative(readable, failed bool) {
 			w.tally.received[Wire]++
 			w.drop(DropTruncated)
 		default:
-			before, had := w.tally.lost, w.tally.received[Wire]
-			bytes := w.nativeDatagrams(h.peer, d)
-			a := &h.peer.state.accounts[w.index]
-			a.seen(w.now)
-			a.got.add(w.tally.received[Wire]-had, uint64(bytes))
-			a.drop(w.tally.lost - before)
+			before := w.taken()
+			w.credit(h.peer, before, w.nativeDatagrams(h.peer, d))
 		}
 	}
 	if got > 0 {
@@ -304,11 +300,8 @@ func (w *worker) expireNative(all bool) {
 		if !s.Incomplete() {
 			continue
 		}
-		before, had := w.tally.lost, w.tally.received[Wire]
-		bytes := w.finishNative(s)
-		a := &s.peer.state.accounts[w.index]
-		a.got.add(w.tally.received[Wire]-had, uint64(bytes))
-		a.drop(w.tally.lost - before)
+		before := w.taken()
+		w.credit(s.peer, before, w.finishNative(s))
 	}
 	n.incomplete = kept
 }

@@ -318,7 +318,7 @@ func (w *worker) nativeSegment(x *ring.Frame) {
 		return
 	}
 	p := h.peer
-	before, had, bytes := w.tally.lost, w.tally.received[Wire], 0
+	before, bytes := w.taken(), 0
 	// What is partial never was on a wire that could have changed it.
 	known := x.Virtio.Flags&(encap.NeedsCsum|encap.DataValid) != 0
 	switch pc, ok := native.ParseTCP(seg); {
@@ -332,8 +332,5 @@ func (w *worker) nativeSegment(x *ring.Frame) {
 		pc.TOS = q.TOS
 		bytes = w.nativePiece(p, pc, native.TCP)
 	}
-	a := &p.state.accounts[w.index]
-	a.seen(w.now)
-	a.got.add(w.tally.received[Wire]-had, uint64(bytes))
-	a.drop(w.tally.lost - before)
+	w.credit(p, before, bytes)
 }

@@ -19,12 +19,22 @@ func (w *worker) drainErrors(s ring.Socket) {
 	s.Errors(w.onError)
 }
 
-// socketError learns a path MTU; all other errors only tell that a peer is not
-// there, which its silence tells as well. Our own kernel's word is taken as it is: it says so
+// socketError learns a path MTU, and notes that nobody takes what we send a
+// peer, for doctor; all other errors only tell that a peer is not there, which
+// its silence tells as well. Our own kernel's word of an MTU is taken as it is: it says so
 // of what we have just sent, and means the device by which the route to the peer leaves (IP_PMTUDISC_PROBE).
 func (w *worker) socketError(e *ring.SocketError) {
 	h := w.view.Peer(e.Peer.Addr())
-	if h == nil || e.Errno != syscall.EMSGSIZE || e.MTU <= 0 {
+	if h == nil {
+		return
+	}
+	if nobodyListens(e, h.peer) {
+		if s := h.peer.state; s.nobodyListens.Load() != w.now {
+			s.nobodyListens.Store(w.now)
+		}
+		return
+	}
+	if e.Errno != syscall.EMSGSIZE || e.MTU <= 0 {
 		return
 	}
 	p, least := h.peer, minLearnedMTU
@@ -45,6 +55,14 @@ func (w *worker) socketError(e *ring.SocketError) {
 		w.f.log.Info("the path to a peer has a smaller MTU", "peer", p.spec.Name, "underlayMTU", max(e.MTU, least),
 			"innerMTU", p.innerMTU(w.now), "said", said, "for", learnedLifetime)
 	}
+}
+
+// nobodyListens reports whether it is the peer's node that says so, and of the
+// tunnel: the native stream has a port of its own. A firewall there that
+// rejects says the same, as may a pod that the node masquerades.
+func nobodyListens(e *ring.SocketError, p *peer) bool {
+	return (e.Errno == syscall.ECONNREFUSED || e.Errno == syscall.ENOPROTOOPT) && e.Origin != ring.OriginLocal &&
+		e.Offender.Unmap() == p.spec.Address && e.Peer.Port() == p.spec.Port
 }
 
 // onPath reports whether who sends an ICMP error can be on the way between

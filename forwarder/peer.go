@@ -57,8 +57,10 @@ type peerState struct {
 	direct     atomic.Pointer[UplinkPath] // how frames of a packet socket reach it; nil: not
 	wantsWhole atomic.Bool                // something was to leave to it past the host's routing; the watcher of uplinks takes it back
 	noSegment  atomic.Bool                // the route refused UDP_SEGMENT (EIO)
-	accounts   accounts                   // by worker
-	native     nativeState
+
+	nobodyListens atomic.Int64 // Unix seconds, when its node last said so of what we send; anyone may forge it, so only doctor reads it
+	accounts      accounts     // by worker
+	native        nativeState
 }
 
 // learnedLifetime is how long a path MTU from an error is believed.

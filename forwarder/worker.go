@@ -466,9 +466,19 @@ func (w *worker) drop(r Reason) {
 	if !w.frame.judged { // junk takes a worker's time as well
 		w.standing.loose++
 	}
+	w.reject(r, 1)
 	w.dropN(r, 1)
 	if w.taps != nil {
 		w.tapDrop(r)
+	}
+}
+
+// reject notes why frames in hand end, for the account of the peer that sent
+// them. Reasons behind DropNoPod befall what the rules have accepted.
+func (w *worker) reject(r Reason, n int) {
+	if r <= DropNoPod {
+		w.tally.rejected += uint64(n)
+		w.tally.why = r
 	}
 }
 

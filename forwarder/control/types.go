@@ -139,7 +139,20 @@ type Peer struct {
 	Sent     Traffic        `json:"sent"`
 	Dropped  uint64         `json:"dropped"`            // frames for or from it that ended in a drop
 	LastSeen *time.Time     `json:"lastSeen,omitempty"` // when it last sent something acceptable
-	Native   *Native        `json:"native,omitempty"`   // absent while the native stream is off
+	Rejected *Rejected      `json:"rejected,omitempty"` // absent if it never sent anything else
+	// When its node last answered (ICMP port or protocol unreachable) that nobody there takes the tunnel's packets. A pod that the
+	// node masquerades can forge it.
+	NobodyListens *time.Time `json:"nobodyListens,omitempty"`
+	Native        *Native    `json:"native,omitempty"` // absent while the native stream is off
+}
+
+// Rejected is what came from a peer and was not acceptable: of Received and of Dropped.
+type Rejected struct {
+	Packets uint64    `json:"packets"`
+	Last    time.Time `json:"last"`
+	Reason  string    `json:"reason"` // of the last, as in Drop
+	Meaning string    `json:"meaning"`
+	Remedy  string    `json:"remedy"`
 }
 
 // Native is the native stream to and from a peer.

@@ -4,7 +4,9 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/control/capture"
 )
@@ -124,5 +126,26 @@ func TestCaptureFilter(t *testing.T) {
 		if _, err := capture.Open(t.Context(), r.client, q); control.CodeOf(err) != control.BadRequest {
 			t.Errorf("%+v: %v", q, err)
 		}
+	}
+}
+
+// TestPeersRejected: what doctor goes by when a peer does not answer reaches it, with what to do; where there is none of it, nothing is shown.
+func TestPeersRejected(t *testing.T) {
+	f := newFake()
+	f.counters = forwarder.Counters{Peers: []forwarder.PeerCounters{{Address: "192.0.2.2", Got: forwarder.Volume{Packets: 5}, LastSeen: 90,
+		Rejected: 2, LastRejected: 100, RejectedAs: forwarder.DropWrongVNI, NobodyListens: 110}}}
+	r := run(t, f, withPeer)
+	list, err := r.client.Peers(t.Context())
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	why := forwarder.DropWrongVNI
+	want := control.Rejected{Packets: 2, Last: time.Unix(100, 0).UTC(), Reason: "wrong_vni", Meaning: why.Meaning(), Remedy: why.Remedy()}
+	if p := list[0]; p.Rejected == nil || *p.Rejected != want || p.LastSeen.Unix() != 90 || p.NobodyListens == nil || p.NobodyListens.Unix() != 110 {
+		t.Errorf("%+v, %+v", p, p.Rejected)
+	}
+	list, err = run(t, newFake(), withPeer).client.Peers(t.Context())
+	if err != nil || len(list) != 1 || list[0].Rejected != nil || list[0].NobodyListens != nil || list[0].LastSeen != nil {
+		t.Errorf("%+v, %v", list, err)
 	}
 }

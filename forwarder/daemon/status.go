@@ -91,7 +91,11 @@ func (d *Daemon) Peers(context.Context) ([]control.Peer, error) {
 		c := counters[p.Address.String()]
 		o.Received, o.Sent, o.Dropped = traffic(c.Got), traffic(c.Sent), c.Dropped
 		o.MTU = cmp.Or(c.MTU, encap.PodMTU(s.underlay.MTU, k, s.cfg.Node.Address.Is6()))
-		o.LastSeen = seen(c.LastSeen)
+		o.LastSeen, o.NobodyListens = seen(c.LastSeen), seen(c.NobodyListens)
+		if last := seen(c.LastRejected); last != nil {
+			r := c.RejectedAs
+			o.Rejected = &control.Rejected{Packets: c.Rejected, Last: *last, Reason: r.String(), Meaning: r.Meaning(), Remedy: r.Remedy()}
+		}
 		if n := c.Native; n != nil {
 			o.Native = &control.Native{Carrier: n.Carrier, Version: n.Version, Why: n.Why, Bursts: n.Bursts, Frames: n.Frames, Saved: n.Saved,
 				GotPieces: n.GotPieces, GotFrames: n.GotFrames, Lost: n.LostBytes, Parts: n.Parts, Refused: n.Refused}
