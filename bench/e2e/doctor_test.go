@@ -97,7 +97,7 @@ func TestDoctorFindings(t *testing.T) {
 		c.Daemon.Kill()
 		all := examine(t, a, 1)
 		want(t, all, "peer node-b", doctor.Failure, "more than 1350 bytes are lost on the way (to node-b 1350, from node-b 135")
-		want(t, all, "peer node-c", doctor.Failure, "the node 192.0.2.3 answers, but nobody behind the tunnel")
+		want(t, all, "peer node-c", doctor.Failure, "node-c answers that nobody holds UDP 8472 there: penstockd is not running on it")
 		if err := l.Fabric.Netlink().LinkSetMTU(link, 1500); err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +149,7 @@ func TestDoctorFindings(t *testing.T) {
 		}
 		all = examine(t, a, 1, "node-b")
 		want(t, all, "firewall", doctor.OK, "")
-		want(t, all, "peer node-b", doctor.Warning, "the tunnel works")
+		want(t, all, "peer node-b", doctor.Warning, "packets from it arrive and are accepted")
 		if err := a.Nftables(func(c *nftables.Conn) error { c.DelTable(table); return nil }); err != nil {
 			t.Fatal(err)
 		}

@@ -22,7 +22,7 @@ func TestDebuggingWalkthrough(t *testing.T) {
 	w.run("healthy", a, 0, "doctor", "-q")("0 failures, 0 warnings")
 
 	b.Daemon.Kill()
-	w.run("down/doctor", a, 1, "doctor", "-q")("failure peer node-b the node 192.0.2.2 answers, but nobody behind the tunnel (10.244.2.0)", "is penstockd running")
+	w.run("down/doctor", a, 1, "doctor", "-q")("failure peer node-b node-b answers that nobody holds UDP 8472 there: penstockd is not running on it", "start penstockd")
 	w.run("down/there", b, 3, "doctor", "-q")("failure daemon it cannot be reached", "penstockd has died", "journalctl -u penstockd")
 	b.Start(t)
 	w.run("down/mended", a, 0, "doctor", "-q", "node-b")("0 failures")

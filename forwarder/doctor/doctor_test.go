@@ -34,7 +34,7 @@ func TestJudge(t *testing.T) {
 		{"gone", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Node, p.AnsweredBy = false, "" })}, false, Failure, "down: neither the node"},
 		{"daemon gone", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, false, Failure, "the node 192.0.2.2 answers, but nobody"},
 		{"our firewall", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, true, Failure, "a firewall of this node drops the tunnel"},
-		{"our firewall, half", outcome{peer: peer, heard: true, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, false, Warning, "the tunnel works"},
+		{"our firewall, half", outcome{peer: peer, heard: true, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, false, Warning, "packets from it arrive and are accepted"},
 		{"small path", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1350 })}, false, Failure, "more than 1350 bytes are lost on the way (to node-b 1350, from node-b 1350), and"},
 		{"small path, known", outcome{peer: learned, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1350 })}, false, Warning, "a router on the way says so"},
 		{"small path, known, smaller back", outcome{peer: learned, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1346 })}, false, Failure, "more than 1346 bytes are lost on the way (to node-b 1350, from node-b 1346), and"},

@@ -166,7 +166,7 @@ func (x *examination) firewall(context.Context) {
 		match = fmt.Sprintf("meta l4proto %d", t.Proto)
 	}
 	remedy := fmt.Sprintf("accept it before that rule: nft insert rule … %s accept, or the same in iptables or firewalld", match)
-	heard := slices.ContainsFunc(x.peers, func(p control.Peer) bool { return p.LastSeen != nil })
+	heard := slices.ContainsFunc(x.peers, func(p control.Peer) bool { return p.LastSeen != nil || p.Rejected != nil })
 	switch {
 	case len(sure) > 0:
 		x.add("firewall", Failure, remedy, "this node drops its own tunnel: %s", strings.Join(sure, "; "))

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
@@ -15,15 +16,43 @@ const (
 	atOnce    = 16               // peers that are probed at the same time
 	maxClock  = 10 * time.Second // by which clocks may differ
 	maxListed = 5                // names in one sentence
+	fresh     = 10 * time.Minute // what a peer's packets were dropped for longer ago says nothing of now
 )
 
 // outcome is what the daemon found about a peer.
 type outcome struct {
 	peer  control.Peer
-	heard bool     // frames from it reached the daemon during the probe
 	kept  []string // reasons for which this node's kernel refused frames to peers meanwhile, if some for this one were dropped
 	probe control.Probe
 	err   error
+
+	// While doctor looked:
+	heard    bool // frames from it were accepted
+	rejected bool // others were not
+	closed   bool // its node answered that nobody there takes the tunnel's packets
+}
+
+// since fills in what became of the peer's packets since r.peer was asked for, what its node has said since the probe began, and what
+// is known of it now.
+func (r *outcome) since(began time.Time, now control.Peer) {
+	accepted := func(p control.Peer) int64 { return int64(p.Received.Packets) - int64(rejected(p)) }
+	r.heard = accepted(now) > accepted(r.peer)
+	r.rejected = rejected(now) > rejected(r.peer)
+	r.closed = now.NobodyListens != nil && !now.NobodyListens.Before(began.Truncate(time.Second))
+	r.peer = now
+}
+
+func rejected(p control.Peer) uint64 {
+	if p.Rejected == nil {
+		return 0
+	}
+	return p.Rejected.Packets
+}
+
+// turnedAway reports whether the last that came from the peer was rejected.
+func (r *outcome) turnedAway() bool {
+	p := r.peer
+	return !r.heard && p.Rejected != nil && (r.rejected || time.Since(p.Rejected.Last) < fresh && (p.LastSeen == nil || p.Rejected.Last.After(*p.LastSeen)))
 }
 
 // probePeers has the daemon probe every peer.
@@ -48,7 +77,7 @@ func (x *examination) probePeers(ctx context.Context) {
 		}
 		return
 	}
-	before := x.sample(ctx)
+	before, began := x.sample(ctx), time.Now()
 	results := make([]outcome, len(wanted))
 	slots := make(chan struct{}, atOnce)
 	var wait sync.WaitGroup
@@ -61,7 +90,7 @@ func (x *examination) probePeers(ctx context.Context) {
 		})
 	}
 	wait.Wait()
-	x.believed(ctx, results, refusals(before, x.sample(ctx)))
+	x.believed(ctx, results, began, refusals(before, x.sample(ctx)))
 	for _, r := range results {
 		x.report.Checks = append(x.report.Checks, judge(r, x.failed("firewall")))
 	}
@@ -83,9 +112,9 @@ func refusals(before, after sample) (list []string) {
 	return list
 }
 
-// believed fills in what the daemon knows of the peers by now: a router on the way may have told it of a smaller MTU, or this node's
-// kernel may have refused what was meant for it.
-func (x *examination) believed(ctx context.Context, results []outcome, refusals []string) {
+// believed fills in what the daemon knows of the peers by now: a router on the way may have told it of a smaller MTU, this node's
+// kernel may have refused what was meant for it, and it may have come to know why nobody answers.
+func (x *examination) believed(ctx context.Context, results []outcome, began time.Time, refusals []string) {
 	now, err := x.client.Peers(ctx)
 	if err != nil {
 		return
@@ -93,11 +122,10 @@ func (x *examination) believed(ctx context.Context, results []outcome, refusals 
 	for i := range results {
 		for _, p := range now {
 			if p.Address == results[i].peer.Address {
-				results[i].heard = p.Received.Packets > results[i].peer.Received.Packets
 				if p.Dropped > results[i].peer.Dropped {
 					results[i].kept = refusals
 				}
-				results[i].peer = p
+				results[i].since(began, p)
 			}
 		}
 	}
@@ -129,15 +157,25 @@ func judge(r outcome, blocked bool) Check {
 		return say("look at the daemon's log", "it cannot be probed: %v", r.err)
 	case a.AnsweredBy == "" && blocked:
 		return say("see the check firewall, and ask again", "nobody answers, as a firewall of this node drops the tunnel")
+	case a.AnsweredBy == "" && r.closed:
+		what := fmt.Sprintf("holds UDP %d", p.Port)
+		if p.Port == 0 {
+			what = "takes IP protocol 4"
+		}
+		return say(fmt.Sprintf("on %s: start penstockd (systemctl start penstockd, journalctl -u penstockd says why it has ended), or make encap.type and encap.port of both nodes agree (penstockctl peers on both); a firewall there that rejects the tunnel answers so, too", p.Name),
+			"%s answers that nobody %s there: penstockd is not running on it, or has another encap.type or port; %s", p.Name, what, seen(p))
 	case a.AnsweredBy == "" && r.heard:
 		c.Result = Warning
-		return say("accept what comes from the node's TUN: nft insert rule … iifname penstock0 accept, or the same in iptables or firewalld",
-			"the tunnel works, as packets from it arrive, but a firewall of this node keeps the answers to probes from the daemon, so the way cannot be measured")
+		return say("if a firewall here does, accept what comes from the node's TUN: nft insert rule … iifname penstock0 accept, or the same in iptables or firewalld; if none does, ask penstockctl doctor on "+p.Name,
+			"packets from it arrive and are accepted, but no answers to probes reach the daemon, so the way cannot be measured: a firewall of this node keeps them from it, or %s does not get the probes", p.Name)
+	case a.AnsweredBy == "" && r.turnedAway():
+		return say(p.Rejected.Remedy, "packets from it are dropped here, the last %s ago as %s (%s), and nobody behind the tunnel (%s) answers; %s",
+			time.Since(p.Rejected.Last).Round(time.Second), p.Rejected.Reason, p.Rejected.Meaning, a.Host, seen(p))
 	case a.AnsweredBy == "" && !a.Node:
 		return say(fmt.Sprintf("is the machine up? can %s be reached from here (ping %s)? on it: penstockctl status", p.Address, p.Address),
 			"down: neither the node (%s, ICMP echo) nor anybody behind the tunnel (%s) answers; %s", p.Address, a.Host, seen(p))
 	case a.AnsweredBy == "":
-		return say(fmt.Sprintf("on %s: is penstockd running, does it know this node as a peer with the same encapsulation, does a firewall on it or on the way drop the tunnel (%s)? penstockctl doctor there says more", p.Name, tunnel),
+		return say(fmt.Sprintf("on %s: is penstockd running, do encapsulation, port, VNI and podCIDRs agree (penstockctl peers on both nodes), does it drop what comes from here (penstockctl drops there), does a firewall on it or on the way drop the tunnel (%s)? penstockctl doctor there says more%s", p.Name, tunnel, foreign(p)),
 			"the node %s answers, but nobody behind the tunnel (%s); %s", p.Address, a.Host, seen(p))
 	case a.Passes < a.MTU || a.Back > 0 && a.Back < a.MTU:
 		return tooSmall(c, r)
@@ -174,8 +212,20 @@ func tooSmall(c Check, r outcome) Check {
 	return c
 }
 
+// foreign is what to add about a peer that is taken for a Penstock node, as nothing says otherwise.
+func foreign(p control.Peer) string {
+	if p.Encap != "vxlan" || p.MAC != encap.VTEPMAC(p.Address, p.VNI).String() {
+		return ""
+	}
+	return fmt.Sprintf("; if it runs flannel or a kernel's vxlan, give its VTEP's MAC (of flannel.1 there: ip link) as mac of %s in peers here", p.Name)
+}
+
+// seen says when the last acceptable packet came.
 func seen(p control.Peer) string {
 	if p.LastSeen == nil {
+		if p.Rejected != nil {
+			return "nothing from it was ever accepted"
+		}
 		return "it was never heard"
 	}
 	return fmt.Sprintf("last heard %s ago", time.Since(*p.LastSeen).Round(time.Second))
