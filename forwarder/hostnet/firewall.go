@@ -44,6 +44,12 @@ func AskFirewall(p Packet) (Verdict, error) {
 		hooks = []*nftables.ChainHook{nftables.ChainHookOutput, nftables.ChainHookPostrouting}
 	}
 	w := &walk{conn: conn, chains: all, values: p.values()}
+	for _, ch := range all {
+		if p.atDevice(ch) && ch.Table.Name != TableName {
+			w.base(ch)
+		}
+	}
+	w.verdict.May, w.verdict.Drops = append(w.verdict.May, w.verdict.Drops...), nil // which device such a chain is for, nobody says
 	for _, hook := range hooks {
 		for _, ch := range all {
 			if ch.Hooknum == nil || *ch.Hooknum != *hook || ch.Type == nftables.ChainTypeNAT || !p.meets(ch.Table.Family) || ch.Table.Name == TableName {
@@ -59,6 +65,21 @@ func AskFirewall(p Packet) (Verdict, error) {
 func (p Packet) meets(f nftables.TableFamily) bool {
 	return f == nftables.TableFamilyINet || f == nftables.TableFamilyIPv4 && p.Source.Is4() || f == nftables.TableFamilyIPv6 && p.Source.Is6()
 }
+
+// atDevice is whether it may meet a chain at the ingress or egress of a device.
+func (p Packet) atDevice(ch *nftables.Chain) bool {
+	switch {
+	case ch.Hooknum == nil:
+		return false
+	case ch.Table.Family == nftables.TableFamilyNetdev && p.Out:
+		return *ch.Hooknum == *nftables.ChainHookEgress
+	case ch.Table.Family == nftables.TableFamilyNetdev:
+		return *ch.Hooknum == *nftables.ChainHookIngress
+	}
+	return !p.Out && ch.Table.Family == nftables.TableFamilyINet && *ch.Hooknum == inetIngress
+}
+
+const inetIngress = 5 // NF_INET_INGRESS, which the family inet has from 5.10 on
 
 // values are what the packet has where a rule may look.
 type values struct {
@@ -134,7 +155,7 @@ func (w *walk) base(ch *nftables.Chain) {
 }
 
 func tableName(t *nftables.Table) string {
-	family := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}[t.Family]
+	family := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyNetdev: "netdev"}[t.Family]
 	return strings.TrimSpace(family + " " + t.Name)
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/google/nftables"
@@ -95,6 +96,47 @@ func TestFirewall(t *testing.T) {
 			}
 			if v, err := AskFirewall(vxlanPacket(true)); err != nil || len(v.Drops)+len(v.May) > 0 {
 				t.Errorf("%s: what leaves: %+v %v", x.name, v, err)
+			}
+			c.DelTable(table)
+			if err := c.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestFirewallAtDevice: what a chain at a device's ingress or egress drops it may drop, as nobody says which device's, and our own is none.
+func TestFirewallAtDevice(t *testing.T) {
+	nstest.New(t).Do(func() {
+		c, err := nftConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range []struct {
+			family nftables.TableFamily
+			name   string
+			hook   nftables.ChainHook
+			rule   []expr.Any
+			in     string
+			out    string
+		}{
+			{nftables.TableFamilyNetdev, "edge", unix.NF_NETDEV_INGRESS, append(dport(8472), verdict(expr.VerdictDrop)...), "rule 1 of chain c of nft table netdev edge", ""},
+			{nftables.TableFamilyNetdev, "edge", unix.NF_NETDEV_EGRESS, append(dport(8472), verdict(expr.VerdictDrop)...), "", "rule 1 of chain c of nft table netdev edge"},
+			{nftables.TableFamilyNetdev, "edge", unix.NF_NETDEV_INGRESS, append(dport(53), verdict(expr.VerdictDrop)...), "", ""},
+			{nftables.TableFamilyNetdev, TableName, unix.NF_NETDEV_INGRESS, verdict(expr.VerdictDrop), "", ""},
+			{nftables.TableFamilyINet, "edge", inetIngress, verdict(expr.VerdictDrop), "rule 1 of chain c of nft table inet edge", ""},
+		} {
+			table := c.AddTable(&nftables.Table{Family: x.family, Name: x.name})
+			ch := c.AddChain(&nftables.Chain{Name: "c", Table: table, Type: nftables.ChainTypeFilter, Hooknum: &x.hook, Priority: nftables.ChainPriorityFilter, Device: "lo"})
+			c.AddRule(&nftables.Rule{Table: table, Chain: ch, Exprs: x.rule})
+			if err := c.Flush(); err != nil {
+				t.Errorf("%+v: %v", x, err)
+				continue
+			}
+			for out, want := range map[bool]string{false: x.in, true: x.out} {
+				if v, err := AskFirewall(vxlanPacket(out)); err != nil || len(v.Drops) > 0 || strings.Join(v.May, "; ") != want {
+					t.Errorf("%+v: out %v: %+v %v, want %q", x, out, v, err, want)
+				}
 			}
 			c.DelTable(table)
 			if err := c.Flush(); err != nil {
