@@ -277,7 +277,7 @@ func TestUDPReusePort(t *testing.T) {
 	}
 	b.do(func() {
 		_, err := OpenUDP(UDPConfig{Local: cfg.Local})
-		if err == nil || !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "stop the process that holds the port") {
+		if err == nil || !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "stop what holds the port") {
 			t.Errorf("a taken port: %v", err)
 		}
 		_, err = OpenUDP(UDPConfig{Local: netip.MustParseAddrPort("10.99.0.2:9000")})

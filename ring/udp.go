@@ -36,7 +36,7 @@ func OpenUDP(cfg UDPConfig) (*UDP, error) {
 		advice := ""
 		switch {
 		case errors.Is(err, unix.EADDRINUSE):
-			advice = "stop the process that holds the port, or choose another"
+			advice = "stop what holds the port, or choose another"
 		case errors.Is(err, unix.EADDRNOTAVAIL):
 			advice = "give an address that this node has"
 		case errors.Is(err, unix.ENOPROTOOPT):

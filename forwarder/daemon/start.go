@@ -66,11 +66,11 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 		})
 	}
 	if d.plane, err = d.machine.NewForwarder(next.settings(d.workers, d.log)); err != nil {
-		return err
+		return next.held(err)
 	}
 	undo.add(func() error { return d.plane.Stop(context.WithoutCancel(ctx)) })
 	if err = d.plane.SetPeers(next.peers); err != nil {
-		return err
+		return next.held(err)
 	}
 	d.peers = static.New(next.peers)
 	d.logChosen()

@@ -213,9 +213,9 @@ func (d *Daemon) swapPlane(from, to *state) error {
 	was, is := from.settings(d.workers, d.log), to.settings(d.workers, d.log)
 	switch peers, settings := !samePeers(from.peers, to.peers), !reflect.DeepEqual(was, is); {
 	case peers && settings:
-		return d.plane.Replace(is, to.peers)
+		return to.held(d.plane.Replace(is, to.peers))
 	case peers:
-		return d.plane.SetPeers(to.peers)
+		return to.held(d.plane.SetPeers(to.peers))
 	case settings:
 		return d.plane.Reconfigure(is)
 	}

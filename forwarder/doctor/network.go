@@ -203,12 +203,12 @@ func (x *examination) policies(context.Context) {
 }
 
 func (x *examination) port(context.Context) {
-	var trouble []string
+	var trouble, later []string
 	for _, t := range x.tunnels {
 		if t.Proto != unix.IPPROTO_UDP {
 			continue
 		}
-		who, err := hostnet.PortHolders(t.Port, x.up)
+		who, asleep, err := hostnet.PortHolders(t.Port, x.up)
 		if err != nil {
 			x.skip("tunnel-port", "%v", err)
 			return
@@ -216,10 +216,16 @@ func (x *examination) port(context.Context) {
 		for _, w := range who {
 			trouble = append(trouble, fmt.Sprintf("%s holds UDP port %d", w, t.Port))
 		}
+		for _, w := range asleep {
+			later = append(later, fmt.Sprintf("%s is down, and would hold UDP port %d if it were set up", w, t.Port))
+		}
 	}
+	const remedy = "stop it, or remove its device (ip link del …, for flannel's after flanneld has gone)"
 	switch {
 	case len(trouble) > 0:
-		x.add("tunnel-port", Failure, "stop it, or remove its device (ip link del …, for flannel's after flanneld has gone)", "%s, which the tunnel needs", strings.Join(trouble, ", "))
+		x.add("tunnel-port", Failure, remedy, "%s, which the tunnel needs", strings.Join(trouble, ", "))
+	case len(later) > 0 && !x.up: // once the daemon has the port, nobody can take it
+		x.add("tunnel-port", Warning, remedy, "%s, which the tunnel needs", strings.Join(later, ", "))
 	case len(x.tunnels) == 0:
 		x.skip("tunnel-port", "there is no peer, so no tunnel")
 	case x.up:

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -12,28 +13,32 @@ import (
 )
 
 // PortHolders names what holds a UDP port of this namespace: kernel vxlan devices, and, unless the daemon itself is at work,
-// sockets.
-func PortHolders(port uint16, ours bool) ([]string, error) {
+// sockets. A device that is down holds nothing: asleep are those that would hold the port when they are set up.
+func PortHolders(port uint16, ours bool) (who, asleep []string, err error) {
 	links, err := dump(netlink.LinkList)
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: cannot list the devices: %w", err)
+		return nil, nil, fmt.Errorf("hostnet: cannot list the devices: %w", err)
 	}
-	var who []string
 	for _, l := range links {
-		if v, ok := l.(*netlink.Vxlan); ok && v.Port == int(port) {
-			who = append(who, "the kernel's vxlan device "+l.Attrs().Name)
+		v, ok := l.(*netlink.Vxlan)
+		switch name := "the kernel's vxlan device " + l.Attrs().Name; {
+		case !ok || v.Port != int(port):
+		case l.Attrs().Flags&net.FlagUp == 0: // vxlan_open (drivers/net/vxlan) opens the socket, vxlan_stop closes it
+			asleep = append(asleep, name)
+		default:
+			who = append(who, name)
 		}
 	}
 	if ours || len(who) > 0 { // a kernel's device has a socket too
-		return who, nil
+		return who, asleep, nil
 	}
 	for _, file := range []string{"udp", "udp6"} {
 		b, err := os.ReadFile("/proc/thread-self/net/" + file)
 		if err == nil && hasPort(b, port) {
-			return []string{"a socket of another program (ss -lunp names it)"}, nil
+			return []string{"a socket of another program (ss -lunp names it)"}, asleep, nil
 		}
 	}
-	return nil, nil
+	return nil, asleep, nil
 }
 
 // hasPort looks for a local port in /proc/net/udp.
