@@ -38,7 +38,8 @@ func (f *fake) Attach(_ context.Context, r control.AttachRequest) (control.Port,
 func (f *fake) Detach(context.Context, control.DetachRequest) error { return f.err }
 func (f *fake) Ports(context.Context) ([]control.Port, error) {
 	return []control.Port{{Container: strings.Repeat("0123456789abcdef", 4), Interface: "eth0", Device: "ps0123456789a", Attach: "veth", MTU: 1450,
-		Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:10:244:1::2")}, Received: control.Traffic{Packets: 1234567}}}, f.err
+		Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:10:244:1::2")}, Received: control.Traffic{Packets: 1234567}},
+		{Container: "behind", Interface: "eth0", Attach: "routed", MTU: 1450, Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.9")}}}, f.err
 }
 func (f *fake) Peers(context.Context) ([]control.Peer, error) {
 	seen := time.Now().Add(-90 * time.Second)
@@ -117,6 +118,7 @@ func TestCommands(t *testing.T) {
 		{"status", "refused; needs 6.17"},
 		{"ports", "10.244.1.2 fd00:10:244:1::2"},
 		{"ports", "1.2M"},
+		{"ports", "10.244.1.9                   1450  -     -      -   -      -        -\n"},
 		{"pods", "default/web-1"},
 		{"pods", "-/8.0M"},
 		{"pods", "c1/eth0: waiting for adopt"},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -44,8 +45,11 @@ func (t *tool) ports() *cobra.Command {
 	return show(t, "ports", "List the attached pods", "ports", (*control.Client).Ports, func(ports []control.Port) {
 		p := &table{out: t.out, head: []string{"CONTAINER", "IF", "DEVICE", "ATTACH", "ADDRESSES", "MTU", "FROM", "BYTES", "TO", "BYTES", "DROPPED", "SEEN"}, flexible: 0}
 		for _, o := range ports {
-			p.row(o.Container, o.Interface, o.Device, o.Attach, addresses(o.Addresses), strconv.Itoa(o.MTU),
-				count(o.Received.Packets), count(o.Received.Bytes), count(o.Sent.Packets), count(o.Sent.Bytes), count(o.Dropped+o.RingDrops), ago(o.LastSeen))
+			traffic := []string{count(o.Received.Packets), count(o.Received.Bytes), count(o.Sent.Packets), count(o.Sent.Bytes), count(o.Dropped + o.RingDrops), ago(o.LastSeen)}
+			if o.Attach == control.AttachRouted { // the host's stack carries it: nobody counts
+				traffic = []string{"-", "-", "-", "-", "-", "-"}
+			}
+			p.row(append([]string{o.Container, o.Interface, cmp.Or(o.Device, "-"), o.Attach, addresses(o.Addresses), strconv.Itoa(o.MTU)}, traffic...)...)
 		}
 		p.print()
 	})

@@ -62,6 +62,9 @@ func takeSample(ctx context.Context, client *control.Client) (s sample, err erro
 	}
 	s.when = time.Now()
 	for _, p := range ports {
+		if p.Attach == control.AttachRouted {
+			continue // the host's stack carries its packets, and nobody counts them here
+		}
 		s.pods[cmp.Or(p.Owner, p.Container)+"/"+p.Interface] = flow{p.Received, p.Sent, p.Dropped + p.RingDrops}
 	}
 	for _, p := range peers {
