@@ -165,6 +165,9 @@ func (a *adding) reserve(ctx context.Context) error {
 		return invalid("%s of container %s is attached already: DEL it first", a.IfName, a.ContainerID)
 	}
 	a.ours = a.lease.Addresses
+	if err := checkNodeMTU(a.mtu, a.lease.NodeMTU); err != nil {
+		return err
+	}
 	if i := slices.IndexFunc(a.ours, netip.Addr.Is6); i >= 0 && a.lease.MTU < minMTU6 {
 		return invalid("mtu %d is too small for IPv6, which needs %d, and %s is an address of the pod", a.lease.MTU, minMTU6, a.ours[i])
 	}

@@ -268,6 +268,14 @@ func (r *request) readMTU() error {
 	return nil
 }
 
+// checkNodeMTU refuses an mtu that does not reach every node: it is a mistake, or has become one, and shows only in what is slow or hangs.
+func checkNodeMTU(mtu, node int) error {
+	if node == 0 || mtu <= node {
+		return nil
+	}
+	return invalid("mtu %d is more than %d, the most that this node's pods can send to all other nodes: take mtu out of the CNI configuration, and pods get %d", mtu, node, node)
+}
+
 func (r *request) readMAC() error {
 	s := r.conf.RuntimeConfig.MAC
 	switch {

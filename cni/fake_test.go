@@ -189,7 +189,7 @@ func (f *fake) answer(path string, body []byte) (any, error) {
 
 func (f *fake) allocate(q control.AllocateRequest) (any, error) {
 	key := control.PodKey{Container: q.Container, Interface: q.Interface}
-	a := control.Allocation{GatewayMAC: "ee:ee:ee:ee:ee:ee", MTU: f.mtu, Device: control.DeviceName(q.Container, q.Interface), Phase: control.PhaseReserved}
+	a := control.Allocation{GatewayMAC: "ee:ee:ee:ee:ee:ee", MTU: f.mtu, NodeMTU: f.mtu, Device: control.DeviceName(q.Container, q.Interface), Phase: control.PhaseReserved}
 	if q.MTU != 0 {
 		a.MTU = q.MTU
 	}

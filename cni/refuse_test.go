@@ -65,6 +65,7 @@ func TestRefused(t *testing.T) {
 		{name: "MTU of 20", conf: map[string]any{"mtu": 20}, code: config, says: "mtu 20 is not between 68 and 65535"},
 		{name: "negative MTU", conf: map[string]any{"mtu": -1}, code: config, says: "mtu -1"},
 		{name: "huge MTU", conf: map[string]any{"mtu": 70000}, code: config, says: "mtu 70000"},
+		{name: "MTU above the node's", conf: map[string]any{"mtu": 1451}, code: config, says: "mtu 1451 is more than 1450"},
 		{name: "MTU under IPv6's", conf: map[string]any{"mtu": 1279}, code: config, says: "1280"},
 		{name: "dhcp", conf: ipam("dhcp"), code: config, says: "ipam dhcp cannot work"},
 		{name: "no such ipam", conf: ipam("nonsense"), code: types.ErrInternal, says: "nonsense"},
@@ -204,6 +205,9 @@ func TestRoutedRefused(t *testing.T) {
 			return map[string]any{"prevResult": w.bridged(p, "1.1.0", "10.244.1.60/32"),
 				"runtimeConfig": map[string]any{"bandwidth": map[string]any{"ingressRate": 1000, "ingressBurst": 1000}}}
 		}, "bandwidth cannot be bounded with attach routed"},
+		{"MTU above the node's", func(p *pod) map[string]any {
+			return map[string]any{"mtu": 9000, "prevResult": w.bridged(p, "1.1.0", "10.244.1.60/32")}
+		}, "mtu 9000 is more than 1450"},
 		{"outside", func(p *pod) map[string]any {
 			return map[string]any{"prevResult": w.bridged(p, "1.1.0", "172.16.0.9/32")}
 		}, "172.16.0.9 lies in none"},
@@ -355,6 +359,8 @@ func TestStatusOfConfiguration(t *testing.T) {
 	}{
 		{map[string]any{"attach": "vteh"}, types.ErrInvalidNetworkConfig, `attach "vteh"`},
 		{map[string]any{"mtu": 20}, types.ErrInvalidNetworkConfig, "mtu 20"},
+		{map[string]any{"mtu": 1451}, types.ErrInvalidNetworkConfig, "take mtu out of the CNI configuration"},
+		{map[string]any{"mtu": 1450}, 0, ""},
 		{map[string]any{"routes": []any{map[string]any{"dst": "10.0.0.0/8", "gw": "10.1.1.1"}}}, types.ErrInvalidNetworkConfig, "leave gw out"},
 		{map[string]any{"ipam": map[string]any{"type": "dhcp"}}, types.ErrInvalidNetworkConfig, "ipam dhcp cannot work behind attach veth"},
 		{map[string]any{"attach": "routed", "ipam": map[string]any{"type": "host-local"}}, types.ErrInvalidNetworkConfig, "with attach routed"},

@@ -48,6 +48,11 @@ func status(args *skel.CmdArgs) error {
 	case !s.Ready:
 		return fail(types.ErrPluginNotAvailable, "penstockd is not ready")
 	}
+	if c.MTU != nil {
+		if err := checkNodeMTU(*c.MTU, s.MTU); err != nil {
+			return err
+		}
+	}
 	select {
 	case err := <-ipam:
 		if err != nil {

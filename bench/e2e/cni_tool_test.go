@@ -161,6 +161,7 @@ func TestCNIToolRefuses(t *testing.T) {
 	}{
 		{"unknown attach", lab.Conf{"attach": "ipvlan"}, nil, "ipvlan"},
 		{"MTU of 20", lab.Conf{"mtu": 20}, nil, "mtu 20"},
+		{"MTU above the node's", lab.Conf{"mtu": 9000}, nil, "mtu 9000 is more than"},
 		{"MTU under IPv6's", lab.Conf{"mtu": 1200}, nil, "1280"},
 		{"dhcp", lab.Conf{"ipam": lab.Conf{"type": "dhcp"}}, nil, "dhcp"},
 		{"outside", lab.Conf{"ipam": lab.Conf{"type": "static", "addresses": []any{lab.Conf{"address": "192.168.7.7/24"}}}}, nil, "192.168.7.7"},

@@ -67,8 +67,9 @@ type Allocation struct {
 	Gateway6   netip.Addr     `json:"gateway6,omitzero"`
 	GatewayMAC string         `json:"gatewayMAC"` // of the host end and of the permanent neighbour entries
 	MTU        int            `json:"mtu"`
-	Device     string         `json:"device"` // DeviceName
-	Phase      string         `json:"phase"`  // PhaseReserved, or PhaseAttached if this ADD was done before
+	NodeMTU    int            `json:"nodeMTU"` // what a pod gets that asks for none
+	Device     string         `json:"device"`  // DeviceName
+	Phase      string         `json:"phase"`   // PhaseReserved, or PhaseAttached if this ADD was done before
 	PodCIDRs   []netip.Prefix `json:"podCIDRs"`
 }
 

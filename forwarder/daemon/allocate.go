@@ -189,7 +189,7 @@ func (d *Daemon) unreserve(rec *podstate.Record) {
 }
 
 func (s *state) allocation(rec *podstate.Record) control.Allocation {
-	a := control.Allocation{Addresses: rec.Addresses, Foreign: rec.Source != control.SourceIPAM, GatewayMAC: forwarder.GatewayMAC.String(), MTU: rec.MTU,
+	a := control.Allocation{Addresses: rec.Addresses, Foreign: rec.Source != control.SourceIPAM, GatewayMAC: forwarder.GatewayMAC.String(), MTU: rec.MTU, NodeMTU: s.podMTU,
 		Device: rec.Device, Phase: rec.Phase, PodCIDRs: s.cfg.Node.PodCIDRs}
 	for _, x := range rec.Addresses {
 		if x.Is4() {

@@ -26,7 +26,7 @@ func TestLifeOfAPod(t *testing.T) {
 		t.Errorf("gateways %s and %s", a.Gateway4, a.Gateway6)
 	}
 	if err != nil || fmt.Sprint(a.Addresses) != "[10.244.1.1 fd00:10:244:1::1]" || a.MTU != 1450 || a.Device != control.DeviceName("c1", "eth0") ||
-		a.Phase != control.PhaseReserved || a.Gateway4.String() != "169.254.1.1" || a.Gateway6.String() != "fe80::1" || a.GatewayMAC != "ee:ee:ee:ee:ee:ee" {
+		a.NodeMTU != 1450 || a.Phase != control.PhaseReserved || a.Gateway4.String() != "169.254.1.1" || a.Gateway6.String() != "fe80::1" || a.GatewayMAC != "ee:ee:ee:ee:ee:ee" {
 		t.Fatalf("%+v, %v", a, err)
 	}
 	file := filepath.Join(stateDir(r.path), "pods", a.Device+".json")

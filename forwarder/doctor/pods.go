@@ -112,6 +112,9 @@ func (x *examination) checkPods(before, after sample) {
 	}
 }
 
+// renew is what gives a pod the node's MTU: one that the CNI list names would come again with the pod.
+const renew = `take "mtu" out of penstock's part of the CNI list if it is there, and make the pods anew: delete them, their runtime makes them again`
+
 func (x *examination) checkMTU() {
 	var peer control.Peer
 	for i, p := range x.peers {
@@ -135,14 +138,14 @@ func (x *examination) checkMTU() {
 		}
 	}
 	if len(old) > 0 {
-		x.add("mtu", Warning, "make these pods anew: delete them, their runtime makes them again", "pods get an MTU of %d now, and these have a larger one from before: %s", x.status.MTU, listed(old))
+		x.add("mtu", Warning, renew, "pods get an MTU of %d now, and these have a larger one from before: %s", x.status.MTU, listed(old))
 	}
 	if len(foreign) > 0 {
 		x.add("mtu", Warning, fmt.Sprintf(`give penstock "mtu": %d in the CNI list, or the plugin before it, and make the pods anew`, x.status.MTU),
 			"the plugin before penstock has made these pods' interfaces with a larger MTU than the overlay's %d, so they learn it by path MTU discovery alone: %s", x.status.MTU, listed(foreign))
 	}
 	if len(larger) > 0 {
-		x.add("mtu", Warning, "nothing if it is only now: path MTU discovery tells the pods; else make the pods anew, which gives them the right MTU",
+		x.add("mtu", Warning, "nothing if it is only now: path MTU discovery tells the pods; else "+renew,
 			"%s takes packets of %d bytes, and these pods send larger ones: %s", peer.Name, peer.MTU, listed(larger))
 		return
 	}
