@@ -70,3 +70,16 @@ func TestUnitKeepsItsPromises(t *testing.T) {
 		}
 	}
 }
+
+// TestDropInForSocket: what docs/operations.md gives for another socket replaces each command of the unit that goes to the daemon by the
+// same with that socket.
+func TestDropInForSocket(t *testing.T) {
+	manual := strings.ReplaceAll(read(t, "../docs/operations.md"), "\n    ", "\n")
+	socket := regexp.MustCompile(` -?-socket /\S+\.sock`)
+	for _, key := range []string{"ExecReload", "ExecStartPost"} {
+		command := key + "=" + directives(t)[key]
+		if without := socket.ReplaceAllString(manual, ""); !strings.Contains(without, "\n"+key+"=\n"+command+"\n") || strings.Contains(manual, "\n"+key+"=\n"+command+"\n") {
+			t.Errorf("docs/operations.md has no drop-in that empties %s and gives %q with a socket", key, command)
+		}
+	}
+}

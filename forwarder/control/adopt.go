@@ -27,6 +27,20 @@ const (
 	AdoptTimeout  = 10 * time.Second
 )
 
+// WaitsForAdopt is the problem of a pod that waits for its queue, and nothing else is wrong with it.
+const WaitsForAdopt = "waiting for adopt"
+
+// AdoptReason is why a daemon is not ready of which n pods wait.
+func AdoptReason(n int) string { return fmt.Sprintf("pods with a TUN wait for penstock adopt: %d", n) }
+
+// AdoptCommand is what root runs on the node to bring queues back to the daemon of that socket.
+func AdoptCommand(socket string) string {
+	if socket == DefaultSocket {
+		return "/opt/cni/bin/penstock adopt"
+	}
+	return "/opt/cni/bin/penstock adopt -socket " + socket
+}
+
 // AdoptMessage goes beside the queue: whose it is.
 type AdoptMessage struct {
 	PodKey

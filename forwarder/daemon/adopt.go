@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"time"
@@ -68,7 +67,7 @@ func (d *Daemon) countWaiting() int {
 	if n == 0 || d.impatient {
 		d.health.set(adoption, "")
 	} else {
-		d.health.set(adoption, fmt.Sprintf("pods with a TUN wait for penstock adopt: %d", n))
+		d.health.set(adoption, control.AdoptReason(n))
 	}
 	return n
 }
@@ -84,7 +83,7 @@ func (d *Daemon) waitForAdoption(ctx context.Context) error {
 	d.impatient = true
 	d.waitMu.Unlock()
 	if n := d.countWaiting(); n > 0 {
-		d.log.Error("pods with a TUN still wait for their queue and have no network: run penstock adopt", "pods", n, "after", adoptPatience.String())
+		d.log.Error("pods with a TUN still wait for their queue and have no network: run "+control.AdoptCommand(d.state.Load().cfg.Control.Socket)+" as root", "pods", n, "after", adoptPatience.String())
 	}
 	return nil
 }

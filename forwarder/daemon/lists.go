@@ -21,7 +21,7 @@ func (d *Daemon) Pods(ctx context.Context) ([]control.Pod, error) {
 		o := control.Pod{Container: r.Container, Interface: r.Interface, Network: r.Network, Owner: r.Owner, Netns: r.Netns, NetnsID: r.NetnsID, Attach: r.Attach,
 			Device: r.Device, MAC: r.MAC, Addresses: r.Addresses, MTU: r.MTU, Bandwidth: r.Bandwidth, Source: r.Source, Phase: p.phase(), Created: r.Created, Problem: p.problem}
 		if o.Problem == "" && o.Phase == control.PhaseWaiting {
-			o.Problem = "waiting for adopt"
+			o.Problem = control.WaitsForAdopt
 		}
 		list = append(list, o)
 	}

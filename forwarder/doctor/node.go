@@ -22,6 +22,8 @@ func (x *examination) daemon() {
 	case !x.up:
 		x.add("daemon", Failure, "look why it ended: journalctl -u penstockd -n 50 (its last line is the reason); the checks below say what would keep it from starting; then systemctl start penstockd",
 			"it cannot be reached: %v", x.silent)
+	case !x.status.Ready && len(x.waiting()) > 0 && x.status.Reason == control.AdoptReason(x.status.Waiting):
+		x.ok("daemon", "penstockd %s runs, up %d s; it is not ready as long as pods wait for their queues: see pods", x.status.Version, x.status.UptimeSeconds)
 	case !x.status.Ready:
 		x.add("daemon", Failure, "if this stays, look at its log: journalctl -u penstockd -n 50", "it is not ready: %s", x.status.Reason)
 	default:

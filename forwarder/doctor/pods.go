@@ -92,14 +92,20 @@ func max2(a, b error) error {
 func (x *examination) checkPods(before, after sample) {
 	bad := false
 	for _, p := range x.pods {
-		if p.Problem != "" {
+		if p.Problem != "" && p.Problem != control.WaitsForAdopt {
 			bad = true
 			x.add("pods", Failure, "penstockctl pods lists it; delete the pod, its runtime makes it anew", "%s: %s", podName(p), p.Problem)
 		}
 	}
-	if x.status.Waiting > 0 {
+	if who := x.waiting(); len(who) > 0 {
 		bad = true
-		x.add("pods", Failure, "run penstock adopt on this node as root (the unit does it behind each start)", "%d tun pods wait for their queues and have no network", x.status.Waiting)
+		remedy := "run " + control.AdoptCommand(x.o.Socket) + " on this node as root"
+		if x.o.Socket == control.DefaultSocket {
+			remedy += " (the unit does it behind each start)"
+		} else {
+			remedy += ", and give ExecStartPost of the unit this socket, too (docs/operations.md)"
+		}
+		x.add("pods", Failure, remedy+"; only where that fails: delete the pod, its runtime makes it anew", "tun pods wait for their queues, and have no network: %s", listed(who))
 	}
 	for key, p := range after.ports {
 		if was, ok := before.ports[key]; ok && p.RingDrops > was.RingDrops {
@@ -110,6 +116,16 @@ func (x *examination) checkPods(before, after sample) {
 	if !bad {
 		x.ok("pods", "%d on record, %d attached", len(x.pods), len(x.ports))
 	}
+}
+
+// waiting names the pods that wait for their queue and lack nothing else.
+func (x *examination) waiting() (names []string) {
+	for _, p := range x.pods {
+		if p.Problem == control.WaitsForAdopt {
+			names = append(names, podName(p))
+		}
+	}
+	return names
 }
 
 // renew is what gives a pod the node's MTU: one that the CNI list names would come again with the pod.
