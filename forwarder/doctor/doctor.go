@@ -53,6 +53,7 @@ var Names = []struct{ Name, Looks string }{
 	{"native", "to which peers frames do not go as the native stream, and why"},
 	{"clock", "clocks of peers that differ from this node's"},
 	{"pods", "pods that are not attached, or lose packets before the daemon reads them"},
+	{"addresses", "how many of the node's addresses are left for pods"},
 	{"pod-network", "inside veth and tun pods: the interface, its addresses, and the way to other nodes' pods"},
 	{"mtu", "pods whose MTU is larger than what reaches a peer"},
 	{"drops", "reasons for drops that grow while doctor looks"},
@@ -110,7 +111,7 @@ func Examine(ctx context.Context, o Options) Report {
 	x.tun()
 	x.process()
 	x.network(ctx)
-	x.leftovers(ctx)
+	x.leftovers()
 	if o.CNI != nil {
 		x.report.Checks = append(x.report.Checks, o.CNI()...)
 	}

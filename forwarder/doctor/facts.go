@@ -29,6 +29,7 @@ type facts struct {
 	peers  []control.Peer
 	pods   []control.Pod
 	ports  []control.Port
+	ipam   control.IPAM
 
 	path       string // of the configuration
 	cfg        *config.Config
@@ -57,6 +58,7 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 		f.peers, _ = c.Peers(ctx)
 		f.pods, _ = c.Pods(ctx)
 		f.ports, _ = c.Ports(ctx)
+		f.ipam, _ = c.IPAM(ctx)
 		f.address, f.device = f.status.Address, f.status.Device
 		f.families(f.status.PodCIDRs)
 	}

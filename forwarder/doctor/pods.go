@@ -67,12 +67,13 @@ func (x *examination) endDrops(ctx context.Context, before sample) sample {
 
 func (x *examination) podsAndDrops(ctx context.Context, before, after sample) {
 	if !x.up {
-		for _, n := range []string{"pods", "pod-network", "mtu", "drops"} {
+		for _, n := range []string{"pods", "addresses", "pod-network", "mtu", "drops"} {
 			x.skip(n, "only the daemon knows, and it cannot be asked")
 		}
 		return
 	}
 	x.checkPods(before, after)
+	x.checkAddresses()
 	x.inside(ctx)
 	x.checkMTU()
 	if before.err != nil || after.err != nil {
@@ -223,7 +224,7 @@ func short(id string) string { return id[:min(len(id), 12)] }
 var podDevice = regexp.MustCompile(`^ps[0-9a-f]{11}$`)
 
 // leftovers are what nobody owns any more.
-func (x *examination) leftovers(ctx context.Context) {
+func (x *examination) leftovers() {
 	var found []string
 	if queue, err := control.Pending(x.o.Socket); err == nil && len(queue) > 0 {
 		found = append(found, fmt.Sprintf("%d deletes wait in %s", len(queue), control.PendingDir(x.o.Socket)))
@@ -251,16 +252,14 @@ func (x *examination) leftovers(ctx context.Context) {
 			}
 		}
 	}
-	if i, err := x.client.IPAM(ctx); err == nil {
-		leaked := 0
-		for _, a := range i.Addresses {
-			if a.State == control.AddressLeaked {
-				leaked++
-			}
+	leaked := 0
+	for _, a := range x.ipam.Addresses {
+		if a.State == control.AddressLeaked {
+			leaked++
 		}
-		if leaked > 0 {
-			found = append(found, fmt.Sprintf("%d addresses belong to damaged files (penstockctl ipam)", leaked))
-		}
+	}
+	if leaked > 0 {
+		found = append(found, fmt.Sprintf("%d addresses belong to damaged files (penstockctl ipam)", leaked))
 	}
 	if len(found) == 0 {
 		x.ok("leftovers", "none")

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"math"
 	"net/netip"
 	"strings"
 	"testing"
@@ -43,6 +44,33 @@ func TestWaitingPods(t *testing.T) {
 	x.daemon()
 	if got := one(t, x); got.Result != Failure || !strings.Contains(got.Finding, "the underlay is gone") {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestAddresses: from nine tenths on a warning, and a failure when the next pod is refused; a family goes by all its CIDRs.
+func TestAddresses(t *testing.T) {
+	cidr := func(prefix string, size, allocated, leaked uint64) control.IPAMCIDR {
+		return control.IPAMCIDR{Prefix: netip.MustParsePrefix(prefix), Size: size, Allocated: allocated, Leaked: leaked, Waiting: 1}
+	}
+	six := cidr("fd00:1::/64", math.MaxUint64, 254, 0)
+	for name, c := range map[string]struct {
+		cidrs  []control.IPAMCIDR
+		result Result
+		says   string
+	}{
+		"few":           {[]control.IPAMCIDR{cidr("10.244.1.0/24", 254, 228, 0), six}, OK, "228 given of 10.244.1.0/24; 254 given of fd00:1::/64"},
+		"nine tenths":   {[]control.IPAMCIDR{cidr("10.244.1.0/24", 254, 228, 1), six}, Warning, "229 of 254 addresses of 10.244.1.0/24 are given"},
+		"none":          {[]control.IPAMCIDR{cidr("10.244.1.0/24", 254, 254, 0), six}, Failure, "all 254 addresses of 10.244.1.0/24"},
+		"the next CIDR": {[]control.IPAMCIDR{cidr("10.244.1.0/24", 254, 254, 0), cidr("10.244.2.0/24", 254, 0, 0)}, OK, "254 given of 10.244.1.0/24, 10.244.2.0/24"},
+		"no room":       {[]control.IPAMCIDR{cidr("10.244.1.1/32", 0, 0, 0)}, Skipped, "no pod CIDR"},
+		"not told":      {nil, Skipped, "does not tell"},
+	} {
+		x := &examination{}
+		x.ipam.CIDRs = c.cidrs
+		x.checkAddresses()
+		if got := one(t, x); got.Name != "addresses" || got.Result != c.result || !strings.Contains(got.Finding, c.says) || (got.Remedy == "") != (c.result == OK || c.result == Skipped) {
+			t.Errorf("%s: %+v", name, got)
+		}
 	}
 }
 
