@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"syscall"
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/ring"
@@ -22,6 +23,7 @@ type TraceSpec struct {
 	TracePacket
 	Container, Interface string     // the pod that sends it
 	Peer                 netip.Addr // underlay address of the peer that sends it
+	Unroutable           bool       // the host has no route to the underlay address of the peer that it would leave for
 }
 
 // TraceStep is one thing that happened.
@@ -54,7 +56,7 @@ func (f *Forwarder) Trace(s TraceSpec) (*Trace, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := f.newTracer(in)
+	t, err := f.newTracer(in, s.Unroutable)
 	if err != nil {
 		return nil, err
 	}
@@ -111,8 +113,14 @@ type tracer struct {
 	by      netip.AddrPort // what the first of left was sent by
 }
 
-// newTracer makes it. What it sends by are the addresses of the worker that reads the port. f.control is held: nothing changes meanwhile.
-func (f *Forwarder) newTracer(in *port) (*tracer, error) {
+// unroutable refuses what is sent as the kernel does that has no route.
+type unroutable struct{ *ring.FakeSocket }
+
+func (unroutable) Send(*ring.Datagrams, int) (int, error) { return 0, syscall.ENETUNREACH }
+
+// newTracer makes it. What it sends by are the addresses of the worker that reads the port; nowhere: and these sockets have no route.
+// f.control is held: nothing changes meanwhile.
+func (f *Forwarder) newTracer(in *port, nowhere bool) (*tracer, error) {
 	index := len(f.workers)
 	w, err := newWorker(f, index)
 	if err != nil {
@@ -151,7 +159,11 @@ func (f *Forwarder) newTracer(in *port) (*tracer, error) {
 			o := ring.NewFakeSocket(s.Local())
 			t.sockets = append(t.sockets, o)
 			t.lanes[i] = append(t.lanes[i], o)
-			fake.sockets = append(fake.sockets, o)
+			if nowhere {
+				fake.sockets = append(fake.sockets, unroutable{o})
+			} else {
+				fake.sockets = append(fake.sockets, o)
+			}
 		}
 		for _, e := range l.egress {
 			at := slices.IndexFunc(l.sockets, func(s ring.Socket) bool { return s == e.sock })

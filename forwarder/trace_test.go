@@ -45,6 +45,8 @@ func TestTrace(t *testing.T) {
 				{"to a peer", a1, TracePacket{Src: podA1, Dst: podB, Proto: "tcp", DstPort: 80}, []string{
 					"pod a1/eth0", "from: pod a1/eth0 sends it, veth a1, which worker 0 reads", "source: 10.244.1.5 is an address of that pod",
 					"route: 10.244.2.0/24 leads to peer node-b 192.0.2.2", "ttl: 64 becomes 63", fmt.Sprintf("mtu: 100 bytes fit %d", mtu), "encap: " + kind.String(), "to-peer none"}},
+				{"no route to the peer", TraceSpec{Container: "a1", Interface: "eth0", Unroutable: true}, TracePacket{Src: podA1, Dst: podB, Proto: "udp", Size: 4000}, []string{
+					"route: 10.244.2.0/24 leads to peer node-b 192.0.2.2", "drop: underlay_unreachable: ", "remedy: ", "dropped underlay_unreachable"}},
 				{"v6", a1, TracePacket{Src: podA1v6, Dst: podBv6, Proto: "udp", Size: 300}, []string{"ttl: 64 becomes 63", "to-peer none"}},
 				{"fragments", a1, TracePacket{Src: podA1, Dst: podB, Proto: "udp", Size: 4000}, []string{"may be cut: 3 fragments", "to-peer none"}},
 				{"too big", a1, TracePacket{Src: podA1, Dst: podB, Proto: "udp", Size: 4000, DF: true}, []string{

@@ -43,7 +43,15 @@ func (t *tracer) explain(in *port, from *peer) *Trace {
 		return r
 	}
 	end := &t.records[last]
-	r.Outcome, r.Reason = end.Stage.String(), end.Reason
+	fate := end
+	if end.Stage == ToPeer {
+		for i := range t.records[last+1:] {
+			if o := &t.records[last+1+i]; o.Stage == Dropped {
+				fate = o // the kernel did not take it
+			}
+		}
+	}
+	r.Outcome, r.Reason = fate.Stage.String(), fate.Reason
 
 	var p encap.Packet
 	encap.Parse(t.before, &p)
@@ -53,7 +61,7 @@ func (t *tracer) explain(in *port, from *peer) *Trace {
 		}
 		t.explainWay(say, in, from, &p, end)
 	}
-	switch end.Stage {
+	switch fate.Stage {
 	case ToPeer:
 		t.explainSend(say, end)
 	case ToPod:
@@ -61,8 +69,8 @@ func (t *tracer) explain(in *port, from *peer) *Trace {
 	case ToHost:
 		say("deliver", "handed to the host's stack through %s, whose routes decide from here on", t.w.host.spec.Device)
 	case Dropped:
-		say("drop", "%s: %s", end.Reason, end.Reason.Meaning())
-		if remedy := end.Reason.Remedy(); remedy != "" {
+		say("drop", "%s: %s", fate.Reason, fate.Reason.Meaning())
+		if remedy := fate.Reason.Remedy(); remedy != "" {
 			say("remedy", "%s", remedy)
 		}
 	}

@@ -7,7 +7,7 @@
 //
 // Exit status: 0 done, 1 the daemon refused or failed, 2 wrong usage, 3 the daemon cannot be reached or does not answer in time,
 // 4 the configuration is not valid or asks for a restart, 5 doctor has warnings only, or a support bundle is not complete, 6 the
-// answer is no: the packet of trace would be dropped, the daemon is not ready in the time of status --wait. With -o json an error is
+// answer is no: the packet of trace would be dropped or not come to the daemon, the daemon is not ready in the time of status --wait. With -o json an error is
 // an object as well, on standard error.
 package main
 

@@ -9,6 +9,8 @@ import (
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
+const notOurs = "it would not come to Penstock"
+
 func (t *tool) trace() *cobra.Command {
 	var r control.TraceRequest
 	c := &cobra.Command{
@@ -22,7 +24,7 @@ of this node, a peer (then it is judged as it arrives from the wire), or else th
 whether a pod may send with an address that is not its own. It is forwarded by the daemon's own code and table, on a worker whose ports
 and sockets lead nowhere; no counter moves.
 
-Exit status 6 if it would be dropped.`,
+Exit status 6 if it would be dropped, or if the host's stack does not send it to the daemon.`,
 		Example: "  penstockctl trace 10.244.1.5 10.244.2.7 --proto tcp --dport 80\n  penstockctl trace default/web-0 10.244.2.7 --size 1500 --df\n  penstockctl trace 10.244.9.9 10.244.2.7 --from default/web-0",
 		Args:    takes(2, 2),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -39,6 +41,9 @@ Exit status 6 if it would be dropped.`,
 					err = t.json(a)
 				} else {
 					t.printTrace(r, a)
+				}
+				if err == nil && a.Outcome == control.OutcomeElsewhere {
+					err = &verdict{exitNo, notOurs}
 				}
 				if err == nil && a.Reason != "" {
 					err = &verdict{exitNo, "it would be dropped: " + a.Reason}
@@ -92,6 +97,6 @@ func (t *tool) printTrace(r control.TraceRequest, a control.Trace) {
 	}
 	steps.print()
 	outcome := map[string]string{"to-peer": "it would be sent to the peer", "to-pod": "it would be delivered to the pod", "to-host": "it would be handed to the host",
-		"dropped": t.colour(red, "it would be dropped: "+a.Reason)}[a.Outcome]
+		"dropped": t.colour(red, "it would be dropped: "+a.Reason), control.OutcomeElsewhere: t.colour(red, notOurs)}[a.Outcome]
 	fmt.Fprintf(t.out, "\n%s\n", outcome)
 }

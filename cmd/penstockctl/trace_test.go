@@ -14,6 +14,9 @@ func (f *fake) Trace(_ context.Context, r control.TraceRequest) (control.Trace, 
 		a.Outcome, a.Reason = "dropped", "spoofed"
 		a.Steps = append(a.Steps, control.TraceStep{Name: "drop", Text: strings.Repeat("a pod lies ", 20)})
 	}
+	if r.From == "host" {
+		a.Outcome = control.OutcomeElsewhere
+	}
 	return a, f.err
 }
 
@@ -33,6 +36,10 @@ func TestTraceCommand(t *testing.T) {
 		if status != exitNo || !strings.Contains(out, "spoofed") || !strings.Contains(errs, "it would be dropped: spoofed") {
 			t.Errorf("%d %s %s", status, out, errs)
 		}
+	}
+	status, out, errs = ctl(t, "--socket", socket, "trace", "10.244.1.0", "10.244.2.5", "--from", "host")
+	if status != exitNo || !strings.Contains(out, "\nit would not come to Penstock\n") || !strings.Contains(errs, "it would not come to Penstock") {
+		t.Errorf("%d %s %s", status, out, errs)
 	}
 	if status, _, _ := ctl(t, "--socket", socket, "trace", "10.244.1.6"); status != exitUsage {
 		t.Errorf("%d", status)

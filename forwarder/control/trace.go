@@ -23,9 +23,12 @@ type Trace struct {
 	Dst     string      `json:"dst"`
 	Origin  string      `json:"origin"` // "pod c1/eth0", "peer node-b" or "host"
 	Steps   []TraceStep `json:"steps"`
-	Outcome string      `json:"outcome"`          // to-peer, to-pod, to-host or dropped
+	Outcome string      `json:"outcome"`          // to-peer, to-pod, to-host, dropped or OutcomeElsewhere
 	Reason  string      `json:"reason,omitempty"` // of dropped
 }
+
+// OutcomeElsewhere is that of a packet that ought to come to the daemon, and that the host's stack sends elsewhere, or refuses.
+const OutcomeElsewhere = "elsewhere"
 
 // TraceStep is one thing that would happen, in order.
 type TraceStep struct {

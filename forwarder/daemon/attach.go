@@ -366,7 +366,7 @@ func (s *state) checkAddresses(addresses []netip.Addr, where control.Code) error
 func (d *Daemon) routesFit(spec forwarder.PortSpec) error {
 	tun := d.state.Load().cfg.Host.Device
 	wrong := func(a netip.Addr, routed bool) (string, bool) {
-		device, err := d.machine.RouteDevice(a)
+		device, err := d.machine.RouteDevice(a, netip.Addr{})
 		return device, err == nil && device != "" && (device == tun) == routed // without a route there is nothing to contradict
 	}
 	routed := spec.Attach == control.AttachRouted

@@ -50,6 +50,7 @@ type fake struct {
 	boot    string
 	netns   map[string]string     // path to id
 	routes4 map[netip.Addr]string // device by address; penstock0 if not there
+	holders map[netip.Addr]string // devices of addresses beside the underlay's
 	stored  map[string]int        // descriptors with systemd
 
 	watch  func(hostnet.Underlay, error) error // of WatchUnderlay, once it runs
@@ -58,7 +59,7 @@ type fake struct {
 }
 
 func newFake() *fake {
-	return &fake{fail: map[string]error{}, blocked: map[string]bool{}, boot: "boot-1", netns: map[string]string{}, routes4: map[netip.Addr]string{}, stored: map[string]int{},
+	return &fake{fail: map[string]error{}, blocked: map[string]bool{}, boot: "boot-1", netns: map[string]string{}, routes4: map[netip.Addr]string{}, holders: map[netip.Addr]string{}, stored: map[string]int{},
 		underlay: hostnet.Underlay{Address: netip.MustParseAddr("192.0.2.1"), Device: "eth0", Index: 2, MTU: 1500, Up: true},
 		links:    map[string]link{"eth0": {Index: 2, Ethernet: true, Type: "veth"}, "ve1": {Index: 11, Ethernet: true, Type: "veth"}, "ve2": {Index: 12, Ethernet: true, Type: "veth"}, "dummy0": {Index: 13, Ethernet: false, Type: "ipip"}},
 	}
@@ -95,6 +96,9 @@ func (f *fake) DefaultAddress() (netip.Addr, error) { return f.underlay.Address,
 func (f *fake) FindUnderlay(a netip.Addr, _ bool) (hostnet.Underlay, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if device := f.holders[a]; device != "" {
+		return hostnet.Underlay{Device: device}, nil
+	}
 	if a != f.underlay.Address {
 		return hostnet.Underlay{}, hostnet.ErrNoAddress
 	}
@@ -181,7 +185,7 @@ func (f *fake) RemoveLink(name string) error {
 	delete(f.links, name)
 	return nil
 }
-func (f *fake) RouteDevice(a netip.Addr) (string, error) {
+func (f *fake) RouteDevice(a, _ netip.Addr) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if d, ok := f.routes4[a]; ok {

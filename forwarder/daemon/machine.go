@@ -87,13 +87,14 @@ type machine interface {
 	NewProber(device string) prober
 	Link(name string) (link, error) // errNoLink if there is none
 	Links() ([]link, error)
-	RemoveLink(name string) error           // errNoLink if there is none
-	RouteDevice(netip.Addr) (string, error) // where the host's stack sends packets for an address; "": nowhere
-	BootID() (string, error)                // changes with every boot
-	NetnsID(path string) (string, error)    // as control.NetnsID
-	StoreQueue(name string, fd int) error   // has the service manager keep a copy
-	ForgetQueue(name string)                // and throw it away
-	StoredQueues() map[string]int           // what it has kept; the caller owns them
+	RemoveLink(name string) error // errNoLink if there is none
+	// RouteDevice is where the host's stack sends packets for an address, of a sender bound to from if that is valid; "": nowhere.
+	RouteDevice(a, from netip.Addr) (string, error)
+	BootID() (string, error)              // changes with every boot
+	NetnsID(path string) (string, error)  // as control.NetnsID
+	StoreQueue(name string, fd int) error // has the service manager keep a copy
+	ForgetQueue(name string)              // and throw it away
+	StoredQueues() map[string]int         // what it has kept; the caller owns them
 	Cleanup(ctx context.Context, device string) (hostnet.Report, error)
 }
 
@@ -222,20 +223,7 @@ func (linux) RemoveLink(name string) error {
 	return nil
 }
 
-func (linux) RouteDevice(a netip.Addr) (string, error) {
-	routes, err := netlink.RouteGet(a.AsSlice())
-	switch {
-	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL), err == nil && len(routes) == 0:
-		return "", nil // none, or one of the kinds unreachable, prohibit and blackhole
-	case err != nil:
-		return "", fmt.Errorf("the route to %s cannot be looked up: %w", a, err)
-	}
-	name, err := hostnet.DeviceName(routes[0].LinkIndex)
-	if err != nil {
-		return "", fmt.Errorf("the device of the route to %s cannot be looked up: %w", a, err)
-	}
-	return name, nil
-}
+func (linux) RouteDevice(a, from netip.Addr) (string, error) { return hostnet.RouteDevice(a, from) }
 
 func (linux) BootID() (string, error)             { return bootID() }
 func (linux) NetnsID(path string) (string, error) { return control.NetnsID(path) }

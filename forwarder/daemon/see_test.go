@@ -63,6 +63,71 @@ func TestTraceFindsItsOrigin(t *testing.T) {
 	}
 }
 
+// TestTraceAsksTheKernel: where the host's stack does not send a packet to us, the trace says where, and not what would happen here;
+// and a peer that this node has no route to is told to the forwarder.
+func TestTraceAsksTheKernel(t *testing.T) {
+	f := newFake()
+	r := run(t, f, withPeer)
+	a, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := a.Addresses[0].String()
+	f.mu.Lock()
+	for to, device := range map[string]string{"10.244.2.1": "flannel.1", own: "cni0", "10.244.2.2": "", "198.51.100.1": "eth0", "198.51.100.2": "", "10.244.1.0": "lo", "192.0.2.1": "lo"} {
+		f.routes4[netip.MustParseAddr(to)] = device
+	}
+	f.mu.Unlock()
+	for to, want := range map[string]string{
+		"10.244.2.1":   "elsewhere: the host's stack routes it to flannel.1 and not to penstock0, so it never comes here",
+		own:            "elsewhere: the host's stack routes it to cni0 and not to penstock0, so it never comes here",
+		"10.244.2.2":   "elsewhere: the host's stack has no route to 10.244.2.2, so it never comes here",
+		"198.51.100.1": "to-host: the host's stack routes it to eth0, as it does by itself: it does not come to penstock0",
+		"198.51.100.2": "elsewhere: the host's stack has no route to 198.51.100.2, so it never comes here",
+		"10.244.1.0":   "to-host: the host's stack routes it to lo, as it does by itself: it does not come to penstock0",
+		"192.0.2.1":    "to-host: the host's stack routes it to lo, as it does by itself: it does not come to penstock0",
+		"10.244.2.3":   "dropped: x",
+	} {
+		got, err := r.client.Trace(t.Context(), control.TraceRequest{Src: "10.244.1.0", Dst: to, From: "host"})
+		if err != nil || len(got.Steps) == 0 || got.Outcome+": "+got.Steps[0].Text != want || (got.Reason != "") != (got.Outcome == "dropped") {
+			t.Errorf("%s: %+v, %v", to, got, err)
+		}
+		if f.traced.Unroutable {
+			t.Errorf("%s: the peer is taken for one without a route", to)
+		}
+	}
+	f.mu.Lock()
+	f.routes4[netip.MustParseAddr("192.0.2.2")] = ""
+	f.mu.Unlock()
+	if _, err := r.client.Trace(t.Context(), control.TraceRequest{Src: own, Dst: "10.244.2.1"}); err != nil || !f.traced.Unroutable {
+		t.Errorf("%+v, %v", f.traced, err)
+	}
+}
+
+// TestTraceOfRouted: a routed pod is the host's to reach, and its packets come out of the host's routing.
+func TestTraceOfRouted(t *testing.T) {
+	f := newFake()
+	r := run(t, f, withPeer)
+	behind := netip.MustParseAddr("10.244.1.40")
+	f.mu.Lock()
+	f.routes4[behind], f.routes4[netip.MustParseAddr("10.244.2.1")] = "cni0", "flannel.1"
+	f.mu.Unlock()
+	q := allocation("r")
+	q.Attach, q.Addresses = control.AttachRouted, []netip.Addr{behind}
+	if _, err := r.client.Allocate(t.Context(), q); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.Attach(t.Context(), control.AttachRequest{Container: "r", Interface: "eth0", Attach: control.AttachRouted}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.client.Trace(t.Context(), control.TraceRequest{Src: "10.244.1.0", Dst: behind.String(), From: "host"}); err != nil || got.Outcome != "to-host" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := r.client.Trace(t.Context(), control.TraceRequest{Src: behind.String(), Dst: "10.244.2.1"}); err != nil || got.Outcome != control.OutcomeElsewhere {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // TestPodByPrefix: the start of a container's id names it, if it is long enough and no other's starts so.
 func TestPodByPrefix(t *testing.T) {
 	f := newFake()

@@ -27,6 +27,11 @@ func (d *Daemon) Trace(ctx context.Context, r control.TraceRequest) (control.Tra
 	if err := d.traceFrom(&s, r.From); err != nil {
 		return control.Trace{}, err
 	}
+	state := d.state.Load()
+	if p := state.peerOf(s.Dst); p != nil {
+		device, err := d.machine.RouteDevice(p.Address, state.cfg.Node.Address)
+		s.Unroutable = err == nil && device == ""
+	}
 	t, err := d.plane.Trace(s)
 	if err != nil {
 		return control.Trace{}, control.Errorf(control.BadRequest, "%v", err)
@@ -38,23 +43,61 @@ func (d *Daemon) Trace(ctx context.Context, r control.TraceRequest) (control.Tra
 	for _, step := range t.Steps {
 		a.Steps = append(a.Steps, control.TraceStep(step))
 	}
-	if src, dst := d.state.Load().peerOf(s.Src), d.state.Load().peerOf(s.Dst); r.From == "" && a.Reason == forwarder.DropNotLocal.String() && src != "" && dst != "" {
-		a.Steps = append(a.Steps, control.TraceStep{Name: "hint", Text: fmt.Sprintf("neither end is on this node: %s is of %s and %s of %s, so the packet never comes here; ask on %s", s.Src, src, s.Dst, dst, src)})
+	if t.Origin == "host" {
+		d.traceHost(&a, s.Dst)
+	}
+	if src, dst := state.peerOf(s.Src), state.peerOf(s.Dst); r.From == "" && a.Reason == forwarder.DropNotLocal.String() && src != nil && dst != nil {
+		a.Steps = append(a.Steps, control.TraceStep{Name: "hint", Text: fmt.Sprintf("neither end is on this node: %s is of %s and %s of %s, so the packet never comes here; ask on %s", s.Src, src.Name, s.Dst, dst.Name, src.Name)})
 	}
 	return a, nil
 }
 
-// peerOf names the peer whose pods an address is among, the most specific one; empty if it is no peer's.
-func (s *state) peerOf(a netip.Addr) (name string) {
+// traceHost puts the kernel's answer in the place of a trace whose packet the host's stack does not send to us. It is asked by
+// destination: a routing rule that looks at more than that may decide otherwise.
+func (d *Daemon) traceHost(a *control.Trace, dst netip.Addr) {
+	state := d.state.Load()
+	ours := state.cfg.Host.Device
+	device, err := d.machine.RouteDevice(dst, netip.Addr{})
+	if err != nil || device == ours {
+		return
+	}
+	a.Reason = ""
+	if device != "" && !d.carries(state, dst) {
+		a.Outcome, a.Steps = forwarder.ToHost.String(), []control.TraceStep{{Name: "from", Text: fmt.Sprintf("the host's stack routes it to %s, as it does by itself: it does not come to %s", device, ours)}}
+		return
+	}
+	a.Outcome = control.OutcomeElsewhere
+	text := fmt.Sprintf("the host's stack routes it to %s and not to %s, so it never comes here", device, ours)
+	if device == "" {
+		text = fmt.Sprintf("the host's stack has no route to %s, so it never comes here", dst)
+	}
+	a.Steps = []control.TraceStep{{Name: "from", Text: text}, {Name: "remedy", Text: "penstockctl doctor says by its check host-routes what to do; ip route get " + dst.String() + " shows the route"}}
+}
+
+// carries reports whether what the host sends to an address is ours to carry: that of another pod, but for those behind routes of their own.
+func (d *Daemon) carries(s *state, a netip.Addr) bool {
+	in := func(cidrs []netip.Prefix) bool {
+		return slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return c.Contains(a) })
+	}
+	if !in(s.cfg.Network.CIDRs) && !in(s.cfg.Node.PodCIDRs) || firstAddress(s.cfg.Node.PodCIDRs, a) || s.cfg.Node.Address == a {
+		return false
+	}
+	return !slices.ContainsFunc(d.pods.list(), func(p pod) bool {
+		return p.rec.Attach == control.AttachRouted && slices.Contains(p.rec.Addresses, a)
+	})
+}
+
+// peerOf is the peer whose pods an address is among, the most specific one; nil if it is no peer's.
+func (s *state) peerOf(a netip.Addr) (peer *feed.Peer) {
 	best := -1
-	for _, p := range s.peers {
+	for i, p := range s.peers {
 		for _, c := range p.PodCIDRs {
 			if c.Contains(a) && c.Bits() > best {
-				best, name = c.Bits(), p.Name
+				best, peer = c.Bits(), &s.peers[i]
 			}
 		}
 	}
-	return name
+	return peer
 }
 
 // traceEnds makes addresses of one family of what may be the names of pods.

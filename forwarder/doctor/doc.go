@@ -1,7 +1,7 @@
 // Package doctor looks at a node and says what is wrong with it, and what to do. It changes nothing.
 //
 //	penstockctl doctor ──▶ Examine ─┬─ gather (facts.go): the daemon's own answers; without a daemon its file and the machine
-//	                                ├─ node.go, network.go: what this process sees of the machine
+//	                                ├─ node.go, network.go, routes.go: what this process sees of the machine
 //	                                ├─ peers.go: the daemon sends real packets to every peer (package probe)
 //	                                └─ pods.go: pods, and the drops that grow meanwhile
 //

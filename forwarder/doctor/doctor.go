@@ -39,6 +39,7 @@ var Names = []struct{ Name, Looks string }{
 	{"limits", "how many descriptors the daemon may open"},
 	{"underlay", "the node's address, its device, and the MTU"},
 	{"duplicate-address", "has another machine on the link this node's address (ARP or neighbour discovery)"},
+	{"host-routes", "routes of others that take what the host sends to pods past the daemon, or keep it from starting"},
 	{"forwarding", "IP forwarding, global and on the devices in use"},
 	{"rp_filter", "reverse path filtering that would drop pods' packets"},
 	{"sysctls", "the other kernel settings that the data path needs"},

@@ -33,6 +33,7 @@ func TestJudge(t *testing.T) {
 		{"error", outcome{peer: peer, err: control.Errorf(control.Unsupported, "no family")}, false, Warning, "no family"},
 		{"gone", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Node, p.AnsweredBy = false, "" })}, false, Failure, "down: neither the node"},
 		{"daemon gone", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, false, Failure, "the node 192.0.2.2 answers, but nobody"},
+		{"no route", outcome{peer: peer, lost: true, probe: with(func(p *control.Probe) { p.Node, p.AnsweredBy = false, "" })}, true, Failure, "this node has no route to 192.0.2.2, so nothing leaves for node-b; it was never heard"},
 		{"our firewall", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, true, Failure, "a firewall of this node drops the tunnel"},
 		{"our firewall, half", outcome{peer: peer, heard: true, probe: with(func(p *control.Probe) { p.AnsweredBy = "" })}, false, Warning, "packets from it arrive and are accepted"},
 		{"small path", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1350 })}, false, Failure, "more than 1350 bytes are lost on the way (to node-b 1350, from node-b 1350), and"},

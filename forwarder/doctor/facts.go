@@ -34,8 +34,10 @@ type facts struct {
 	path       string // of the configuration
 	cfg        *config.Config
 	badConfig  error
-	address    netip.Addr // this node's
-	device     string     // the node's TUN
+	address    netip.Addr     // this node's
+	device     string         // the node's TUN
+	podCIDRs   []netip.Prefix // this node's
+	cluster    []netip.Prefix // all pods'
 	tunnels    []tunnel
 	ipv4, ipv6 bool // of pods
 	underlay   hostnet.Underlay
@@ -60,7 +62,7 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 		f.ports, _ = c.Ports(ctx)
 		f.ipam, _ = c.IPAM(ctx)
 		f.address, f.device = f.status.Address, f.status.Device
-		f.families(f.status.PodCIDRs)
+		f.podCIDRs, f.cluster = f.status.PodCIDRs, f.status.ClusterCIDRs
 	}
 	f.cfg, f.badConfig = config.Load(f.path)
 	if f.badConfig == nil {
@@ -70,10 +72,10 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 	case f.up:
 	case f.badConfig == nil:
 		f.address, f.device = f.cfg.Node.Address, f.cfg.Host.Device
-		f.families(f.cfg.Node.PodCIDRs)
+		f.podCIDRs, f.cluster = f.cfg.Node.PodCIDRs, f.cfg.Network.CIDRs
 		f.status.Encap, f.status.Port, f.status.Node = f.cfg.Encap.Type, f.cfg.Encap.Port, f.cfg.Node.Name
 		for _, p := range f.cfg.Peers {
-			o := control.Peer{Name: p.Name, Address: p.Address, Encap: p.Encap, Port: p.Port}
+			o := control.Peer{Name: p.Name, Address: p.Address, PodCIDRs: p.PodCIDRs, Encap: p.Encap, Port: p.Port}
 			if o.Encap == "" {
 				o.Encap, o.Port = f.cfg.Encap.Type, f.cfg.Encap.Port
 			}
@@ -84,6 +86,7 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 		f.device = config.DefaultHostDevice
 		f.ipv4 = true
 	}
+	f.families(f.podCIDRs)
 	f.listTunnels()
 	if f.address.IsValid() {
 		f.underlay, f.noUnderlay = hostnet.FindUplink(f.address)

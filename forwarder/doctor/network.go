@@ -18,7 +18,7 @@ func (x *examination) network(ctx context.Context) {
 	checks := []struct {
 		name string
 		look func(context.Context)
-	}{{"underlay", x.checkUnderlay}, {"duplicate-address", x.duplicate}, {"forwarding", x.sysctls}, {"br_netfilter", x.bridge}, {"firewall", x.firewall}, {"policy-agents", x.policies}, {"tunnel-port", x.port}}
+	}{{"underlay", x.checkUnderlay}, {"duplicate-address", x.duplicate}, {"host-routes", x.hostRoutes}, {"forwarding", x.sysctls}, {"br_netfilter", x.bridge}, {"firewall", x.firewall}, {"policy-agents", x.policies}, {"tunnel-port", x.port}}
 	for _, c := range checks {
 		switch {
 		case x.away == "":

@@ -10,6 +10,7 @@ import (
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
 
 const (
@@ -23,6 +24,7 @@ const (
 type outcome struct {
 	peer  control.Peer
 	kept  []string // reasons for which this node's kernel refused frames to peers meanwhile, if some for this one were dropped
+	lost  bool     // this node has no route to its underlay address
 	probe control.Probe
 	err   error
 
@@ -91,6 +93,12 @@ func (x *examination) probePeers(ctx context.Context) {
 	}
 	wait.Wait()
 	x.believed(ctx, results, began, refusals(before, x.sample(ctx)))
+	for i := range results {
+		if r := &results[i]; r.err == nil && r.probe.AnsweredBy == "" && !r.probe.Node && x.away == "" {
+			device, err := hostnet.RouteDevice(r.peer.Address, x.address)
+			r.lost = err == nil && device == ""
+		}
+	}
 	for _, r := range results {
 		x.report.Checks = append(x.report.Checks, judge(r, x.failed("firewall")))
 	}
@@ -155,6 +163,9 @@ func judge(r outcome, blocked bool) Check {
 	case r.err != nil:
 		c.Result = Warning
 		return say("look at the daemon's log", "it cannot be probed: %v", r.err)
+	case a.AnsweredBy == "" && r.lost:
+		return say(fmt.Sprintf("is %s right in peers? else give this node a route to it: ip route get %s says what the kernel does", p.Address, p.Address),
+			"this node has no route to %s, so nothing leaves for %s; %s", p.Address, p.Name, seen(p))
 	case a.AnsweredBy == "" && blocked:
 		return say("see the check firewall, and ask again", "nobody answers, as a firewall of this node drops the tunnel")
 	case a.AnsweredBy == "" && r.closed:

@@ -149,14 +149,14 @@ func TestForeignRoutesStay(t *testing.T) {
 		return netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.MustParsePrefix(dst)), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_BOOT}
 	}
 	host.Do(func() {
-		for _, dst := range []string{"10.244.0.0/16", "10.244.3.0/24", "10.99.0.0/16", "10.244.1.0/25"} {
+		for _, dst := range []string{"10.244.0.0/16", "10.244.3.0/24", "10.244.4.0/24", "10.99.0.0/16", "10.244.1.0/25"} {
 			rt := route(dst)
 			check(t, netlink.RouteAdd(&rt))
 		}
 		h, err := New(testConfig())
 		check(t, err)
 		r, err := h.Apply(context.Background())
-		if err == nil || !strings.Contains(err.Error(), "the route 10.244.0.0/16 belongs to somebody else (dev flannel.1, proto 3)") {
+		if err == nil || !strings.Contains(err.Error(), "the route 10.244.0.0/16 belongs to somebody else (dev flannel.1, proto 3); remove it, or the host cannot reach pods; if it is left over from flannel: ip link del flannel.1") {
 			t.Errorf("the foreign route was not named: %v", err)
 		}
 		if !slices.Contains(r.Added, "route fd00:10:244::/48 dev penstock0 src fd00:10:244:1::") {
@@ -166,16 +166,20 @@ func TestForeignRoutesStay(t *testing.T) {
 		check(t, netlink.RouteDel(&rt))
 		r, err = h.Apply(context.Background())
 		check(t, err)
-		var found []string
+		var found []Finding
 		for _, f := range r.Findings {
-			found = append(found, f.Subject)
+			if strings.HasPrefix(f.Subject, "routes to ") {
+				found = append(found, f)
+			}
 		}
-		if !slices.Contains(found, "route 10.244.3.0/24") || slices.Contains(found, "route 10.99.0.0/16") || slices.Contains(found, "route 10.244.1.0/25") {
-			t.Errorf("findings about foreign routes: %v", r.Findings)
+		want := []Finding{{Severity: Warning, Subject: "routes to flannel.1", Remedy: "if it is left over from flannel: ip link del flannel.1, when flanneld has gone",
+			Problem: "the host sends 10.244.3.0/24, 10.244.4.0/24 to flannel.1 and not to penstock0: it and routed pods do not reach pods there through Penstock"}}
+		if diff := cmp.Diff(want, found); diff != "" {
+			t.Errorf("findings about foreign routes:\n%s", diff)
 		}
 		_, err = Cleanup(context.Background(), "penstock0")
 		check(t, err)
-		for _, dst := range []string{"10.244.3.0/24", "10.99.0.0/16", "10.244.1.0/25"} {
+		for _, dst := range []string{"10.244.3.0/24", "10.244.4.0/24", "10.99.0.0/16", "10.244.1.0/25"} {
 			rt := route(dst)
 			if err := netlink.RouteDel(&rt); err != nil {
 				t.Errorf("the foreign route %s is gone: %v", dst, err)

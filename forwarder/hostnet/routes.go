@@ -75,30 +75,29 @@ func applyFamily(c *Config, family, index int, r *Report) error {
 		}
 		r.remove("route %s", p)
 	}
+	var w Ways
+	c.strays(index, family, all, &w)
+	for _, s := range w.Others {
+		if !s.Kernel { // the underlay's own prefix may lie in the pods' network
+			r.find(Finding{Severity: Warning, Subject: "routes to " + s.To,
+				Problem: fmt.Sprintf("the host sends %s to %s and not to %s: it and routed pods do not reach pods there through Penstock", s, s.To, c.Device), Remedy: s.Remedy()})
+		}
+	}
 	return errors.Join(errs...)
 }
 
 // putRoute adds one route, or replaces ours in one step. It never replaces somebody else's.
 func putRoute(c *Config, family int, p netip.Prefix, want netlink.Route, all []netlink.Route, r *Report) error {
-	replace := false
-	for _, have := range all {
-		switch hp := prefix(have.Dst, family); {
-		case hp == p && have.Priority == want.Priority && have.Protocol == RouteProtocol:
-			if same(have, want) {
-				return nil
-			}
-			replace = true
-		case hp == p && have.Priority == want.Priority:
-			return fmt.Errorf("hostnet: the route %s belongs to somebody else (%s); remove it, or the host cannot reach pods", p, describe(have))
-		case have.Protocol != RouteProtocol && have.Protocol != unix.RTPROT_KERNEL && hp.Bits() >= p.Bits() && p.Contains(hp.Addr()) &&
-			!covered(hp, c.PodCIDRs):
-			r.find(Finding{Severity: Warning, Subject: "route " + hp.String(),
-				Problem: fmt.Sprintf("a foreign route inside the cluster network (%s) takes the host's packets for these pods past Penstock", describe(have)),
-				Remedy:  "remove it if another pod network left it behind: ip route del " + hp.String()})
-		}
+	have := holder(p, family, all)
+	switch {
+	case have == nil:
+	case have.Protocol != RouteProtocol:
+		return taken(p, have)
+	case same(*have, want):
+		return nil
 	}
 	act := netlink.RouteAdd
-	if replace {
+	if have != nil {
 		act = netlink.RouteReplace
 	}
 	if err := act(&want); err != nil {
@@ -111,6 +110,14 @@ func putRoute(c *Config, family int, p netip.Prefix, want netlink.Route, all []n
 	return nil
 }
 
+// metric is the metric of our route to p.
+func metric(p netip.Prefix) int {
+	if p.Addr().Is6() {
+		return metric6
+	}
+	return 0
+}
+
 func ourRoute(p netip.Prefix, src netip.Addr, index int) netlink.Route {
 	rt := netlink.Route{
 		LinkIndex: index, Dst: ipNet(p), Src: src.AsSlice(),
@@ -118,7 +125,7 @@ func ourRoute(p netip.Prefix, src netip.Addr, index int) netlink.Route {
 		Family: netlink.FAMILY_V4, Scope: netlink.SCOPE_LINK,
 	}
 	if p.Addr().Is6() {
-		rt.Family, rt.Scope, rt.Priority = netlink.FAMILY_V6, netlink.SCOPE_UNIVERSE, metric6
+		rt.Family, rt.Scope, rt.Priority = netlink.FAMILY_V6, netlink.SCOPE_UNIVERSE, metric(p)
 	}
 	return rt
 }
