@@ -285,7 +285,20 @@ func TestRouted(t *testing.T) {
 	f.mu.Lock()
 	f.routes4[netip.MustParseAddr("10.244.1.2")] = "cni0"
 	f.mu.Unlock()
-	if _, err := r.client.Attach(t.Context(), request("c1", "ve1", "10.244.1.2")); control.CodeOf(err) != control.Unsupported || !strings.Contains(err.Error(), "cni0") {
+	if _, err := r.client.Attach(t.Context(), request("c1", "ve1", "10.244.1.2")); control.CodeOf(err) != control.Unsupported {
+		t.Errorf("%v", err)
+	}
+	want := "the host's route to 10.244.1.2 leads to cni0, which takes the pod CIDR for itself: attach all pods of this CIDR as routed, or give cni0 a CIDR of its own; if it is left over from flannel: ip link del cni0, when its pods are gone"
+	if _, err := r.client.Attach(t.Context(), request("c1", "ve1", "10.244.1.2")); err == nil || err.Error() != want {
+		t.Errorf("%v", err)
+	}
+	// The bridge's own address leads to lo, which tells nobody anything.
+	f.mu.Lock()
+	f.routes4[netip.MustParseAddr("10.244.1.1")] = "lo"
+	f.holders[netip.MustParseAddr("10.244.1.1")] = "cni0"
+	f.mu.Unlock()
+	want = "cni0 of this node has 10.244.1.1, so no pod can have it: attach all pods of this CIDR as routed, or give cni0 a CIDR of its own; if it is left over from flannel: ip link del cni0, when its pods are gone"
+	if _, err := r.client.Attach(t.Context(), request("c1", "ve1", "10.244.1.1")); err == nil || err.Error() != want {
 		t.Errorf("%v", err)
 	}
 	// And so is a bridge that would take a veth's address away.
