@@ -85,7 +85,7 @@ func (t *Tracker) check(ctx context.Context) (time.Duration, error) {
 			if ctx.Err() != nil {
 				return 0, nil // half a dump proves nothing
 			}
-			return 0, fmt.Errorf("hostflow: cannot read the host's flows: %w", err)
+			return 0, fmt.Errorf("cannot read the host's flows: %w", err)
 		}
 		gone := missing[:0]
 		for _, q := range missing {
@@ -146,12 +146,12 @@ func (t *Tracker) missing(ask []question) (out []question, err error) {
 // ENOENT ends the reading.
 func (t *Tracker) ask(sent []question, msgs []netlink.Message) (found [batch]bool, err error) {
 	if err := t.ready(); err != nil {
-		return found, fmt.Errorf("hostflow: cannot ask conntrack: %w", err)
+		return found, fmt.Errorf("cannot ask conntrack: %w", err)
 	}
 	msgs = append(msgs, nobody)
 	numbered, err := t.query.SendMessages(msgs)
 	if err != nil {
-		return found, fmt.Errorf("hostflow: cannot ask conntrack: %w", err)
+		return found, fmt.Errorf("cannot ask conntrack: %w", err)
 	}
 	for answers := 0; answers < len(numbered); {
 		for m, err := range t.query.ReceiveIter() {
@@ -159,9 +159,9 @@ func (t *Tracker) ask(sent []question, msgs []netlink.Message) (found [batch]boo
 			switch i := int(m.Header.Sequence - numbered[0].Header.Sequence); {
 			case errors.Is(err, unix.ENOENT):
 			case err != nil:
-				return found, fmt.Errorf("hostflow: conntrack does not answer: %w", err)
+				return found, fmt.Errorf("conntrack does not answer: %w", err)
 			case i < 0 || i >= len(sent):
-				return found, fmt.Errorf("hostflow: conntrack answered with the number %d, asked were %d", i, len(sent))
+				return found, fmt.Errorf("conntrack answered with the number %d, asked were %d", i, len(sent))
 			default:
 				// The look-up takes either direction; a flow the other way round is another flow.
 				var e entry

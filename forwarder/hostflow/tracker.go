@@ -127,12 +127,12 @@ func (t *Tracker) ready() error {
 func openError(err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("hostflow: cannot ask conntrack: %w; the daemon needs CAP_NET_ADMIN", err)
+		return fmt.Errorf("cannot ask conntrack: %w; the daemon needs CAP_NET_ADMIN", err)
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
 		// nfnetlink answers EINVAL for a part that is not there (net/netfilter/nfnetlink.c).
-		return fmt.Errorf("hostflow: %w (%v)", ErrNoConntrack, err)
+		return fmt.Errorf("%w (%v)", ErrNoConntrack, err)
 	}
-	return fmt.Errorf("hostflow: cannot ask conntrack: %w", err)
+	return fmt.Errorf("cannot ask conntrack: %w", err)
 }
 
 // Close ends a Run as well.
@@ -165,7 +165,7 @@ func (t *Tracker) Load(ctx context.Context) (n int, err error) {
 	})
 	t.preloaded.Add(uint64(n))
 	if err != nil {
-		return n, fmt.Errorf("hostflow: cannot read the host's flows: %w", err)
+		return n, fmt.Errorf("cannot read the host's flows: %w", err)
 	}
 	return n, nil
 }
@@ -270,7 +270,7 @@ func (t *Tracker) read(to chan<- report, stop <-chan struct{}) {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return
 		default:
-			r.err = fmt.Errorf("hostflow: cannot listen to conntrack any more: %w", err)
+			r.err = fmt.Errorf("cannot listen to conntrack any more: %w", err)
 		}
 		select {
 		case to <- r:

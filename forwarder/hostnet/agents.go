@@ -29,7 +29,7 @@ func PolicyAgents() ([]string, error) {
 	var names []string
 	chains, err := conn.ListChains()
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: cannot list the chains of nftables: %w", err)
+		return nil, fmt.Errorf("cannot list the chains of nftables: %w", err)
 	}
 	for _, ch := range chains {
 		names = append(names, ch.Name)
@@ -40,7 +40,7 @@ func PolicyAgents() ([]string, error) {
 		}
 		ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Timeout(lockWait))
 		if err != nil {
-			return nil, fmt.Errorf("hostnet: legacy iptables has a filter table here, and %s does not run to read it: %w", program(proto), err)
+			return nil, fmt.Errorf("legacy iptables has a filter table here, and %s does not run to read it: %w", program(proto), err)
 		}
 		list, err := ipt.ListChains("filter")
 		if err != nil {

@@ -95,7 +95,7 @@ func applyCarrier(c *Config, r *Report) error {
 		if !wanted && errors.Is(err, unix.ENOENT) {
 			return nil // the device went away, and an older kernel has taken the chain with it
 		}
-		return fmt.Errorf("hostnet: cannot keep TCP port %d from the host at the ingress of %s: %w; the kernel needs nf_tables for the family netdev (CONFIG_NF_TABLES_NETDEV), or set native.carrier to udp", c.Carrier.Port, c.Carrier.Device, err)
+		return fmt.Errorf("cannot keep TCP port %d from the host at the ingress of %s: %w; the kernel needs nf_tables for the family netdev (CONFIG_NF_TABLES_NETDEV), or set native.carrier to udp", c.Carrier.Port, c.Carrier.Device, err)
 	}
 	return nil
 }
@@ -117,7 +117,7 @@ func carrierChains(conn *nftables.Conn, chains []*nftables.Chain, uplink string)
 		}
 		rules, err := conn.GetRules(ch.Table, ch)
 		if err != nil {
-			return nil, fmt.Errorf("hostnet: cannot list the rules of chain %s of the nft table netdev %s: %w", ch.Name, TableName, err)
+			return nil, fmt.Errorf("cannot list the rules of chain %s of the nft table netdev %s: %w", ch.Name, TableName, err)
 		}
 		if len(rules) == 0 && ch.Name != uplink {
 			continue

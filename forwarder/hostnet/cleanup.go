@@ -24,7 +24,7 @@ func Cleanup(ctx context.Context, device string) (Report, error) {
 		func(r *Report) error { return cleanLink(GSODevice, r) },
 	} {
 		if err := ctx.Err(); err != nil {
-			errs = append(errs, fmt.Errorf("hostnet: the cleanup was stopped before its end: %w", err))
+			errs = append(errs, fmt.Errorf("the cleanup was stopped before its end: %w", err))
 			break
 		}
 		if err := step(&r); err != nil {
@@ -43,7 +43,7 @@ func cleanTables(r *Report) error {
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyNetdev} {
 		tables, err := conn.ListTablesOfFamily(family)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("hostnet: cannot list the nft tables: %w", err))
+			errs = append(errs, fmt.Errorf("cannot list the nft tables: %w", err))
 			continue
 		}
 		for _, t := range tables {
@@ -53,7 +53,7 @@ func cleanTables(r *Report) error {
 			name := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyNetdev: "netdev"}[family]
 			conn.DelTable(t)
 			if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("hostnet: cannot remove the nft table %s %s: %w", name, TableName, err))
+				errs = append(errs, fmt.Errorf("cannot remove the nft table %s %s: %w", name, TableName, err))
 				continue
 			}
 			r.remove("nft table %s %s", name, TableName)
@@ -78,13 +78,13 @@ func cleanRoutes(r *Report) error {
 			continue
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("hostnet: cannot list our routes: %w", err))
+			errs = append(errs, fmt.Errorf("cannot list our routes: %w", err))
 			continue
 		}
 		for _, rt := range list {
 			p := prefix(rt.Dst, family)
 			if err := netlink.RouteDel(&rt); err != nil && !errors.Is(err, unix.ESRCH) {
-				errs = append(errs, fmt.Errorf("hostnet: cannot remove the route %s: %w", p, err))
+				errs = append(errs, fmt.Errorf("cannot remove the route %s: %w", p, err))
 				continue
 			}
 			r.remove("route %s", p)
@@ -106,7 +106,7 @@ func cleanLink(name string, r *Report) error {
 		return nil
 	}
 	if err := netlink.LinkDel(link); err != nil {
-		return fmt.Errorf("hostnet: cannot remove device %s: %w", name, err)
+		return fmt.Errorf("cannot remove device %s: %w", name, err)
 	}
 	r.remove("device %s", name)
 	return nil

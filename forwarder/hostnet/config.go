@@ -77,20 +77,20 @@ func (h *Host) Close() error { return nil }
 func (c Config) normal() (Config, error) {
 	var errs []error
 	if c.Device == "" || len(c.Device) >= unix.IFNAMSIZ {
-		errs = append(errs, fmt.Errorf("hostnet: %q cannot be a device's name; use 1 to %d characters in host.device", c.Device, unix.IFNAMSIZ-1))
+		errs = append(errs, fmt.Errorf("%q cannot be a device's name; use 1 to %d characters in host.device", c.Device, unix.IFNAMSIZ-1))
 	}
 	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65535) {
-		errs = append(errs, fmt.Errorf("hostnet: an MTU of %d bytes is impossible for %s; choose 576 to 65535", c.MTU, c.Device))
+		errs = append(errs, fmt.Errorf("an MTU of %d bytes is impossible for %s; choose 576 to 65535", c.MTU, c.Device))
 	}
 	if (len(c.Tunnels) > 0 || c.Carrier.Port != 0) && !c.Address.IsValid() {
-		errs = append(errs, errors.New("hostnet: tunnels without the node's address; set node.address"))
+		errs = append(errs, errors.New("tunnels without the node's address; set node.address"))
 	}
 	for _, t := range c.Tunnels {
 		switch {
 		case t.Proto == unix.IPPROTO_UDP && t.Port != 0:
 		case (t.Proto == unix.IPPROTO_IPIP || t.Proto == unix.IPPROTO_IPV6) && t.Port == 0:
 		default:
-			errs = append(errs, fmt.Errorf("hostnet: no tunnel has protocol %d with port %d; use udp (17) with a port, or 4 or 41 without", t.Proto, t.Port))
+			errs = append(errs, fmt.Errorf("no tunnel has protocol %d with port %d; use udp (17) with a port, or 4 or 41 without", t.Proto, t.Port))
 		}
 	}
 	c.Address = c.Address.Unmap().WithZone("")
@@ -111,7 +111,7 @@ func masked(key string, in []netip.Prefix) ([]netip.Prefix, error) {
 	out := make([]netip.Prefix, 0, len(in))
 	for _, p := range in {
 		if !p.IsValid() || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("hostnet: %s holds %s, which is no prefix; write it like 10.244.1.0/24", key, p)
+			return nil, fmt.Errorf("%s holds %s, which is no prefix; write it like 10.244.1.0/24", key, p)
 		}
 		out = append(out, p.Masked())
 	}

@@ -26,23 +26,23 @@ func applyDevice(c *Config, r *Report) error {
 	a := link.Attrs()
 	if c.MTU != 0 && a.MTU != c.MTU {
 		if err := netlink.LinkSetMTU(link, c.MTU); err != nil {
-			return fmt.Errorf("hostnet: cannot set the MTU of %s to %d: %w", c.Device, c.MTU, err)
+			return fmt.Errorf("cannot set the MTU of %s to %d: %w", c.Device, c.MTU, err)
 		}
 		r.add("mtu %d on %s (was %d)", c.MTU, c.Device, a.MTU)
 	}
 	if c.TxQueueLen != 0 && a.TxQLen != c.TxQueueLen {
 		if err := netlink.LinkSetTxQLen(link, c.TxQueueLen); err != nil {
-			return fmt.Errorf("hostnet: cannot set the queue length of %s to %d: %w", c.Device, c.TxQueueLen, err)
+			return fmt.Errorf("cannot set the queue length of %s to %d: %w", c.Device, c.TxQueueLen, err)
 		}
 		r.add("txqueuelen %d on %s (was %d)", c.TxQueueLen, c.Device, a.TxQLen)
 	}
 	if a.Flags&net.FlagUp == 0 {
 		// Before it is up, or the kernel has made its link-local address by then. A kernel without IPv6 refuses.
 		if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && c.has(false) {
-			return fmt.Errorf("hostnet: cannot turn off IPv6 link-local addresses on %s: %w", c.Device, err)
+			return fmt.Errorf("cannot turn off IPv6 link-local addresses on %s: %w", c.Device, err)
 		}
 		if err := netlink.LinkSetUp(link); err != nil {
-			return fmt.Errorf("hostnet: cannot bring %s up: %w", c.Device, err)
+			return fmt.Errorf("cannot bring %s up: %w", c.Device, err)
 		}
 		r.add("%s up", c.Device)
 	}
@@ -53,10 +53,10 @@ func applyDevice(c *Config, r *Report) error {
 func ownLink(name string) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: device %s: %w", name, err)
+		return nil, fmt.Errorf("device %s: %w", name, err)
 	}
 	if link.Type() != "tuntap" && link.Type() != "tun" {
-		return nil, fmt.Errorf("hostnet: device %s is a %s and not a TUN, so it is not ours; rename it or set another host.device", name, link.Type())
+		return nil, fmt.Errorf("device %s is a %s and not a TUN, so it is not ours; rename it or set another host.device", name, link.Type())
 	}
 	return link, nil
 }
@@ -85,7 +85,7 @@ func addAddresses(c *Config, link netlink.Link, r *Report) error {
 			a.Flags = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
 		}
 		if err := netlink.AddrAdd(link, a); err != nil && !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("hostnet: cannot give %s the address %s: %w%s", c.Device, first, err, ipv6Hint(first, c.Device))
+			return fmt.Errorf("cannot give %s the address %s: %w%s", c.Device, first, err, ipv6Hint(first, c.Device))
 		}
 		have[first] = *a
 		r.add("address %s on %s", first, c.Device)
@@ -114,7 +114,7 @@ func removeStaleAddresses(c *Config, link netlink.Link, r *Report) error {
 			continue
 		}
 		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			errs = append(errs, fmt.Errorf("hostnet: cannot remove the address %s from %s: %w", addr, c.Device, err))
+			errs = append(errs, fmt.Errorf("cannot remove the address %s from %s: %w", addr, c.Device, err))
 			continue
 		}
 		r.remove("address %s on %s", addr, c.Device)
@@ -125,7 +125,7 @@ func removeStaleAddresses(c *Config, link netlink.Link, r *Report) error {
 func addresses(link netlink.Link) (map[netip.Addr]netlink.Addr, error) {
 	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: cannot list the addresses of %s: %w", link.Attrs().Name, err)
+		return nil, fmt.Errorf("cannot list the addresses of %s: %w", link.Attrs().Name, err)
 	}
 	out := make(map[netip.Addr]netlink.Addr, len(list))
 	for _, a := range list {

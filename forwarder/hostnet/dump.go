@@ -18,7 +18,7 @@ func DumpTables() (string, error) {
 	}
 	chains, err := conn.ListChains()
 	if err != nil {
-		return "", fmt.Errorf("hostnet: cannot list the chains of nftables: %w", err)
+		return "", fmt.Errorf("cannot list the chains of nftables: %w", err)
 	}
 	var b strings.Builder
 	for _, ch := range chains {
@@ -39,7 +39,7 @@ func DumpTables() (string, error) {
 		b.WriteByte('\n')
 		rules, err := conn.GetRules(ch.Table, ch)
 		if err != nil {
-			return b.String(), fmt.Errorf("hostnet: cannot list the rules of chain %s: %w", ch.Name, err)
+			return b.String(), fmt.Errorf("cannot list the rules of chain %s: %w", ch.Name, err)
 		}
 		for i, r := range rules {
 			comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)

@@ -28,7 +28,7 @@ const (
 // within a second. The underlay must be Ethernet. It needs CAP_NET_RAW.
 func FindDuplicate(ctx context.Context, u Underlay) (net.HardwareAddr, error) {
 	if !u.Ethernet {
-		return nil, fmt.Errorf("hostnet: %s is no Ethernet device, so nobody can be asked who has %s", u.Device, u.Address)
+		return nil, fmt.Errorf("%s is no Ethernet device, so nobody can be asked who has %s", u.Device, u.Address)
 	}
 	proto := unix.ETH_P_ARP
 	if u.Address.Is6() {
@@ -36,7 +36,7 @@ func FindDuplicate(ctx context.Context, u Underlay) (net.HardwareAddr, error) {
 	}
 	conn, err := packet.Listen(&net.Interface{Index: u.Index, Name: u.Device, HardwareAddr: u.MAC[:]}, packet.Raw, proto, nil)
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: cannot open a packet socket on %s: %w", u.Device, err)
+		return nil, fmt.Errorf("cannot open a packet socket on %s: %w", u.Device, err)
 	}
 	defer conn.Close()
 	question, to := duplicateQuestion(u)
@@ -46,7 +46,7 @@ func FindDuplicate(ctx context.Context, u Underlay) (net.HardwareAddr, error) {
 			return nil, ctx.Err()
 		}
 		if _, err := conn.WriteTo(question, &packet.Addr{HardwareAddr: to}); err != nil {
-			return nil, fmt.Errorf("hostnet: cannot ask on %s who has %s: %w", u.Device, u.Address, err)
+			return nil, fmt.Errorf("cannot ask on %s who has %s: %w", u.Device, u.Address, err)
 		}
 		conn.SetReadDeadline(time.Now().Add(probeInterval))
 		for {
@@ -55,7 +55,7 @@ func FindDuplicate(ctx context.Context, u Underlay) (net.HardwareAddr, error) {
 				break
 			}
 			if err != nil {
-				return nil, fmt.Errorf("hostnet: cannot listen on %s: %w", u.Device, err)
+				return nil, fmt.Errorf("cannot listen on %s: %w", u.Device, err)
 			}
 			if mac := claimant(buf[:n], u.Address); mac != nil && string(mac) != string(u.MAC[:]) {
 				return mac, nil

@@ -37,7 +37,7 @@ func AskFirewall(p Packet) (Verdict, error) {
 	}
 	all, err := conn.ListChains()
 	if err != nil {
-		return Verdict{}, fmt.Errorf("hostnet: cannot list the chains of nftables: %w", err)
+		return Verdict{}, fmt.Errorf("cannot list the chains of nftables: %w", err)
 	}
 	hooks := []*nftables.ChainHook{nftables.ChainHookPrerouting, nftables.ChainHookInput}
 	if p.Out {
@@ -167,7 +167,7 @@ func (w *walk) chain(ch *nftables.Chain) (o outcome) {
 	defer func() { w.depth-- }()
 	rules, err := w.conn.GetRules(ch.Table, ch)
 	if err != nil {
-		w.err = fmt.Errorf("hostnet: cannot list the rules of chain %s of nft table %s: %w", ch.Name, tableName(ch.Table), err)
+		w.err = fmt.Errorf("cannot list the rules of chain %s of nft table %s: %w", ch.Name, tableName(ch.Table), err)
 		return outcome{through: true}
 	}
 	for i, rule := range rules {

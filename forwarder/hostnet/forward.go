@@ -74,7 +74,7 @@ func applyChain(proto iptables.Protocol, want [][]string, r *Report) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("hostnet: %s does not run: %w", name, err)
+		return fmt.Errorf("%s does not run: %w", name, err)
 	}
 	if len(want) == 0 {
 		return removeChain(ipt, name, r)
@@ -167,7 +167,7 @@ func removeChain(ipt *iptables.IPTables, name string, r *Report) error {
 }
 
 func forwardError(name, what string, err error) error {
-	return fmt.Errorf("hostnet: %s cannot %s: %w", name, what, err)
+	return fmt.Errorf("%s cannot %s: %w", name, what, err)
 }
 
 func program(proto iptables.Protocol) string {

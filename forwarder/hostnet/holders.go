@@ -17,7 +17,7 @@ import (
 func PortHolders(port uint16, ours bool) (who, asleep []string, err error) {
 	links, err := dump(netlink.LinkList)
 	if err != nil {
-		return nil, nil, fmt.Errorf("hostnet: cannot list the devices: %w", err)
+		return nil, nil, fmt.Errorf("cannot list the devices: %w", err)
 	}
 	for _, l := range links {
 		v, ok := l.(*netlink.Vxlan)

@@ -25,7 +25,7 @@ func (h *Host) Reconfigure(ctx context.Context, cfg Config) (Report, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if cfg.Device != h.cfg.Device {
-		return Report{}, fmt.Errorf("hostnet: host.device cannot change from %s to %s while the daemon runs; restart it", h.cfg.Device, cfg.Device)
+		return Report{}, fmt.Errorf("host.device cannot change from %s to %s while the daemon runs; restart it", h.cfg.Device, cfg.Device)
 	}
 	h.cfg, h.log = cfg, cfg.Log
 	return h.apply(ctx)
@@ -55,7 +55,7 @@ func (h *Host) apply(ctx context.Context) (r Report, err error) {
 	var errs []error
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
-			errs = append(errs, fmt.Errorf("hostnet: stopped before the host's stack was complete: %w", err))
+			errs = append(errs, fmt.Errorf("stopped before the host's stack was complete: %w", err))
 			break
 		}
 		if err := step(&h.cfg, &r); err != nil {

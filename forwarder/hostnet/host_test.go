@@ -156,7 +156,7 @@ func TestForeignRoutesStay(t *testing.T) {
 		h, err := New(testConfig())
 		check(t, err)
 		r, err := h.Apply(context.Background())
-		if err == nil || !strings.Contains(err.Error(), "the route 10.244.0.0/16 belongs to somebody else (dev flannel.1, proto 3); remove it, or the host cannot reach pods; if it is left over from flannel: ip link del flannel.1") {
+		if err == nil || !strings.HasPrefix(err.Error(), "the route 10.244.0.0/16 belongs to somebody else (dev flannel.1, proto 3); remove it, or the host cannot reach pods; if it is left over from flannel: ip link del flannel.1") {
 			t.Errorf("the foreign route was not named: %v", err)
 		}
 		if !slices.Contains(r.Added, "route fd00:10:244::/48 dev penstock0 src fd00:10:244:1::") {

@@ -27,7 +27,7 @@ func (h *Host) BlockIngress(device string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, err := DeviceIndex(device); err != nil { // newer kernels take a chain for a device that is yet to come
-		return fmt.Errorf("hostnet: cannot block the ingress of %s: %w", device, err)
+		return fmt.Errorf("cannot block the ingress of %s: %w", device, err)
 	}
 	conn, err := nftConn()
 	if err != nil {
@@ -43,7 +43,7 @@ func (h *Host) BlockIngress(device string) error {
 		err = conn.Flush()
 	}
 	if err != nil {
-		return fmt.Errorf("hostnet: cannot block the ingress of %s: %w; the kernel needs nf_tables for the family netdev (CONFIG_NF_TABLES_NETDEV)", device, err)
+		return fmt.Errorf("cannot block the ingress of %s: %w; the kernel needs nf_tables for the family netdev (CONFIG_NF_TABLES_NETDEV)", device, err)
 	}
 	return nil
 }
@@ -63,7 +63,7 @@ func (h *Host) UnblockIngress(device string) error {
 	conn.DelChain(&nftables.Chain{Name: device, Table: netdevTable})
 	// ENOENT: the device went away between the two, and an older kernel has taken the chain with it.
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("hostnet: cannot unblock the ingress of %s: %w", device, err)
+		return fmt.Errorf("cannot unblock the ingress of %s: %w", device, err)
 	}
 	return nil
 }
@@ -117,7 +117,7 @@ func (h *Host) ReconcileIngress(devices []string) (Report, error) {
 		return r, nil // and no table where none was
 	}
 	if err := conn.Flush(); err != nil {
-		return Report{}, fmt.Errorf("hostnet: cannot reconcile the nft table netdev %s, it is as it was: %w", TableName, err)
+		return Report{}, fmt.Errorf("cannot reconcile the nft table netdev %s, it is as it was: %w", TableName, err)
 	}
 	return r, nil
 }
@@ -167,7 +167,7 @@ func (h *Host) KeepIngress(devices []string) (again []string, err error) {
 		return nil, nil
 	}
 	if err := conn.Flush(); err != nil {
-		return nil, fmt.Errorf("hostnet: cannot put the ingress drops of %d devices back: %w", len(again), err)
+		return nil, fmt.Errorf("cannot put the ingress drops of %d devices back: %w", len(again), err)
 	}
 	return again, nil
 }
@@ -207,7 +207,7 @@ func ownIngress(conn *nftables.Conn) ([]*nftables.Chain, error) {
 func netdevChains(conn *nftables.Conn) ([]*nftables.Chain, error) {
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: cannot list the chains of the nft table netdev %s: %w", TableName, err)
+		return nil, fmt.Errorf("cannot list the chains of the nft table netdev %s: %w", TableName, err)
 	}
 	return slices.DeleteFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name != TableName || ch.Name == GSODevice }), nil
 }
@@ -215,7 +215,7 @@ func netdevChains(conn *nftables.Conn) ([]*nftables.Chain, error) {
 func linkNames() (map[string]bool, error) {
 	links, err := dump(netlink.LinkList)
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: cannot list the devices: %w", err)
+		return nil, fmt.Errorf("cannot list the devices: %w", err)
 	}
 	names := make(map[string]bool, len(links))
 	for _, l := range links {

@@ -19,7 +19,7 @@ const nftBuffer = 4 << 20
 func nftConn() (*nftables.Conn, error) {
 	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetReadBuffer(nftBuffer) }))
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: cannot open nftables' netlink socket: %w", err)
+		return nil, fmt.Errorf("cannot open nftables' netlink socket: %w", err)
 	}
 	return c, nil
 }
@@ -69,7 +69,7 @@ func nftError(what string, err error) error {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPROTONOSUPPORT):
 		hint = "; the kernel needs nf_tables with ct, masq and nat for the family inet (5.2 or newer)"
 	}
-	return fmt.Errorf("hostnet: cannot %s the nft table inet %s: %w%s", what, TableName, err, hint)
+	return fmt.Errorf("cannot %s the nft table inet %s: %w%s", what, TableName, err, hint)
 }
 
 // foundTable is what the kernel has under our name: a sum over what we would have written to make it so.

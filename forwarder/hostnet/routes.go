@@ -70,7 +70,7 @@ func applyFamily(c *Config, family, index int, r *Report) error {
 			continue // putRoute has replaced it
 		}
 		if err := netlink.RouteDel(&have); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("hostnet: cannot remove the stale route %s: %w", p, err))
+			errs = append(errs, fmt.Errorf("cannot remove the stale route %s: %w", p, err))
 			continue
 		}
 		r.remove("route %s", p)
@@ -102,9 +102,9 @@ func putRoute(c *Config, family int, p netip.Prefix, want netlink.Route, all []n
 	}
 	if err := act(&want); err != nil {
 		if errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("hostnet: somebody else added the route %s meanwhile; remove it, or the host cannot reach pods", p)
+			return fmt.Errorf("somebody else added the route %s meanwhile; remove it, or the host cannot reach pods", p)
 		}
-		return fmt.Errorf("hostnet: cannot add the route %s dev %s src %s: %w", p, c.Device, want.Src, err)
+		return fmt.Errorf("cannot add the route %s dev %s src %s: %w", p, c.Device, want.Src, err)
 	}
 	r.add("route %s dev %s src %s", p, c.Device, want.Src)
 	return nil
@@ -144,7 +144,7 @@ func mainRoutes(family int) ([]netlink.Route, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: cannot list the routes of the main table: %w", err)
+		return nil, fmt.Errorf("cannot list the routes of the main table: %w", err)
 	}
 	return list, nil
 }

@@ -75,7 +75,7 @@ func (t Taken) Remedy() string {
 	return r
 }
 
-func (t Taken) Error() string { return "hostnet: " + t.Problem() + "; " + t.Remedy() }
+func (t Taken) Error() string { return t.Problem() + "; " + t.Remedy() }
 
 // Ways is where the main table sends what is for pods.
 type Ways struct {
@@ -115,7 +115,7 @@ func FindWays(device string, podCIDRs, cluster []netip.Prefix) (w Ways, err erro
 		c.strays(index, family, all, &w)
 		rules, err := dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 		if err != nil && !noFamily(err) {
-			return w, fmt.Errorf("hostnet: cannot list the routing rules: %w", err)
+			return w, fmt.Errorf("cannot list the routing rules: %w", err)
 		}
 		w.Rules = w.Rules || slices.ContainsFunc(rules, func(r netlink.Rule) bool {
 			return r.Table != unix.RT_TABLE_UNSPEC && (r.Table < unix.RT_TABLE_DEFAULT || r.Table > unix.RT_TABLE_LOCAL)

@@ -55,7 +55,7 @@ func DefaultAddress() (netip.Addr, error) {
 			return a, nil
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("hostnet: %w", ErrNoDefaultRoute)
+	return netip.Addr{}, ErrNoDefaultRoute
 }
 
 // globalAddress returns the address by which a device's host is best known: of global scope, not secondary, temporary or
@@ -91,7 +91,7 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 	}
 	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 	if err != nil {
-		return Underlay{}, fmt.Errorf("hostnet: cannot list addresses: %w", err)
+		return Underlay{}, fmt.Errorf("cannot list addresses: %w", err)
 	}
 	for _, a := range list {
 		have, ok := netip.AddrFromSlice(a.IP)
@@ -104,7 +104,7 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 			if errors.As(err, &gone) {
 				continue // with its address
 			}
-			return Underlay{}, fmt.Errorf("hostnet: cannot look at the device that holds %s: %w", addr, err)
+			return Underlay{}, fmt.Errorf("cannot look at the device that holds %s: %w", addr, err)
 		}
 		at := link.Attrs()
 		u := Underlay{Address: addr, Device: at.Name, Index: at.Index, MTU: at.MTU, Up: at.Flags&net.FlagUp != 0,
@@ -119,7 +119,7 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 		}
 		return u, nil
 	}
-	return Underlay{}, fmt.Errorf("hostnet: %s: %w", addr, ErrNoAddress)
+	return Underlay{}, fmt.Errorf("%s: %w", addr, ErrNoAddress)
 }
 
 // leavingMTU is the MTU that a node has to count with whose address is on lo, as where it is announced to the network (BGP): the least of the
@@ -178,7 +178,7 @@ func FindUplink(addr netip.Addr) (Underlay, error) {
 func cuts(device string, v6 bool) (tso, uso bool, err error) {
 	e, err := ethtool.NewEthtool()
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
-		return false, false, fmt.Errorf("hostnet: cannot ask what %s takes uncut: %w", device, err)
+		return false, false, fmt.Errorf("cannot ask what %s takes uncut: %w", device, err)
 	}
 	if err != nil {
 		return false, false, nil

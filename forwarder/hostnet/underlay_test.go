@@ -69,7 +69,7 @@ func TestFindUnderlay(t *testing.T) {
 		if u.Device != "penstock0" || u.Ethernet || u.MAC != [6]byte{} {
 			t.Errorf("%+v", u)
 		}
-		if _, err := FindUnderlay(netip.MustParseAddr("192.0.2.9")); !errors.Is(err, ErrNoAddress) {
+		if _, err := FindUnderlay(netip.MustParseAddr("192.0.2.9")); !errors.Is(err, ErrNoAddress) || err.Error() != "192.0.2.9: no device holds this address" {
 			t.Errorf("an address that nobody holds: %v", err)
 		}
 		u, err = FindUnderlay(netip.MustParseAddr("2001:db8::1"))

@@ -122,7 +122,7 @@ func namesOurTable(m netlink.Message) bool {
 func watch(ctx context.Context, c changes, start, fn func() error) error {
 	conn, err := netlink.Dial(c.family, &netlink.Config{Groups: c.groups})
 	if err != nil {
-		return fmt.Errorf("hostnet: cannot watch %s: %w", c.what, err)
+		return fmt.Errorf("cannot watch %s: %w", c.what, err)
 	}
 	changed := make(chan struct{}, 1)
 	ended := make(chan error, 1)
@@ -162,7 +162,7 @@ func watch(ctx context.Context, c changes, start, fn func() error) error {
 		case <-ctx.Done():
 			return nil
 		case failure = <-ended:
-			return fmt.Errorf("hostnet: cannot watch %s any more: %w", c.what, failure)
+			return fmt.Errorf("cannot watch %s any more: %w", c.what, failure)
 		case <-changed:
 		case <-again:
 		}

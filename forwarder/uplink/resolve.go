@@ -33,13 +33,13 @@ func takeSnapshot(v6 bool) (*snapshot, error) {
 	s := &snapshot{links: map[int]netlink.Link{}}
 	rules, err := again(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	if err != nil {
-		return nil, fmt.Errorf("uplink: cannot read the routing rules: %w", err)
+		return nil, fmt.Errorf("cannot read the routing rules: %w", err)
 	}
 	for _, r := range rules {
 		s.markRule = s.markRule || r.Mark != 0
 	}
 	if s.policies, err = again(func() ([]netlink.XfrmPolicy, error) { return netlink.XfrmPolicyList(family) }); err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) {
-		return nil, fmt.Errorf("uplink: cannot read the xfrm policies: %w", err)
+		return nil, fmt.Errorf("cannot read the xfrm policies: %w", err)
 	}
 	return s, nil
 }
@@ -133,7 +133,7 @@ func readNeighbours(v6 bool) (neighbours, error) {
 	}
 	list, err := again(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
 	if err != nil {
-		return nil, fmt.Errorf("uplink: cannot read the neighbour table: %w", err)
+		return nil, fmt.Errorf("cannot read the neighbour table: %w", err)
 	}
 	const usable = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE | netlink.NUD_PERMANENT | netlink.NUD_NOARP
 	ns := make(neighbours, len(list))

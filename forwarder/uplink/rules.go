@@ -33,7 +33,7 @@ const (
 func writeRules(tap string, uplinks []Link) error {
 	conn, err := nl.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
-		return fmt.Errorf("uplink: cannot open nftables' netlink socket: %w", err)
+		return fmt.Errorf("cannot open nftables' netlink socket: %w", err)
 	}
 	defer conn.Close()
 	b := batch{}
@@ -65,11 +65,11 @@ func writeRules(tap string, uplinks []Link) error {
 	}
 	b.control(unix.NFNL_MSG_BATCH_END)
 	if _, err := conn.SendMessages(b.messages); err != nil {
-		return fmt.Errorf("uplink: cannot write the redirect of %s: %w", tap, err)
+		return fmt.Errorf("cannot write the redirect of %s: %w", tap, err)
 	}
 	for range b.acks {
 		if _, err := conn.Receive(); err != nil {
-			return fmt.Errorf("uplink: cannot redirect %s to the uplink: %w; the kernel needs nft_fwd_netdev", tap, err)
+			return fmt.Errorf("cannot redirect %s to the uplink: %w; the kernel needs nft_fwd_netdev", tap, err)
 		}
 	}
 	return nil
@@ -81,11 +81,11 @@ func writeRules(tap string, uplinks []Link) error {
 func standing(tap string) (string, error) {
 	conn, err := nftables.New()
 	if err != nil {
-		return "", fmt.Errorf("uplink: cannot open nftables' netlink socket: %w", err)
+		return "", fmt.Errorf("cannot open nftables' netlink socket: %w", err)
 	}
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
 	if err != nil {
-		return "", fmt.Errorf("uplink: cannot list the chains of the nft table netdev %s: %w", hostnet.TableName, err)
+		return "", fmt.Errorf("cannot list the chains of the nft table netdev %s: %w", hostnet.TableName, err)
 	}
 	for _, ch := range chains {
 		if ch.Table.Name != hostnet.TableName || ch.Name != tap {
@@ -99,7 +99,7 @@ func standing(tap string) (string, error) {
 			break // gone meanwhile
 		}
 		if err != nil {
-			return "", fmt.Errorf("uplink: cannot list the rules of %s: %w", tap, err)
+			return "", fmt.Errorf("cannot list the rules of %s: %w", tap, err)
 		}
 		numbers := "drop"
 		for _, r := range rules {
@@ -162,7 +162,7 @@ func attrs(fill func(*nl.AttributeEncoder)) []byte {
 	fill(e)
 	b, err := e.Encode()
 	if err != nil {
-		panic("uplink: attributes that do not encode: " + err.Error()) // constants only: no input can cause it
+		panic("attributes that do not encode: " + err.Error()) // constants only: no input can cause it
 	}
 	return b
 }

@@ -143,7 +143,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 			if s.family == unix.NETLINK_XFRM {
 				continue // a kernel without xfrm protects nothing
 			}
-			return fmt.Errorf("uplink: cannot watch the routes: %w", err)
+			return fmt.Errorf("cannot watch the routes: %w", err)
 		}
 		stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 		wait.Go(func() {
@@ -227,7 +227,7 @@ func raise(tap string) error {
 		err = netlink.LinkSetUp(l)
 	}
 	if err != nil {
-		return fmt.Errorf("uplink: cannot bring %s up: %w", tap, err)
+		return fmt.Errorf("cannot bring %s up: %w", tap, err)
 	}
 	return nil
 }
