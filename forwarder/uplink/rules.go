@@ -162,7 +162,7 @@ func attrs(fill func(*nl.AttributeEncoder)) []byte {
 	fill(e)
 	b, err := e.Encode()
 	if err != nil {
-		panic("attributes that do not encode: " + err.Error()) // constants only: no input can cause it
+		panic("uplink: attributes that do not encode: " + err.Error()) // constants only: no input can cause it
 	}
 	return b
 }
