@@ -61,7 +61,7 @@ func TestUnitIsTight(t *testing.T) {
 func TestUnitKeepsItsPromises(t *testing.T) {
 	d := directives(t)
 	for key, want := range map[string]string{
-		"Type": "notify", "WatchdogSec": "15", "Restart": "always", "RuntimeDirectoryPreserve": "yes", "FileDescriptorStoreMax": "4096", "LimitNOFILE": "65536", "LimitNICE": "-19",
+		"Type": "notify", "WatchdogSec": "15", "Restart": "always", "RestartSec": "1", "StartLimitIntervalSec": "0", "RuntimeDirectoryPreserve": "yes", "FileDescriptorStoreMax": "4096", "LimitNOFILE": "65536", "LimitNICE": "-19",
 		"CapabilityBoundingSet": "CAP_NET_ADMIN CAP_NET_RAW", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "DeviceAllow": "/dev/net/tun rw", "DevicePolicy": "closed",
 		"RuntimeDirectory": "penstock", "StateDirectory": "penstock", "ExecStartPost": "+-/opt/cni/bin/penstock adopt",
 	} {
