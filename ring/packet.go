@@ -103,13 +103,13 @@ type PacketSocket struct {
 func OpenPacket(cfg PacketConfig) (*PacketSocket, error) {
 	index, name := cfg.Index, cfg.Device
 	if index == 0 {
-		index = interfaceIndex(name)
+		var err error
+		if index, err = interfaceIndex(name); err != nil {
+			return nil, setup(err, "create it first", "open a packet socket on %q", name)
+		}
 	}
 	if name == "" {
 		name = fmt.Sprintf("index %d", index)
-	}
-	if index <= 0 {
-		return nil, setup(unix.ENODEV, "create it first", "open a packet socket on %q", name)
 	}
 	fd, err := openBound(index)
 	if err != nil {

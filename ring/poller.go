@@ -35,13 +35,12 @@ type Poller struct {
 func NewPoller() (*Poller, error) {
 	p := new(Poller)
 	var err error
-	const advice = "raise the limit of open files"
 	if p.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, setup(err, advice, "make an epoll set")
+		return nil, setup(err, "", "make an epoll set")
 	}
 	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		_ = unix.Close(p.fd)
-		return nil, setup(err, advice, "make an eventfd")
+		return nil, setup(err, "", "make an eventfd")
 	}
 	if err = p.control(unix.EPOLL_CTL_ADD, p.wake, wakeToken, unix.EPOLLIN); err != nil {
 		_ = p.Close()

@@ -69,7 +69,11 @@ func CreateTUN(cfg TUNConfig) ([]*Queue, error) {
 	if len(cfg.Name) >= unix.IFNAMSIZ {
 		return nil, setup(unix.ENAMETOOLONG, "a device name has at most 15 bytes", "create TUN device %q", cfg.Name)
 	}
-	found := cfg.Name != "" && interfaceIndex(cfg.Name) > 0
+	found := false
+	if cfg.Name != "" {
+		_, err := interfaceIndex(cfg.Name)
+		found = err == nil
+	}
 
 	// water creates the device persistent, so that it outlives water's own
 	// descriptor. That one must be gone before our queues attach: it would be a
@@ -135,9 +139,9 @@ func CreateTUN(cfg TUNConfig) ([]*Queue, error) {
 // from whoever attached last (tun_set_iff, drivers/net/tun.c), so all queues
 // must be opened here.
 func OpenQueue(name string, tap, multi bool) (*Queue, error) {
-	if interfaceIndex(name) <= 0 {
+	if _, err := interfaceIndex(name); err != nil {
 		// TUNSETIFF would create it.
-		return nil, setup(unix.ENODEV, "create it first", "attach to TUN device %q", name)
+		return nil, setup(err, "create it first", "attach to TUN device %q", name)
 	}
 	return attach(name, tap, multi, tunFlags)
 }
@@ -330,17 +334,14 @@ func tunError(err error, format string, args ...any) error {
 }
 
 // interfaceIndex looks a device up in the calling thread's network namespace;
-// 0 if there is none. net.InterfaceByName would list all devices.
-func interfaceIndex(name string) int {
-	var index int
-	_ = withIfreq(name, func(fd int, req *unix.Ifreq) error {
+// ENODEV if there is none. net.InterfaceByName would list all devices.
+func interfaceIndex(name string) (index int, err error) {
+	err = withIfreq(name, func(fd int, req *unix.Ifreq) error {
 		err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req)
-		if err == nil {
-			index = int(req.Uint32())
-		}
+		index = int(req.Uint32())
 		return err
 	})
-	return index
+	return index, err
 }
 
 func setMTU(name string, mtu int) error {

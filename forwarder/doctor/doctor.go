@@ -36,7 +36,7 @@ var Names = []struct{ Name, Looks string }{
 	{"kernel", "what the kernel offers, and what that means"},
 	{"tun", "can /dev/net/tun be opened"},
 	{"privileges", "has the daemon CAP_NET_ADMIN and CAP_NET_RAW"},
-	{"limits", "how many descriptors the daemon may open"},
+	{"limits", "how many descriptors the daemon may open, and are any left"},
 	{"underlay", "the node's address, its device, and the MTU"},
 	{"duplicate-address", "has another machine on the link this node's address (ARP or neighbour discovery)"},
 	{"host-routes", "routes of others that take what the host sends to pods past the daemon, or keep it from starting"},

@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -199,6 +201,48 @@ func TestProcFiles(t *testing.T) {
 		if _, ok := openFiles([]byte(bad)); ok {
 			t.Errorf("%q was read", bad)
 		}
+	}
+}
+
+// TestDescriptors: few of few are a warning, the last tenth is one whatever the limit, and the end a failure.
+func TestDescriptors(t *testing.T) {
+	for _, c := range []struct {
+		open, may uint64
+		want      Result
+		say       string
+	}{
+		{35, 65536, OK, "may open 65536"},
+		{0, 65536, OK, "may open 65536"}, // nobody could look
+		{35, 1024, Warning, "may open 1024"},
+		{58982, 65536, OK, "may open 65536"},
+		{58983, 65536, Warning, "has 58983 of the 65536"},
+		{63, 64, Warning, "has 63 of the 64"},
+		{64, 64, Failure, "has all of the 64"},
+		{70, 64, Failure, "has all of the 64"}, // it was lowered
+	} {
+		var x examination
+		x.descriptors(c.open, c.may)
+		got := x.report.Checks[0]
+		if got.Result != c.want || !strings.Contains(got.Finding, c.say) || (got.Remedy == "") != (c.want == OK) || c.want != OK && !strings.Contains(got.Remedy, "LimitNOFILE") {
+			t.Errorf("%+v: %+v", c, got)
+		}
+	}
+}
+
+// TestSilentDaemonIsLookedAt: the process behind a socket on which nobody answers is known, and with it what it may lack.
+func TestSilentDaemonIsLookedAt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "p.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // and accept nothing, as without a descriptor for it
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	var f facts
+	f.gather(ctx, control.New(path), filepath.Join(t.TempDir(), "none.yaml"))
+	if f.up || f.pid != os.Getpid() {
+		t.Errorf("up %v, process %d, want %d", f.up, f.pid, os.Getpid())
 	}
 }
 

@@ -22,7 +22,7 @@ type facts struct {
 	client *control.Client
 	up     bool // the daemon answers
 	silent error
-	pid    int    // of the daemon; 0 if it cannot be told
+	pid    int    // of the daemon, also of one that does not answer; 0 if it cannot be told
 	away   string // why what this process sees of the network is not what the daemon sees; "" if it is
 
 	status control.Status
@@ -54,9 +54,9 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 	ctx, cancel := context.WithTimeout(ctx, patience) // a daemon that hangs is one that cannot be asked
 	defer cancel()
 	f.client, f.path = c, cmp.Or(path, config.DefaultPath)
+	f.pid, _ = c.Process(ctx)
 	if f.status, f.silent = c.Status(ctx); f.silent == nil {
 		f.up, f.path = true, f.status.Config
-		f.pid, _ = c.Process(ctx)
 		f.peers, _ = c.Peers(ctx)
 		f.pods, _ = c.Pods(ctx)
 		f.ports, _ = c.Ports(ctx)

@@ -129,18 +129,30 @@ func (x *examination) process() {
 		}
 	}
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", x.pid))
-	n, ok := openFiles(limits)
-	switch {
-	case err != nil || !ok:
+	if n, ok := openFiles(limits); err == nil && ok {
+		open, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", x.pid)) // none for who may not look
+		x.descriptors(uint64(len(open)), n)
+	} else {
 		x.skip("limits", "the daemon's limits cannot be read: run as root")
-	case n < fewFiles:
-		x.add("limits", Warning, "set LimitNOFILE=65536 in its unit", "the daemon may open %d descriptors, and each pod takes some", n)
-	default:
-		x.ok("limits", "the daemon may open %d descriptors", n)
 	}
 }
 
 const fewFiles = 8192 // some for each worker of each of the 110 pods that a node usually has at most
+
+// descriptors compares what the daemon has open with what it may open.
+func (x *examination) descriptors(open, may uint64) {
+	raise := fmt.Sprintf("prlimit --pid %d --nofile=65536 raises it at once; set LimitNOFILE=65536 in its unit, so that it stays", x.pid)
+	switch {
+	case open >= may:
+		x.add("limits", Failure, raise, "the daemon has all of the %d descriptors open that it may have: no pod can be attached, and requests may stay without an answer", may)
+	case 10*(may-open) < may:
+		x.add("limits", Warning, raise, "the daemon has %d of the %d descriptors open that it may have, and each pod takes some", open, may)
+	case may < fewFiles:
+		x.add("limits", Warning, "set LimitNOFILE=65536 in its unit", "the daemon may open %d descriptors, and each pod takes some", may)
+	default:
+		x.ok("limits", "the daemon may open %d descriptors", may)
+	}
+}
 
 // effective reads CapEff of /proc/PID/status.
 func effective(status []byte) (caps uint64, ok bool) {
