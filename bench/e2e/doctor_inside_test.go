@@ -59,6 +59,9 @@ func insidePods(t *testing.T, a *lab.Node) {
 			device := control.DeviceName(p.Container, p.Interface)
 			host, err := a.Netlink().LinkByName(device)
 			try(err)
+			try(a.Netlink().LinkSetMTU(host, 1000)) // the daemon sets it back
+			await(t, "the MTU of the node's end", func() bool { l, err := a.Netlink().LinkByName(device); return err == nil && l.Attrs().MTU == 1450 })
+			find(doctor.OK, "looked into 1: ")
 			try(a.Netlink().LinkSetDown(host))
 			find(doctor.Failure, "its end on the node, "+device+", is down")
 			try(a.Netlink().LinkSetUp(host))

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -160,7 +161,7 @@ func (f *fake) Link(name string) (link, error) {
 func (f *fake) setLink(name string, l link) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	l.Name = name
+	l.Name, l.MTU = name, cmp.Or(l.MTU, 1500)
 	f.links[name] = l
 }
 func (f *fake) Links() ([]link, error) {
@@ -184,6 +185,18 @@ func (f *fake) RemoveLink(name string) error {
 	}
 	delete(f.links, name)
 	return nil
+}
+func (f *fake) SetMTU(index, mtu int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, l := range f.links {
+		if l.Index == index {
+			l.MTU = mtu
+			f.links[name] = l
+			return f.fail["mtu"]
+		}
+	}
+	return errNoLink
 }
 func (f *fake) RouteDevice(a, _ netip.Addr) (string, error) {
 	f.mu.Lock()

@@ -88,6 +88,7 @@ type machine interface {
 	Link(name string) (link, error) // errNoLink if there is none
 	Links() ([]link, error)
 	RemoveLink(name string) error // errNoLink if there is none
+	SetMTU(index, mtu int) error  // likewise
 	// RouteDevice is where the host's stack sends packets for an address, of a sender bound to from if that is valid; "": nowhere.
 	RouteDevice(a, from netip.Addr) (string, error)
 	BootID() (string, error)              // changes with every boot
@@ -103,6 +104,7 @@ type link struct {
 	Name     string
 	Index    int
 	Group    uint32
+	MTU      int
 	Ethernet bool
 	Type     string // as in rtnetlink: "veth", "tun", …
 }
@@ -187,7 +189,7 @@ func (linux) Link(name string) (link, error) {
 
 func describeLink(l netlink.Link) link {
 	a := l.Attrs()
-	return link{Name: a.Name, Index: a.Index, Group: a.Group, Ethernet: a.EncapType == "ether", Type: l.Type()}
+	return link{Name: a.Name, Index: a.Index, Group: a.Group, MTU: a.MTU, Ethernet: a.EncapType == "ether", Type: l.Type()}
 }
 
 func (linux) Links() ([]link, error) {
@@ -221,6 +223,14 @@ func (linux) RemoveLink(name string) error {
 		return fmt.Errorf("device %s cannot be removed: %w", name, err)
 	}
 	return nil
+}
+
+func (linux) SetMTU(index, mtu int) error {
+	err := netlink.LinkSetMTU(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}, mtu)
+	if errors.Is(err, unix.ENODEV) {
+		return errNoLink
+	}
+	return err
 }
 
 func (linux) RouteDevice(a, from netip.Addr) (string, error) { return hostnet.RouteDevice(a, from) }

@@ -168,6 +168,8 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 		case p.rec.Phase != control.PhaseAttached:
 		case p.rec.Attach == control.AttachTUN && p.open && lost[k] && p.problem == "":
 			errs = append(errs, d.tell(ctx, k, "its TUN was deleted inside the pod: delete the pod"))
+		case p.rec.Attach == control.AttachVeth && same && p.problem == "" && l.Group == control.DeviceGroup && l.MTU < p.rec.MTU:
+			errs = append(errs, d.restoreMTU(k, l, p.rec.MTU))
 		case p.rec.Attach != control.AttachVeth || same && p.problem == "":
 		case same && strings.Contains(p.problem, renamed): // its socket never noticed
 			errs = append(errs, d.namedBack(ctx, k))
@@ -185,6 +187,19 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// restoreMTU makes the node's end of a veth that the plugin has made as large as the pod's again: the kernel drops what is larger, in
+// front of us and without a word.
+func (d *Daemon) restoreMTU(k control.PodKey, l link, mtu int) error {
+	switch err := d.machine.SetMTU(l.Index, mtu); {
+	case errors.Is(err, errNoLink): // the next look finds out
+	case err != nil:
+		return fmt.Errorf("the MTU %d of %s, the device of %s, is smaller than the pod's and cannot be set to %d: %w", l.MTU, l.Name, k, mtu, err)
+	default:
+		d.log.Warn("somebody had lowered the MTU of a pod's device, so that larger packets of the pod were lost; it is back", "pod", k, "device", l.Name, "was", l.MTU, "mtu", mtu)
+	}
+	return nil
 }
 
 // collectLost takes away a veth pod that has neither device nor network namespace.

@@ -164,6 +164,33 @@ func TestDeviceOfAPod(t *testing.T) {
 	}
 }
 
+// TestMTUComesBack: the node's end of a veth that the plugin has made is not left smaller than the pod's; one made by hand is its owner's.
+func TestMTUComesBack(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	a, err := r.plug(t, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := r.plug(t, "another")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mtu := func(device string) int { l, _ := f.Link(device); return l.MTU }
+	set := func(device string, group uint32) {
+		l, _ := f.Link(device)
+		l.MTU, l.Group = 1000, group
+		f.setLink(device, l)
+	}
+	set(b.Device, 0)
+	set(a.Device, control.DeviceGroup)
+	r.moved()
+	soon(t, "the MTU is back", func() bool { return mtu(a.Device) == 1450 })
+	if got := mtu(b.Device); got != 1000 {
+		t.Errorf("the MTU of somebody else's device is %d now", got)
+	}
+}
+
 // TestLostDelete: a veth pod whose device and namespace are gone is taken away at the second look in a row; one that has either is not.
 func TestLostDelete(t *testing.T) {
 	f := newFake()

@@ -310,6 +310,23 @@ func TestSurveyKeeps(t *testing.T) {
 	}
 }
 
+// TestUnequal: the end of a veth is mended that is not as the plugin made it.
+func TestUnequal(t *testing.T) {
+	p := control.Pod{Device: "ps1", Interface: "eth0", MTU: 1450}
+	for _, c := range []struct {
+		pod, end int
+		want     string
+	}{
+		{1450, 1000, "ip link set ps1 mtu 1450, on the node"},
+		{9000, 1450, within("ip link set eth0 mtu 1450")},
+		{9000, 1000, "ip link set ps1 mtu 1450, on the node; then " + within("ip link set eth0 mtu 1450")},
+	} {
+		if got := unequal(c.pod, c.end, p); got.remedy != c.want {
+			t.Errorf("%+v: %q", c, got.remedy)
+		}
+	}
+}
+
 // TestOthers: what a pod must have a way to is a peer's, also where peers have single addresses.
 func TestOthers(t *testing.T) {
 	for _, c := range []struct{ cidrs, want string }{

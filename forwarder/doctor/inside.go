@@ -237,10 +237,21 @@ func wire(at *netlink.LinkAttrs, p control.Pod) flaw {
 	}
 	// A packet that is larger than the node's end takes is dropped by the kernel, in front of the daemon.
 	if end, err := netlink.LinkByName(p.Device); err == nil && at.MTU > end.Attrs().MTU {
-		return flaw{fmt.Sprintf("%s has an MTU of %d and its end on the node %d: larger packets are lost without a word", p.Interface, at.MTU, end.Attrs().MTU),
-			within("ip link set %s mtu %d", p.Interface, p.MTU)}
+		return unequal(at.MTU, end.Attrs().MTU, p)
 	}
 	return flaw{}
+}
+
+// unequal is a pod's interface with a larger MTU than its end on the node. Which of them to mend the pod's record says.
+func unequal(mtu, end int, p control.Pod) flaw {
+	var remedies []string
+	if end < p.MTU {
+		remedies = append(remedies, fmt.Sprintf("ip link set %s mtu %d, on the node", p.Device, p.MTU))
+	}
+	if mtu > p.MTU {
+		remedies = append(remedies, within("ip link set %s mtu %d", p.Interface, p.MTU))
+	}
+	return flaw{fmt.Sprintf("%s has an MTU of %d and its end on the node %d: larger packets are lost without a word", p.Interface, mtu, end), strings.Join(remedies, "; then ")}
 }
 
 // wayTo asks the pod's kernel for the way from one of its addresses to another node's pod.
