@@ -101,7 +101,7 @@ func (c *Config) Complete(underlay func() (netip.Addr, error)) error {
 		return fmt.Errorf("cannot find this node's underlay address: %w; give it as node.address in %s", err, c.src.file)
 	}
 	c.Node.Address = a.Unmap().WithZone("")
-	c.checkAddress(" (found on the interface with the default route)")
+	c.checkAddress(" (found on this machine, as the file leaves it out)")
 	if err := c.src.err(); err != nil {
 		c.Node.Address = netip.Addr{}
 		return err

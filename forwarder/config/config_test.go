@@ -225,8 +225,8 @@ peers:
 	}{
 		{"udp", "192.0.2.1", nil},
 		{"udp", "::ffff:192.0.2.1", nil},
-		{"udp", "192.0.2.2", []string{"5:22: peers[0].address: 192.0.2.2 is our own address (found on the interface with the default route)"}},
-		{"udp", "10.244.9.9", []string{"1:7: node.address: 10.244.9.9 (found on the interface with the default route) lies in 10.244.0.0/16 (line 2)"}},
+		{"udp", "192.0.2.2", []string{"5:22: peers[0].address: 192.0.2.2 is our own address (found on this machine, as the file leaves it out)"}},
+		{"udp", "10.244.9.9", []string{"1:7: node.address: 10.244.9.9 (found on this machine, as the file leaves it out) lies in 10.244.0.0/16 (line 2)"}},
 		{"ipip", "2001:db8::1", []string{"1:7: node.address: 2001:db8::1 (found", "5:22: peers[0].address: 192.0.2.2 and our own address 2001:db8::1"}},
 	} {
 		c, err := Parse("x", fmt.Appendf(nil, open, x.kind))
@@ -244,7 +244,7 @@ peers:
 	c = Default()
 	c.Network.CIDRs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	err = c.Complete(func() (netip.Addr, error) { return netip.MustParseAddr("10.0.0.1"), nil })
-	if err == nil || err.Error() != "defaults: node.address: 10.0.0.1 (found on the interface with the default route) lies in 10.0.0.0/8: the underlay is outside the pods' network" {
+	if err == nil || err.Error() != "defaults: node.address: 10.0.0.1 (found on this machine, as the file leaves it out) lies in 10.0.0.0/8: the underlay is outside the pods' network" {
 		t.Errorf("%v", err)
 	}
 

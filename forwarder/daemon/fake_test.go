@@ -28,7 +28,8 @@ type fake struct {
 	did      []string
 	fail     map[string]error // by what is done
 	underlay hostnet.Underlay
-	taken    bool // a predecessor's device stands there
+	byRoute  netip.Addr // where the default route leads, if not by the underlay
+	taken    bool       // a predecessor's device stands there
 	links    map[string]link
 	blocked  map[string]bool
 
@@ -91,9 +92,14 @@ func (f *fake) failing(what string, err error) {
 	f.fail[what] = err
 }
 
-func (f *fake) Claim() (func() error, error)        { return func() error { return nil }, f.fail["claim"] }
-func (f *fake) Privileged() error                   { return f.do("privileged") }
-func (f *fake) DefaultAddress() (netip.Addr, error) { return f.underlay.Address, f.do("address") }
+func (f *fake) Claim() (func() error, error) { return func() error { return nil }, f.fail["claim"] }
+func (f *fake) Privileged() error            { return f.do("privileged") }
+func (f *fake) DefaultAddress() (netip.Addr, error) {
+	if f.byRoute.IsValid() {
+		return f.byRoute, f.do("address")
+	}
+	return f.underlay.Address, f.do("address")
+}
 func (f *fake) FindUnderlay(a netip.Addr, _ bool) (hostnet.Underlay, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

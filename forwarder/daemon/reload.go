@@ -73,7 +73,7 @@ func (d *Daemon) reload(ctx context.Context) (changed []string, peers []feed.Pee
 	d.change.Lock()
 	defer d.change.Unlock()
 	old := d.state.Load()
-	next, err := d.load()
+	next, err := d.load(old.cfg.Node.Address)
 	if err != nil {
 		return nil, nil, control.Errorf(control.InvalidConfig, "%v", err)
 	}

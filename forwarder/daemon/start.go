@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -11,6 +12,8 @@ import (
 	"github.com/penstock-net/penstock/forwarder/config"
 	"github.com/penstock-net/penstock/forwarder/control/server"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
+	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/podstate"
 	"github.com/penstock-net/penstock/table/feed/static"
 )
 
@@ -27,7 +30,7 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 		return err
 	}
 
-	next, err := d.load()
+	next, err := d.load(netip.Addr{})
 	if err != nil {
 		return err
 	}
@@ -42,6 +45,9 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	d.log.Info("configuration read", "config", d.path, "node", cfg.Node.Name, "address", cfg.Node.Address, "underlay", next.underlay.Device, "underlayMTU", next.underlay.MTU,
 		"podCIDRs", cfg.Node.PodCIDRs, "encap", next.kind.String(), "mtu", next.podMTU)
 
+	if was := podstate.Address(cfg.State); was.IsValid() && was != cfg.Node.Address {
+		d.log.Warn("this node's address is not the one that the daemon before this one had; to its peers it is a stranger until they have it", "was", was, "address", cfg.Node.Address)
+	}
 	if d.listener, err = server.Listen(ctx, cfg.Control.Socket); err != nil {
 		return err
 	}
@@ -86,6 +92,9 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	if err = d.restorePods(ctx, next); err != nil {
 		return err
 	}
+	if err := d.pods.store.NoteAddress(cfg.Node.Address); err != nil {
+		d.log.Warn("the node's address cannot be kept for the next start, which goes by the default route unless node.address is set", "error", err)
+	}
 	if err = d.startFlows(ctx, &undo); err != nil {
 		return err
 	}
@@ -97,13 +106,19 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	return ctx.Err() // asked to stop meanwhile
 }
 
-// load reads the file and works out what it means on this machine.
-func (d *Daemon) load() (*state, error) {
+// load reads the file and works out what it means on this machine. If the file leaves the node's address out, known is that in force,
+// invalid at the start.
+func (d *Daemon) load(known netip.Addr) (*state, error) {
 	cfg, err := config.Load(d.path)
 	if err != nil {
 		return nil, err
 	}
-	if err := cfg.Complete(d.machine.DefaultAddress); err != nil {
+	if err := cfg.Complete(func() (netip.Addr, error) {
+		if !known.IsValid() {
+			known = podstate.Address(cfg.State)
+		}
+		return d.address(known)
+	}); err != nil {
 		return nil, err
 	}
 	u, err := d.machine.FindUnderlay(cfg.Node.Address, cfg.Native.Carrier != "off")
@@ -115,6 +130,28 @@ func (d *Daemon) load() (*state, error) {
 		return nil, err
 	}
 	return s, s.checkMTU()
+}
+
+// address is the node's where the file leaves it out: the known one as long as the node has it, for by that one its peers know it and
+// take nothing from another. Where the default route leads says only what a new node is likely to be known by.
+func (d *Daemon) address(known netip.Addr) (netip.Addr, error) {
+	found, err := d.machine.DefaultAddress()
+	strays := ""
+	if known.IsValid() && (err != nil || found != known) {
+		if _, gone := d.machine.FindUnderlay(known, false); errors.Is(gone, hostnet.ErrNoAddress) {
+			return found, err
+		}
+		strays = "the default route leads by " + found.String()
+		if err != nil {
+			strays = err.Error()
+		}
+		found, err = known, nil
+	}
+	if strays != "" && strays != d.strays {
+		d.log.Warn("node.address is not set and would be another now; the one that peers know stays while this node has it: set node.address to it", "address", known, "why", strays)
+	}
+	d.strays = strays
+	return found, err
 }
 
 func (d *Daemon) startHost(ctx context.Context, s *state, undo *undoList) (err error) {

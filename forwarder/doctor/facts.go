@@ -3,6 +3,7 @@ package doctor
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"github.com/penstock-net/penstock/forwarder/config"
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/podstate"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,6 +37,7 @@ type facts struct {
 	cfg        *config.Config
 	badConfig  error
 	address    netip.Addr     // this node's
+	byRoute    string         // why node.address, which the file leaves out, would be another by the default route alone; "" if not
 	device     string         // the node's TUN
 	podCIDRs   []netip.Prefix // this node's
 	cluster    []netip.Prefix // all pods'
@@ -66,7 +69,7 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 	}
 	f.cfg, f.badConfig = config.Load(f.path)
 	if f.badConfig == nil {
-		f.badConfig = f.cfg.Complete(hostnet.DefaultAddress)
+		f.badConfig = f.cfg.Complete(f.ownAddress)
 	}
 	switch {
 	case f.up:
@@ -92,6 +95,25 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 		f.underlay, f.noUnderlay = hostnet.FindUplink(f.address)
 	}
 	f.away = f.elsewhere()
+}
+
+// ownAddress is what the daemon goes by where the file leaves node.address out: the known one as long as the node has it.
+func (f *facts) ownAddress() (netip.Addr, error) {
+	known := f.status.Address
+	if !f.up {
+		known = podstate.Address(f.cfg.State)
+	}
+	found, err := hostnet.DefaultAddress()
+	if !known.IsValid() || err == nil && found == known {
+		return found, err
+	}
+	if _, gone := hostnet.FindUnderlay(known); errors.Is(gone, hostnet.ErrNoAddress) {
+		return found, err
+	}
+	if f.byRoute = "there is no default route"; err == nil {
+		f.byRoute = "the default route leads by " + found.String()
+	}
+	return known, nil
 }
 
 func (f *facts) families(cidrs []netip.Prefix) {

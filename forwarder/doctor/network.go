@@ -46,6 +46,9 @@ func (x *examination) checkUnderlay(context.Context) {
 		x.add("underlay", Failure, "ip link set "+u.Device+" up", "%s, which holds %s, is down", u.Device, x.address)
 	case x.up && x.status.UnderlayMTU != u.MTU:
 		x.add("underlay", Warning, "see what the daemon's log says about the underlay", "%s has an MTU of %d, and the daemon goes by %d", u.Device, u.MTU, x.status.UnderlayMTU)
+	case x.byRoute != "":
+		x.add("underlay", Warning, fmt.Sprintf("set node.address: %s in %s", x.address, x.path),
+			"%s on %s is up, but node.address is not set and %s: the address is kept only as long as pods are on record, and peers know no other", x.address, u.Device, x.byRoute)
 	default:
 		x.ok("underlay", "%s on %s is up, MTU %d", x.address, u.Device, u.MTU)
 	}
