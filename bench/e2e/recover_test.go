@@ -148,6 +148,14 @@ func TestDevicesDeleted(t *testing.T) {
 		talk.goesOn(t, "after penstock0 was made anew")
 	}
 	says(t, a.Daemon, "penstock0", "somebody had deleted devices that are ours", 2)
+	heals(t, "ip link set penstock0 name foo0", func() error {
+		link, err := a.Netlink().LinkByName("penstock0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(a.Netlink().LinkSetDown(link), a.Netlink().LinkSetName(link, "foo0"))
+	}, same)
+	talk.goesOn(t, "after penstock0 was named back")
 	for _, c := range a.Daemon.Status(t).Capabilities {
 		if c.Name == "tunnelGSO" && c.Used {
 			heals(t, "ip link del penstock-gso", remove("penstock-gso"), same)

@@ -63,6 +63,7 @@ type Daemon struct {
 	reloads    reloads
 	timed      timed                   // ourselves, for the control socket
 	unrepaired string                  // what watchHost could not put back, as the log has it
+	lacking    time.Time               // since when watchHost's looks at the host fail
 	gone       map[control.PodKey]bool // veth pods that watchHost has found without device and network namespace
 	strays     string                  // why node.address, which is not set, would be another now, likewise; change is held
 	unfollowed string                  // why the underlay's change could not be followed, likewise; change is held

@@ -14,6 +14,7 @@ const (
 	phase        subject = "phase"    // starting, stopping
 	underlayGone subject = "underlay" // the node's address or its device
 	adoption     subject = "adoption" // tun pods whose queue must come back
+	hostLacks    subject = "host"     // what is ours on the host and cannot be kept
 	workersStuck subject = "workers"  // a worker that does not move
 )
 

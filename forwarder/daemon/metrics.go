@@ -78,7 +78,7 @@ func newCollector(d *Daemon) *collector {
 	c.portSeen = desc("port_last_seen_timestamp_seconds", "When a pod last sent something; 0 for never.", pod...)
 
 	c.buildInfo = desc("build_info", "Always 1; the labels say what runs.", "version", "goversion")
-	c.ready = desc("ready", "1 if the daemon forwards, its underlay is there, no pod waits for its queue and no worker is stuck.")
+	c.ready = desc("ready", "1 if the daemon forwards, its underlay and what is its own on the host are there, no pod waits for its queue and no worker is stuck.")
 	c.started = desc("start_timestamp_seconds", "When the daemon was started.")
 	c.mtu = desc("pod_mtu_bytes", "MTU of the pods.")
 	c.peers = desc("peers", "Other nodes known.")

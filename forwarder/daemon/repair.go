@@ -26,6 +26,7 @@ const (
 	repairRetry    = time.Second            // after a look that has failed
 	repairTick     = time.Minute            // a look in any case: no message is worth more than what it is about
 	repairForward  = 10 * time.Second
+	repairPatience = 10 * time.Second // that looks at the host may fail one after another before the daemon is not ready
 )
 
 // watchHost keeps what is ours in the host's stack.
@@ -75,7 +76,8 @@ func (d *Daemon) repairTick() time.Duration {
 
 // repair looks at everything once.
 func (d *Daemon) repair(ctx context.Context) error {
-	err := errors.Join(d.repairHost(ctx), d.repairDrops())
+	hostErr := d.repairHost(ctx)
+	err := errors.Join(hostErr, d.repairDrops())
 	if d.uplinks != nil {
 		d.uplinks.Recheck()
 	}
@@ -83,6 +85,7 @@ func (d *Daemon) repair(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return nil // cut short because the daemon stops
 	}
+	d.judgeHost(hostErr, time.Now())
 	switch said := d.unrepaired; {
 	case err == nil && said != "":
 		d.log.Info("what is ours on the host is complete again")
@@ -92,6 +95,20 @@ func (d *Daemon) repair(ctx context.Context) error {
 		d.unrepaired = err.Error()
 	}
 	return err
+}
+
+// judgeHost has the daemon not ready while something is missing on the host without which it would not start. Who waits for iptables'
+// lock or fights with somebody else for a moment is ready meanwhile, and what ails a single pod is that pod's.
+func (d *Daemon) judgeHost(err error, now time.Time) {
+	switch {
+	case err == nil:
+		d.lacking = time.Time{}
+		d.health.set(hostLacks, "")
+	case d.lacking.IsZero():
+		d.lacking = now
+	case now.Sub(d.lacking) >= repairPatience:
+		d.health.set(hostLacks, "what is ours on the host cannot be kept: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
 }
 
 func (d *Daemon) repairHost(ctx context.Context) error {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -238,5 +239,54 @@ func TestLostDelete(t *testing.T) {
 	}
 	if len(f.ports) != 2 {
 		t.Errorf("ports: %v", f.ports)
+	}
+}
+
+// TestHostLacks: what cannot be kept on the host for ten seconds keeps the daemon from being ready, from the first look that is well
+// again it is ready, and what fails for less does nothing.
+func TestHostLacks(t *testing.T) {
+	d, err := newDaemon(newFake(), Options{Config: file(t, ""), Log: io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.health.set(phase, "")
+	broken := errors.Join(errors.New("no device"), errors.New("no route"))
+	start := time.Now()
+	for _, c := range []struct {
+		after time.Duration
+		err   error
+		ready bool
+	}{
+		{0, broken, true},
+		{9 * time.Second, broken, true},
+		{9*time.Second + 1, nil, true},
+		{10 * time.Second, broken, true},
+		{19 * time.Second, broken, true},
+		{20 * time.Second, broken, false},
+		{21 * time.Second, broken, false},
+		{22 * time.Second, nil, true},
+		{23 * time.Second, broken, true},
+	} {
+		d.judgeHost(c.err, start.Add(c.after))
+		if ok, why := d.health.ready(); ok != c.ready || !ok && !strings.HasSuffix(why, "cannot be kept: no device; no route") {
+			t.Errorf("%+v: %v, %q", c, ok, why)
+		}
+	}
+}
+
+// TestHostLacksIsAsked: a look judges the host by what it finds there, and no pod by that.
+func TestHostLacksIsAsked(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	r.stop() // who looks is we alone
+	for what, host := range map[string]bool{"apply": true, "devices": true, "keep": false} {
+		f.failing(what, errors.New("on purpose"))
+		if r.repair(t.Context()) == nil || r.lacking.IsZero() == host {
+			t.Errorf("%s: the host is lacking since %v", what, r.lacking)
+		}
+		f.failing(what, nil)
+		if err := r.repair(t.Context()); err != nil || !r.lacking.IsZero() {
+			t.Errorf("after %s: %v, the host is lacking since %v", what, err, r.lacking)
+		}
 	}
 }

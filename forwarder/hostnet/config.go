@@ -57,6 +57,7 @@ type Host struct {
 	cfg Config
 	log *slog.Logger
 
+	index       int       // of our device at the last Apply; 0 before
 	findings    []Finding // of the last Apply
 	unforwarded bool      // host.forward is off and nothing of it is left
 }

@@ -55,10 +55,39 @@ func ownLink(name string) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", name, err)
 	}
-	if link.Type() != "tuntap" && link.Type() != "tun" {
+	if !isTUN(link) {
 		return nil, fmt.Errorf("device %s is a %s and not a TUN, so it is not ours; rename it or set another host.device", name, link.Type())
 	}
 	return link, nil
+}
+
+func isTUN(link netlink.Link) bool { return link.Type() == "tuntap" || link.Type() == "tun" }
+
+// nameBack gives our device its name back if somebody has renamed it: nothing here would find it, and a successor would make another
+// beside it. By its index it is found as long as it is in this namespace.
+func (h *Host) nameBack(r *Report) error {
+	name := h.cfg.Device
+	link, err := netlink.LinkByName(name)
+	if err == nil {
+		h.index = link.Attrs().Index
+	}
+	var missing netlink.LinkNotFoundError
+	if !errors.As(err, &missing) || h.index == 0 {
+		return nil // applyDevice says what is wrong
+	}
+	if link, err = netlink.LinkByIndex(h.index); err != nil || !isTUN(link) {
+		return nil
+	}
+	was := link.Attrs().Name
+	// Down for it, as older kernels rename nothing that is up; what it loses by that comes back by the steps that follow.
+	if err = netlink.LinkSetDown(link); err == nil {
+		err = netlink.LinkSetName(link, name)
+	}
+	if err != nil {
+		return fmt.Errorf("our device %s was renamed to %s and cannot be named back: %w", name, was, err)
+	}
+	r.add("the name %s, for %s", name, was)
+	return nil
 }
 
 func wantedAddresses(c *Config) map[netip.Addr]bool {

@@ -31,9 +31,13 @@ func (h *Host) Reconfigure(ctx context.Context, cfg Config) (Report, error) {
 	return h.apply(ctx)
 }
 
-// apply goes from the inside out: sysctls before the device comes up, the device before its routes, and what lets
-// packets through before what they would need it for.
+// apply goes from the inside out: the device's name, by which all else is found, sysctls before the device comes up, the
+// device before its routes, and what lets packets through before what they would need it for.
 func (h *Host) apply(ctx context.Context) (r Report, err error) {
+	var errs []error
+	if err := h.nameBack(&r); err != nil {
+		errs = append(errs, err)
+	}
 	var uplink string
 	if h.cfg.Address.IsValid() {
 		if u, err := FindUnderlay(h.cfg.Address); err == nil {
@@ -52,7 +56,6 @@ func (h *Host) apply(ctx context.Context) (r Report, err error) {
 	if h.cfg.Forward || !h.unforwarded {
 		steps = append(steps, applyForward)
 	}
-	var errs []error
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
 			errs = append(errs, fmt.Errorf("stopped before the host's stack was complete: %w", err))

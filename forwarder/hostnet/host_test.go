@@ -208,13 +208,20 @@ func TestForeignDeviceIsNotTouched(t *testing.T) {
 	})
 }
 
-// A route and an address that others took away come back, and so do nft rules that were changed by hand.
+// A route, an address and a name that others took away come back, and so do nft rules that were changed by hand.
 func TestApplyRepairs(t *testing.T) {
 	host := nstest.New(t)
 	host.TUN("penstock0")
 	cfg := testConfig()
 	cfg.Masquerade = true
-	apply(t, host, cfg)
+	h, err := New(cfg)
+	check(t, err)
+	apply := func() (r Report) {
+		host.Do(func() { r, err = h.Apply(context.Background()) })
+		check(t, err)
+		return r
+	}
+	apply()
 	time.Sleep(50 * time.Millisecond)
 	want := state(t, host)
 	harm := map[string]func(){
@@ -227,6 +234,13 @@ func TestApplyRepairs(t *testing.T) {
 			link, err := netlink.LinkByName("penstock0")
 			check(t, err)
 			check(t, netlink.LinkSetDown(link))
+		},
+		"renamed": func() {
+			link, err := netlink.LinkByName("penstock0")
+			check(t, err)
+			check(t, netlink.LinkSetDown(link)) // older kernels rename nothing that is up
+			check(t, netlink.LinkSetName(link, "foo0"))
+			check(t, netlink.LinkSetUp(link))
 		},
 		"rule added": func() {
 			conn, err := nftables.New()
@@ -251,7 +265,7 @@ func TestApplyRepairs(t *testing.T) {
 	}
 	for name, do := range harm {
 		host.Do(do)
-		if r := apply(t, host, cfg); !r.Changed() {
+		if r := apply(); !r.Changed() {
 			t.Errorf("%s: Apply saw nothing", name)
 		}
 		// An IPv6 address gets its local route from a work queue of the kernel.
