@@ -72,6 +72,10 @@ type Capability struct {
 	Needs  string `json:"needs,omitempty"`  // the kernel that brings it
 }
 
+// ClaimName is the abstract unix socket that a daemon holds in its network namespace. Nobody is answered there: it tells that a daemon
+// runs, also where nobody can talk to it.
+const ClaimName = "@penstockd"
+
 // AttachRequest is the body of POST /v1/attach. A pod is known by (container, interface).
 type AttachRequest struct {
 	Container string       `json:"container"`

@@ -5,16 +5,16 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/control"
 )
 
-// claimName is an abstract unix socket, whose names belong to a network namespace (net/unix/af_unix.c,
-// unix_find_socket_byname): whoever holds it is the one daemon of this namespace. Two of them would share the tunnel port and
+// Claim makes this process the one daemon of the network namespace, until release or its death. The names of abstract unix sockets
+// belong to a network namespace (net/unix/af_unix.c, unix_find_socket_byname): whoever holds control.ClaimName is the one daemon of
+// this one. Two of them would share the tunnel port and
 // the TUN, as both let several descriptors of one user in, and each would get half of the other's packets. The lock beside
 // the control socket cannot tell, because another configuration or another container has another path.
-const claimName = "@penstockd"
-
-// Claim makes this process the one daemon of the network namespace, until release or its death.
-func (linux) Claim() (release func() error, err error) { return claim(claimName) }
+func (linux) Claim() (release func() error, err error) { return claim(control.ClaimName) }
 
 func claim(name string) (release func() error, err error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

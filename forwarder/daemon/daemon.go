@@ -66,9 +66,11 @@ type Daemon struct {
 	lacking    time.Time               // since when watchHost's looks at the host fail
 	gone       map[control.PodKey]bool // veth pods that watchHost has found without device and network namespace
 	strays     string                  // why node.address, which is not set, would be another now, likewise; change is held
+	unheard    string                  // why the control socket could not be put back, likewise
 	unfollowed string                  // why the underlay's change could not be followed, likewise; change is held
 
-	change sync.Mutex // one change at a time: reload, peers, underlay
+	nudge  chan struct{} // watchPending is to look
+	change sync.Mutex    // one change at a time: reload, peers, underlay
 
 	pods      *pods
 	spared    map[string]bool // devices that are no orphans though no pod has them; fixed by start
@@ -83,7 +85,7 @@ func newDaemon(m machine, o Options) (*Daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the configuration's path %s cannot be made absolute: %w", o.Config, err)
 	}
-	d := &Daemon{machine: m, path: path, started: time.Now(), pods: newPods(), gate: newGate(gatePlaces), up: make(chan struct{})}
+	d := &Daemon{machine: m, path: path, started: time.Now(), pods: newPods(), gate: newGate(gatePlaces), up: make(chan struct{}), nudge: make(chan struct{}, 1)}
 	if o.Log == nil {
 		o.Log = os.Stderr
 	}
@@ -158,6 +160,7 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	for running := true; running; {
 		select {
 		case <-hangup:
+			look(d.nudge)
 			_, _ = d.Reload(background) // says itself how it went
 		case <-background.Done():
 			running = false

@@ -217,7 +217,7 @@ func ourName(name string) bool {
 }
 
 // While the daemon runs it looks into the directory of queued deletes when something has come there: a plugin that gave up waiting
-// for us has left one, or wrote it while we started. Where the kernel does not tell (inotify) it looks every pendingLook whether
+// for us has left one, or wrote it while we started; or the control socket beside it has gone. Where the kernel does not tell (inotify) it looks every pendingLook whether
 // it has changed; every pendingInterval it looks in any case.
 const (
 	pendingLook     = 500 * time.Millisecond
@@ -225,23 +225,36 @@ const (
 	pendingAge      = 10 * time.Second // half a delete is then a dead plugin's: writing one takes milliseconds
 )
 
-// watchPending finishes deletes that were queued while we ran, and collects tun pods whose namespace has gone and reservations that
-// nobody will ever use.
+// watchPending finishes deletes that were queued while we ran, puts back the control socket beside them, and collects tun pods whose
+// namespace has gone and reservations that nobody will ever use.
 func (d *Daemon) watchPending(ctx context.Context) error {
-	dir := control.PendingDir(d.state.Load().cfg.Control.Socket)
-	come, err := watchDir(ctx, dir)
-	if err != nil {
-		d.log.Info("the directory of queued deletes is not watched, but looked at every "+pendingLook.String(), "dir", dir, "error", err)
+	socket := d.state.Load().cfg.Control.Socket
+	dir := control.PendingDir(socket)
+	watch := func() (<-chan struct{}, context.CancelFunc, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		moved, err := watchDir(ctx, dir, socket)
+		if err != nil {
+			d.log.Info("the directory of queued deletes is not watched, but looked at every "+pendingLook.String(), "dir", dir, "error", err)
+		}
+		return moved, cancel, err
 	}
+	moved, unwatch, err := watch()
+	defer func() { unwatch() }()
 	var changed, looked, collected time.Time
 	for wait := pendingLook; ; {
 		told := false
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-come:
+		case <-moved:
 			told = true
+		case <-d.nudge:
 		case <-time.After(wait):
+		}
+		if d.keepSocket(ctx) { // what was watched may be a directory that is gone
+			unwatch()
+			moved, unwatch, err = watch()
+			told = true
 		}
 		var now time.Time
 		if fi, err := os.Stat(dir); err == nil {

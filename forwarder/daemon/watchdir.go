@@ -11,12 +11,12 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// watchDir tells when something has come into dir, which may come and go itself; where it is to be must be there. One that
-// waits to be told of stands for all. It ends with ctx, and
-// is of no use once the place itself has gone: look at times. An error: nodes with many containers run out of inotify instances
-// (fs.inotify.max_user_instances).
-func watchDir(ctx context.Context, dir string) (come <-chan struct{}, err error) {
-	dir = filepath.Clean(dir)
+// watchDir tells when something has come into dir, which may come and go itself; where it is to be must be there; and when a file
+// in that place, or the place itself, has gone. One that waits to be told of stands for all. It ends with ctx, and
+// is of no use once the place itself has gone: look at times, and begin anew. An error: nodes with many containers run out of inotify
+// instances (fs.inotify.max_user_instances).
+func watchDir(ctx context.Context, dir, file string) (moved <-chan struct{}, err error) {
+	dir, file = filepath.Clean(dir), filepath.Clean(file)
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return nil, fmt.Errorf("watch %s: %w", dir, err)
@@ -38,6 +38,7 @@ func watchDir(ctx context.Context, dir string) (come <-chan struct{}, err error)
 				return
 			case e := <-w.Events:
 				switch {
+				case (e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename)) && (e.Name == file || e.Name == filepath.Dir(dir)):
 				case !e.Has(fsnotify.Create): // a file that is moved here is created, too
 					continue
 				case e.Name == dir:

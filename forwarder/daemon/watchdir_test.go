@@ -14,7 +14,8 @@ func TestWatchDir(t *testing.T) {
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "pending")
 	ctx, cancel := context.WithCancel(t.Context())
-	come, err := watchDir(ctx, dir)
+	file := filepath.Join(parent, "p.sock")
+	come, err := watchDir(ctx, dir, file)
 	if err != nil {
 		t.Skip("needs inotify: ", err)
 	}
@@ -59,8 +60,23 @@ func TestWatchDir(t *testing.T) {
 		quiet("what was removed")
 		write(filepath.Join(parent, "beside"))
 	}
+	write(file)
+	quiet("the file beside it")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	told("a file that is gone")
+	write(file)
+	if err := os.Rename(file, file+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	told("a file that is elsewhere")
+	if err := os.Rename(parent, parent+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	told("a place that is elsewhere")
 	cancel()
-	if _, err := watchDir(t.Context(), filepath.Join(parent, "no", "pending")); err == nil {
+	if _, err := watchDir(t.Context(), filepath.Join(parent, "no", "pending"), file); err == nil {
 		t.Error("a directory without a place is watched")
 	}
 }

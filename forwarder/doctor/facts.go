@@ -24,6 +24,7 @@ type facts struct {
 	client *control.Client
 	up     bool // the daemon answers
 	silent error
+	runs   bool   // in this network namespace, whether it answers or not
 	pid    int    // of the daemon, also of one that does not answer; 0 if it cannot be told
 	away   string // why what this process sees of the network is not what the daemon sees; "" if it is
 
@@ -59,13 +60,18 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 	f.client, f.path = c, cmp.Or(path, config.DefaultPath)
 	f.pid, _ = c.Process(ctx)
 	if f.status, f.silent = c.Status(ctx); f.silent == nil {
-		f.up, f.path = true, f.status.Config
+		f.up, f.runs, f.path = true, true, f.status.Config
 		f.peers, _ = c.Peers(ctx)
 		f.pods, _ = c.Pods(ctx)
 		f.ports, _ = c.Ports(ctx)
 		f.ipam, _ = c.IPAM(ctx)
 		f.address, f.device = f.status.Address, f.status.Device
 		f.podCIDRs, f.cluster = f.status.PodCIDRs, f.status.ClusterCIDRs
+	} else {
+		pid := 0
+		if pid, f.runs = findDaemon(); f.pid == 0 {
+			f.pid = pid
+		}
 	}
 	f.cfg, f.badConfig = config.Load(f.path)
 	if f.badConfig == nil {

@@ -211,7 +211,7 @@ func (x *examination) port(context.Context) {
 		if t.Proto != unix.IPPROTO_UDP {
 			continue
 		}
-		who, asleep, err := hostnet.PortHolders(t.Port, x.up)
+		who, asleep, err := hostnet.PortHolders(t.Port, x.runs)
 		if err != nil {
 			x.skip("tunnel-port", "%v", err)
 			return
@@ -227,11 +227,11 @@ func (x *examination) port(context.Context) {
 	switch {
 	case len(trouble) > 0:
 		x.add("tunnel-port", Failure, remedy, "%s, which the tunnel needs", strings.Join(trouble, ", "))
-	case len(later) > 0 && !x.up: // once the daemon has the port, nobody can take it
+	case len(later) > 0 && !x.runs: // once the daemon has the port, nobody can take it
 		x.add("tunnel-port", Warning, remedy, "%s, which the tunnel needs", strings.Join(later, ", "))
 	case len(x.tunnels) == 0:
 		x.skip("tunnel-port", "there is no peer, so no tunnel")
-	case x.up:
+	case x.runs:
 		x.ok("tunnel-port", "the daemon holds it")
 	default:
 		x.ok("tunnel-port", "nobody holds it")

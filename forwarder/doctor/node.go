@@ -20,8 +20,8 @@ func (x *examination) daemon() {
 	case !x.up && control.CodeOf(x.silent) != control.Internal:
 		x.add("daemon", Failure, "look at penstockctl status and the daemon's log: journalctl -u penstockd -n 50", "it answers with an error: %v", x.silent)
 	case !x.up:
-		x.add("daemon", Failure, "look why it ended: journalctl -u penstockd -n 50 (its last line is the reason); the checks below say what would keep it from starting; then systemctl start penstockd",
-			"it cannot be reached: %v", x.silent)
+		finding, remedy := x.silence()
+		x.add("daemon", Failure, remedy, "%s", finding)
 	case !x.status.Ready && len(x.waiting()) > 0 && x.status.Reason == control.AdoptReason(x.status.Waiting):
 		x.ok("daemon", "penstockd %s runs, up %d s; it is not ready as long as pods wait for their queues: see pods", x.status.Version, x.status.UptimeSeconds)
 	case !x.status.Ready:

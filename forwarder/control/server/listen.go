@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -60,15 +61,32 @@ func Acquire(socket string) (*Lock, error) {
 	}
 }
 
-// Release removes the lock file and gives the name up.
+// Release removes the lock file, unless another stands under its name, and gives the name up.
 func (l *Lock) Release() error {
-	return errors.Join(os.Remove(l.path), l.f.Close())
+	var err error
+	if l.stands() {
+		err = os.Remove(l.path)
+	}
+	return errors.Join(err, l.f.Close())
 }
 
-// Listener is a control socket with its lock.
+// stands is whether the name still belongs to the file that we have locked.
+func (l *Lock) stands() bool {
+	mine, err1 := l.f.Stat()
+	there, err2 := os.Stat(l.path)
+	return err1 == nil && err2 == nil && os.SameFile(mine, there)
+}
+
+// Listener is a control socket with its lock. Who accepts does not notice that Restore has put the socket back.
 type Listener struct {
-	*net.UnixListener
-	lock *Lock
+	socket string
+	mode   fs.FileMode // of the socket's directory
+
+	mu     sync.Mutex // of what follows; held while the socket is put back
+	l      *net.UnixListener
+	file   fs.FileInfo // l's socket
+	lock   *Lock
+	closed bool
 }
 
 // Listen opens the control socket with mode 0600. What a dead daemon left there is replaced; a socket that is alive, and
@@ -78,24 +96,115 @@ func Listen(ctx context.Context, socket string) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := listenLocked(ctx, socket)
-	if err != nil {
+	l := &Listener{socket: socket, lock: lock, mode: 0o755}
+	if fi, err := os.Stat(filepath.Dir(socket)); err == nil {
+		l.mode = fi.Mode().Perm()
+	}
+	if l.l, l.file, err = listenLocked(ctx, socket); err != nil {
 		lock.Release()
 		return nil, err
 	}
-	return &Listener{UnixListener: l, lock: lock}, nil
+	return l, nil
+}
+
+// Accept waits for a connection, on whichever socket is ours at the moment.
+func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		now := l.current()
+		c, err := now.Accept()
+		if err == nil || now == l.current() {
+			return c, err
+		}
+	}
+}
+
+func (l *Listener) current() *net.UnixListener {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.l
+}
+
+// Addr is the socket's.
+func (l *Listener) Addr() net.Addr { return l.current().Addr() }
+
+// Stands is whether the socket and its lock are where they were made. One that was closed is not looked for.
+func (l *Listener) Stands() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed || l.lock.stands() && l.there()
+}
+
+// there is whether the name still belongs to our socket. mu is held.
+func (l *Listener) there() bool {
+	fi, err := os.Lstat(l.socket)
+	return err == nil && os.SameFile(fi, l.file)
+}
+
+// Restore puts back what somebody has removed: the directory, the lock, the socket. It goes by the rules of Listen, so a daemon that
+// has taken the name meanwhile keeps it. Connections that were accepted go on.
+func (l *Listener) Restore(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	if !l.lock.stands() {
+		if err := l.makeDir(); err != nil {
+			return fmt.Errorf("the directory of control.socket cannot be made: %w", err)
+		}
+		lock, err := Acquire(l.socket)
+		if err != nil {
+			return err
+		}
+		l.lock.f.Close()
+		l.lock = lock
+	}
+	if l.there() {
+		return nil
+	}
+	next, file, err := listenLocked(ctx, l.socket)
+	if err != nil {
+		return err
+	}
+	old := l.l
+	l.l, l.file = next, file
+	return old.Close()
+}
+
+// makeDir makes the socket's directory as it was, if it is not there.
+func (l *Listener) makeDir() error {
+	dir := filepath.Dir(l.socket)
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	err := os.Mkdir(dir, l.mode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return errors.Join(err, os.Chmod(dir, l.mode)) // whatever the umask is
+}
+
+// Close stops listening and removes the socket, if it is still ours.
+func (l *Listener) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed && l.there() {
+		os.Remove(l.socket)
+	}
+	l.closed = true
+	return l.l.Close()
 }
 
 // Release stops listening, if that has not been done, and gives the name up: from then on a successor may start. A daemon calls
 // it last, when its tunnel sockets are closed.
 func (l *Listener) Release() error {
-	l.UnixListener.Close() // a second time it only says that it is closed
+	l.Close() // a second time it only says that it is closed
 	return l.lock.Release()
 }
 
-func listenLocked(ctx context.Context, socket string) (*net.UnixListener, error) {
+func listenLocked(ctx context.Context, socket string) (*net.UnixListener, fs.FileInfo, error) {
 	if err := removeStale(ctx, socket); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
@@ -108,9 +217,16 @@ func listenLocked(ctx context.Context, socket string) (*net.UnixListener, error)
 	}}
 	l, err := lc.Listen(ctx, "unix", socket)
 	if err != nil {
-		return nil, fmt.Errorf("the control socket cannot be opened: %w", err)
+		return nil, nil, fmt.Errorf("the control socket cannot be opened: %w", err)
 	}
-	return l.(*net.UnixListener), nil
+	u := l.(*net.UnixListener)
+	u.SetUnlinkOnClose(false) // the name may be another's by then
+	file, err := os.Lstat(socket)
+	if err != nil {
+		u.Close()
+		return nil, nil, fmt.Errorf("the control socket cannot be looked at: %w", err)
+	}
+	return u, file, nil
 }
 
 // removeStale makes way for our socket. The lock is held, so what answers here is not one of ours, or one that predates locks.

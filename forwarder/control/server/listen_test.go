@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -147,4 +149,120 @@ func TestSocketModeDoesNotDependOnUmask(t *testing.T) {
 	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
 	}
+}
+
+// TestSocketComesBack: whatever of the socket, its lock and their directory is removed comes back with its modes, connections that
+// are under way go on, and there is one listener.
+func TestSocketComesBack(t *testing.T) {
+	run := filepath.Join(t.TempDir(), "a", "run")
+	if err := os.MkdirAll(run, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(run, "p.sock")
+	l, err := Listen(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan net.Conn)
+	go func() {
+		defer close(accepted)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	dial := func() (near, far net.Conn) {
+		t.Helper()
+		near, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return near, <-accepted
+	}
+	near, far := dial()
+	for what, harm := range map[string]func() error{
+		"socket":          func() error { return os.Remove(socket) },
+		"lock":            func() error { return os.Remove(socket + ".lock") },
+		"directory":       func() error { return os.RemoveAll(run) },
+		"its parent":      func() error { return os.RemoveAll(filepath.Dir(run)) },
+		"a dead one's":    func() error { os.Remove(socket); die(t, socket); return nil },
+		"moved":           func() error { return os.Rename(socket, socket+".moved") },
+		"directory moved": func() error { return os.Rename(run, fmt.Sprint(run, ".", time.Now().UnixNano())) },
+	} {
+		if !l.Stands() {
+			t.Fatalf("before %s: it does not stand", what)
+		}
+		if err := harm(); err != nil {
+			t.Fatal(err)
+		}
+		if l.Stands() {
+			t.Errorf("%s: not noticed", what)
+		}
+		if err := l.Restore(t.Context()); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if fi, err := os.Stat(run); err != nil || fi.Mode().Perm() != 0o750 {
+			t.Errorf("%s: directory %v, %v", what, fi, err)
+		}
+		if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: socket %v, %v", what, fi, err)
+		}
+		if _, err := Acquire(socket); err == nil {
+			t.Errorf("%s: another daemon may have the name", what)
+		}
+		n, f := dial()
+		n.Close()
+		f.Close()
+	}
+	if c, err := net.Dial("unix", socket+".moved"); err == nil {
+		c.Close()
+		t.Error("the old socket is still listened on")
+	}
+	near.Write([]byte("x"))
+	if n, err := far.Read(make([]byte, 1)); n != 1 {
+		t.Errorf("a connection under way: %v", err)
+	}
+	near.Close()
+	far.Close()
+	l.Close()
+	if err := l.Restore(t.Context()); err != nil || !l.Stands() {
+		t.Errorf("after Close: %v", err)
+	}
+	if _, ok := <-accepted; ok {
+		t.Error("accepted after Close")
+	}
+	if _, err := os.Lstat(socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Close leaves %v", err)
+	}
+	if err := l.Release(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAnothersNameIsLeft: a daemon that took the name while ours was gone keeps it, also when we end.
+func TestAnothersNameIsLeft(t *testing.T) {
+	run := filepath.Join(t.TempDir(), "run")
+	socket := filepath.Join(run, "p.sock")
+	l, err := Listen(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(run); err != nil {
+		t.Fatal(err)
+	}
+	other, err := Listen(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Restore(t.Context()); err == nil || !strings.Contains(err.Error(), "another penstockd is running") {
+		t.Errorf("got %v", err)
+	}
+	l.Release()
+	if !other.Stands() {
+		t.Error("what another has was removed")
+	}
+	other.Release()
 }
