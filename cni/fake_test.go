@@ -29,6 +29,7 @@ type fake struct {
 	errs     map[string]*control.Error  // answered by path
 	hang     map[string]bool            // by path: never answered
 	notReady string
+	state    *control.StateTrouble
 	mtu      int
 	families []int
 	server   *httptest.Server
@@ -117,7 +118,7 @@ func (f *fake) answer(path string, body []byte) (any, error) {
 	}
 	switch path {
 	case "/v1/status":
-		return control.Status{Node: "node-a", Ready: f.notReady == "", Reason: f.notReady, MTU: f.mtu, Device: "penstock0"}, nil
+		return control.Status{Node: "node-a", Ready: f.notReady == "", Reason: f.notReady, State: f.state, MTU: f.mtu, Device: "penstock0"}, nil
 	case "/v1/allocate":
 		var q control.AllocateRequest
 		if err := strict(&q); err != nil {

@@ -332,6 +332,11 @@ func TestStatus(t *testing.T) {
 	}{
 		{"ready", func() {}, 0, ""},
 		{"not ready", func() { w.set(func() { w.notReady = "2 pods wait for adopt" }) }, types.ErrPluginNotAvailable, "2 pods wait for adopt"},
+		{"full", func() {
+			w.set(func() {
+				w.notReady, w.state = "", &control.StateTrouble{Finding: "the state directory /s cannot be written (no space left on device)", Remedy: "make room there"}
+			})
+		}, types.ErrPluginNotAvailable, "penstockd can add no pod: the state directory /s cannot be written (no space left on device): make room there"},
 		{"hangs", func() { w.set(func() { w.hang["/v1/status"] = true }) }, types.ErrPluginNotAvailable, "in time"},
 		{"dead", w.stop, types.ErrPluginNotAvailable, "no control socket"},
 	} {

@@ -47,6 +47,8 @@ func status(args *skel.CmdArgs) error {
 		return fail(types.ErrPluginNotAvailable, "penstockd is not ready: %s", s.Reason)
 	case !s.Ready:
 		return fail(types.ErrPluginNotAvailable, "penstockd is not ready")
+	case s.State != nil:
+		return fail(types.ErrPluginNotAvailable, "penstockd can add no pod: %s", s.State)
 	}
 	if c.MTU != nil {
 		if err := checkNodeMTU(*c.MTU, s.MTU); err != nil {

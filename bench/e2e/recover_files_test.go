@@ -3,14 +3,32 @@ package e2e
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/bench/lab"
 	"github.com/penstock-net/penstock/forwarder/doctor"
 )
+
+// cannotAdd checks that those who ask whether a pod can be added hear why not and what to do, while the node is ready for the others.
+func cannotAdd(t *testing.T, n *lab.Node, finding, remedy string) {
+	t.Helper()
+	list := n.List(nil, lab.Conf{"type": "penstock"})
+	var e *types.Error
+	if err := n.PluginStatus(list); !errors.As(err, &e) || e.Code != types.ErrPluginNotAvailable || !strings.Contains(e.Msg, finding) || !strings.Contains(e.Msg, remedy) {
+		t.Errorf("STATUS: %v", err)
+	}
+	all := examine(t, n, 1, n.Lab.Nodes[1].Name)
+	want(t, all, "state", doctor.Failure, finding)
+	if r := all["state"].Remedy; !strings.Contains(r, remedy) {
+		t.Errorf("the remedy is %q", r)
+	}
+	want(t, all, "daemon", doctor.OK, "")
+}
 
 // TestControlSocketRemoved: the control socket is put back in seconds, once in the log, and pods are added as before. While it hangs a
 // daemon is not taken for one that has ended, nor is one that cannot put its socket back.
@@ -65,4 +83,54 @@ func TestControlSocketRemoved(t *testing.T) {
 	talk.goesOn(t, "after all")
 	talk.close()
 	conserved(t, l)
+}
+
+// TestStateRemoved: records that somebody has removed are written again, by the next look or the next ADD, and a restart then knows all
+// pods. Where they could not be, doctor prescribes no restart for devices of pods that live.
+func TestStateRemoved(t *testing.T) {
+	lab.Require(t)
+	l := lab.New(t, lab.Config{Nodes: 1})
+	l.Start(t)
+	n := l.Nodes[0]
+	state := filepath.Join(filepath.Dir(n.Daemon.Config), "state")
+	p := n.AddPodByPlugin(t, lab.Veth)
+	file := filepath.Join(state, "pods", p.HostDevice+".json")
+	there := func() bool { _, err := os.Stat(file); return err == nil }
+	if err := os.RemoveAll(state); err != nil {
+		t.Fatal(err)
+	}
+	second := n.AddPodByPlugin(t, lab.Veth)
+	await(t, "the first pod's record is back", there)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	n.AddPodByPlugin(t, lab.Veth).Remove(t) // something moves, so that it looks
+	await(t, "the record is back", there)
+	says(t, n.Daemon, "removed records", "somebody had removed pods' records", 2)
+	second.Remove(t)
+	n.Start(t)
+	if err := n.Ping(p.IP4); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+	n.Daemon.Stop(t)
+	aside := filepath.Join(t.TempDir(), "aside")
+	if err := os.Rename(state, aside); err != nil {
+		t.Fatal(err)
+	}
+	n.Start(t)
+	all := examine(t, n, 1)
+	want(t, all, "leftovers", doctor.Failure, p.HostDevice)
+	if r := all["leftovers"].Remedy; !strings.Contains(r, "move the files of these pods back") {
+		t.Errorf("the remedy is %q", r)
+	}
+	n.Daemon.Stop(t)
+	if err := errors.Join(os.RemoveAll(state), os.Rename(aside, state)); err != nil {
+		t.Fatal(err)
+	}
+	n.Start(t)
+	if err := n.Ping(p.IP4); err != nil {
+		t.Errorf("with the records back: %v", err)
+	}
+	p.Remove(t)
+	nothingLeft(t, n)
 }

@@ -340,6 +340,20 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 	talk.goesOn(t, "with a full disk")
+	if ok, why := ready(t, a.Daemon); !ok {
+		t.Errorf("with a full disk it is not ready: %s", why)
+	}
+	cannotAdd(t, a, "no space left", "make room there")
+	if err := unix.Mount("", state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(7); control.CodeOf(err) != control.NoSpace || strings.Contains(err.Error(), "make room") {
+		t.Errorf("a pod on a read-only disk: %v", err)
+	}
+	cannotAdd(t, a, "read-only", "mount it read-write")
+	if err := unix.Mount("", state, "", unix.MS_REMOUNT, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
 	second.Remove(t)
 	if i, err := a.Daemon.Control().IPAM(t.Context()); err != nil || len(i.Addresses) == 0 || strings.Contains(fmt.Sprint(i.Addresses), "new-") {
 		t.Errorf("addresses after refusals: %+v, %v", i, err)

@@ -242,6 +242,13 @@ func (p *Pod) Check() error {
 	})
 }
 
+// PluginStatus is STATUS of a list.
+func (n *Node) PluginStatus(list []byte) error {
+	return n.libcni(list, func(ctx context.Context, c *libcni.CNIConfig, l *libcni.NetworkConfigList) error {
+		return c.GetStatusNetworkList(ctx, l)
+	})
+}
+
 // Unplug is DEL; a pod that was never plugged is left alone.
 func (p *Pod) Unplug(t TB) {
 	t.Helper()

@@ -61,6 +61,22 @@ func TestStatusWait(t *testing.T) {
 	}
 }
 
+// TestStatusOfState: a node that can add no pod says so, though it is ready.
+func TestStatusOfState(t *testing.T) {
+	status, out, errs := ctl(t, "--socket", serve(t, &full{}), "status")
+	if status != 0 || !strings.HasPrefix(out, "no pod can be added: the disk is full: make room") {
+		t.Errorf("%d %s %s", status, out, errs)
+	}
+}
+
+type full struct{ fake }
+
+func (f *full) Status(ctx context.Context) (control.Status, error) {
+	s, err := f.fake.Status(ctx)
+	s.State = &control.StateTrouble{Finding: "the disk is full", Remedy: "make room"}
+	return s, err
+}
+
 // TestHangingDaemon: who listens and never answers cannot be reached, and nobody reads what Go calls that.
 func TestHangingDaemon(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "p.sock")

@@ -101,6 +101,9 @@ func (t *tool) printStatus(s control.Status, before control.TotalTraffic, second
 		ready = "no: " + s.Reason
 		fmt.Fprintln(t.out, t.colour(red, "not ready: "+s.Reason)+"\n")
 	}
+	if s.State != nil {
+		fmt.Fprintln(t.out, t.colour(red, "no pod can be added: "+s.State.String())+"\n")
+	}
 	encap := s.Encap
 	if s.Port != 0 {
 		encap += fmt.Sprintf(", port %d", s.Port)

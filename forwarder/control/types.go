@@ -40,11 +40,20 @@ type Status struct {
 	Peers         int            `json:"peers"`
 	Ports         int            `json:"ports"`
 	Waiting       int            `json:"waiting,omitempty"`  // tun pods whose queue `penstock adopt` must bring
+	State         *StateTrouble  `json:"state,omitempty"`    // why no pod can be added; readiness is about those that are there
 	Config        string         `json:"config"`             // path of the configuration file
 	Rejected      string         `json:"rejected,omitempty"` // why the last reload of it was
 	LogLevel      string         `json:"logLevel"`
 	Traffic       TotalTraffic   `json:"traffic"`
 }
+
+// StateTrouble is that the state directory takes no record, so that no pod can be added.
+type StateTrouble struct {
+	Finding string `json:"finding"`
+	Remedy  string `json:"remedy"`
+}
+
+func (s *StateTrouble) String() string { return s.Finding + ": " + s.Remedy }
 
 // TotalTraffic counts the node's frames since the daemon began: received + generated = forwarded + dropped, at rest.
 type TotalTraffic struct {

@@ -67,8 +67,10 @@ type Daemon struct {
 	gone       map[control.PodKey]bool // veth pods that watchHost has found without device and network namespace
 	strays     string                  // why node.address, which is not set, would be another now, likewise; change is held
 	unheard    string                  // why the control socket could not be put back, likewise
+	unkept     string                  // why pods' records could not be, likewise
 	unfollowed string                  // why the underlay's change could not be followed, likewise; change is held
 
+	kick   chan struct{} // watchHost is to look
 	nudge  chan struct{} // watchPending is to look
 	change sync.Mutex    // one change at a time: reload, peers, underlay
 
@@ -85,7 +87,7 @@ func newDaemon(m machine, o Options) (*Daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the configuration's path %s cannot be made absolute: %w", o.Config, err)
 	}
-	d := &Daemon{machine: m, path: path, started: time.Now(), pods: newPods(), gate: newGate(gatePlaces), up: make(chan struct{}), nudge: make(chan struct{}, 1)}
+	d := &Daemon{machine: m, path: path, started: time.Now(), pods: newPods(), gate: newGate(gatePlaces), up: make(chan struct{}), kick: make(chan struct{}, 1), nudge: make(chan struct{}, 1)}
 	if o.Log == nil {
 		o.Log = os.Stderr
 	}

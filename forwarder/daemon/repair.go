@@ -29,15 +29,9 @@ const (
 	repairPatience = 10 * time.Second // that looks at the host may fail one after another before the daemon is not ready
 )
 
-// watchHost keeps what is ours in the host's stack.
+// watchHost keeps what is ours in the host's stack, and the pods' records.
 func (d *Daemon) watchHost(ctx context.Context) error {
-	kick := make(chan struct{}, 1)
-	moved := func() {
-		select {
-		case kick <- struct{}{}:
-		default: // one is waiting already
-		}
-	}
+	moved := func() { look(d.kick) }
 	var g errgroup.Group
 	g.Go(func() error {
 		return d.again(ctx, "routes are not watched", func() error { return d.machine.WatchRoutes(ctx, moved) })
@@ -49,7 +43,7 @@ func (d *Daemon) watchHost(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			continue
-		case <-kick:
+		case <-d.kick:
 		case <-after:
 		}
 		began := time.Now()
@@ -76,6 +70,7 @@ func (d *Daemon) repairTick() time.Duration {
 
 // repair looks at everything once.
 func (d *Daemon) repair(ctx context.Context) error {
+	d.keepState(ctx) // tells by itself, and is not tried again every second: a disk stays full for long
 	hostErr := d.repairHost(ctx)
 	err := errors.Join(hostErr, d.repairDrops())
 	if d.uplinks != nil {

@@ -71,8 +71,11 @@ func (d *Daemon) openState(dir string) error {
 	if err != nil {
 		return err
 	}
-	d.pods.store, err = podstate.Open(dir, boot)
-	return err
+	if d.pods.store, err = podstate.Open(dir, boot); err != nil {
+		return err
+	}
+	d.pods.store.Moved = func() { look(d.kick) }
+	return nil
 }
 
 // spareStrangers keeps the veths of pods that a brand-new state directory knows nothing of from being taken for what a killed plugin

@@ -37,6 +37,7 @@ var Names = []struct{ Name, Looks string }{
 	{"tun", "can /dev/net/tun be opened"},
 	{"privileges", "has the daemon CAP_NET_ADMIN and CAP_NET_RAW"},
 	{"limits", "how many descriptors the daemon may open, and are any left"},
+	{"state", "can the daemon record new pods: without that every ADD is refused"},
 	{"underlay", "the node's address, its device, and the MTU"},
 	{"duplicate-address", "has another machine on the link this node's address (ARP or neighbour discovery)"},
 	{"host-routes", "routes of others that take what the host sends to pods past the daemon, or keep it from starting"},
@@ -111,8 +112,9 @@ func Examine(ctx context.Context, o Options) Report {
 	x.kernel()
 	x.tun()
 	x.process()
+	x.state()
 	x.network(ctx)
-	x.leftovers()
+	x.leftovers(ctx)
 	if o.CNI != nil {
 		x.report.Checks = append(x.report.Checks, o.CNI()...)
 	}

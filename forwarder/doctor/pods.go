@@ -3,13 +3,11 @@ package doctor
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/penstock-net/penstock/forwarder/control"
-	"github.com/vishvananda/netlink"
 )
 
 // watchDrops is for how long at least drops are watched.
@@ -221,10 +219,8 @@ func podName(p control.Pod) string {
 // short is a container's id as runtimes show it.
 func short(id string) string { return id[:min(len(id), 12)] }
 
-var podDevice = regexp.MustCompile(`^ps[0-9a-f]{11}$`)
-
 // leftovers are what nobody owns any more.
-func (x *examination) leftovers() {
+func (x *examination) leftovers(ctx context.Context) {
 	var found []string
 	if queue, err := control.Pending(x.o.Socket); err == nil && len(queue) > 0 {
 		found = append(found, fmt.Sprintf("%d deletes wait in %s", len(queue), control.PendingDir(x.o.Socket)))
@@ -237,21 +233,11 @@ func (x *examination) leftovers() {
 		x.add("leftovers", Warning, "start the daemon: it does them first", "%s", strings.Join(found, "; "))
 		return
 	}
-	if x.away == "" {
-		if links, err := netlink.LinkList(); err == nil {
-			var stray []string
-			for _, l := range links {
-				name := l.Attrs().Name
-				if podDevice.MatchString(name) && !slices.ContainsFunc(x.pods, func(p control.Pod) bool { return p.Device == name }) &&
-					!slices.ContainsFunc(x.ports, func(p control.Port) bool { return p.Device == name }) {
-					stray = append(stray, name)
-				}
-			}
-			if len(stray) > 0 {
-				found = append(found, "no pod has these devices: "+listed(stray))
-			}
-		}
+	dead, forgotten := x.strays(ctx)
+	if len(dead) > 0 {
+		found = append(found, "no pod has these devices: "+listed(dead))
 	}
+	x.forgotten(forgotten)
 	leaked := 0
 	for _, a := range x.ipam.Addresses {
 		if a.State == control.AddressLeaked {
@@ -262,7 +248,9 @@ func (x *examination) leftovers() {
 		found = append(found, fmt.Sprintf("%d addresses belong to damaged files (penstockctl ipam)", leaked))
 	}
 	if len(found) == 0 {
-		x.ok("leftovers", "none")
+		if len(forgotten) == 0 {
+			x.ok("leftovers", "none")
+		}
 		return
 	}
 	x.add("leftovers", Warning, "a restart of the daemon collects what has no owner; delete the pods of damaged files", "%s", strings.Join(found, "; "))

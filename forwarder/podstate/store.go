@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,11 +24,18 @@ const maxFile = 1 << 20
 
 // Store is the state directory. Calls for different pods may run side by side; those for one pod are the caller's to order.
 type Store struct {
+	state    string
 	dir      string // of the pods
 	released string
 	boot     string
-	lock     *os.File // the state directory
 	fresh    bool
+
+	// Moved is called when another directory stands there than before, or it was made anew: what it lacks the caller must write.
+	Moved func()
+
+	mu     sync.Mutex // of what follows
+	lock   *os.File   // the state directory
+	failed bool       // the last record could not be written
 }
 
 // Open makes the directory if it is not there, and takes it for this daemon until Close: a second one, in another network
@@ -37,24 +44,15 @@ type Store struct {
 // The lock is on the directory itself, by flock(2): the kernel gives it up when the process dies, however it dies, it takes no
 // room on a full disk, and who only reads needs none.
 func Open(state, boot string) (_ *Store, err error) {
-	s := &Store{dir: filepath.Join(state, "pods"), released: filepath.Join(state, "released"), boot: boot}
-	if err := os.MkdirAll(state, 0o700); err != nil {
-		return nil, fmt.Errorf("state: the directory cannot be made: %w", err)
-	}
-	if s.lock, err = os.Open(state); err != nil {
-		return nil, fmt.Errorf("state: the directory cannot be opened: %w", err)
+	s := &Store{state: state, dir: filepath.Join(state, "pods"), released: filepath.Join(state, "released"), boot: boot}
+	if s.lock, err = take(state); err != nil {
+		return nil, fmt.Errorf("state: %w", err)
 	}
 	defer func() {
 		if err != nil {
 			s.lock.Close()
 		}
 	}()
-	switch err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
-	case errors.Is(err, unix.EWOULDBLOCK):
-		return nil, fmt.Errorf("state: another penstockd works with the directory %s: stop it, or give this one a state and a control.socket of its own", state)
-	case err != nil:
-		return nil, fmt.Errorf("state: the directory %s cannot be locked: %w: set state to a directory on a local disk", state, err)
-	}
 	err = os.Mkdir(s.dir, 0o700)
 	s.fresh = err == nil
 	if err == nil || errors.Is(err, fs.ErrExist) {
@@ -66,8 +64,33 @@ func Open(state, boot string) (_ *Store, err error) {
 	return s, nil
 }
 
+// take makes a directory if it is not there, and locks it.
+func take(state string) (lock *os.File, err error) {
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return nil, fmt.Errorf("the directory cannot be made: %w", err)
+	}
+	if lock, err = os.Open(state); err != nil {
+		return nil, fmt.Errorf("the directory cannot be opened: %w", err)
+	}
+	switch err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		err = fmt.Errorf("another penstockd works with the directory %s: stop it, or give this one a state and a control.socket of its own", state)
+	case err != nil:
+		err = fmt.Errorf("the directory %s cannot be locked: %w: set state to a directory on a local disk", state, err)
+	}
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
 // Close gives the directory up.
-func (s *Store) Close() error { return s.lock.Close() }
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lock.Close()
+}
 
 // Discard is Close for a daemon that never came to work with it: what Open has made goes again, so that the next Open finds the
 // directory as fresh as this one did.
@@ -89,15 +112,24 @@ func (s *Store) path(name string) string { return filepath.Join(s.dir, name+".js
 // Boot is the boot id that new records carry.
 func (s *Store) Boot() string { return s.boot }
 
-// Save writes a record. When it returns nil the record is on disk; on an error nothing has changed, and a disk that cannot be
-// written is control.NoSpace.
+// Save writes a record. When it returns nil the record is on disk; on an error, which is control.NoSpace, nothing has changed.
 func (s *Store) Save(r *Record) error {
+	return s.write(r, func(path string, b []byte) error { return control.WriteFileDurably(path, b) })
+}
+
+// write has a record written in a directory that is ours.
+func (s *Store) write(r *Record, replace func(path string, b []byte) error) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := control.WriteFileDurably(s.path(r.Name()), append(b, '\n')); err != nil {
-		return s.explain(r.Key(), err)
+	if err = s.keep(); err == nil {
+		err = replace(s.path(r.Name()), append(b, '\n'))
+	}
+	s.note(err)
+	if err != nil {
+		t := s.trouble(err)
+		return control.Errorf(control.NoSpace, "%s cannot be recorded, as %s: %s; nothing was changed", r.Key(), t.Finding, t.Remedy)
 	}
 	return nil
 }
@@ -120,17 +152,6 @@ func (s *Store) Remove(name string) error {
 		return fmt.Errorf("the removal of a state file cannot be brought to disk: %w", err)
 	}
 	return nil
-}
-
-func (s *Store) explain(k control.PodKey, err error) error {
-	for _, full := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO, unix.EFBIG} {
-		if errors.Is(err, full) {
-			var no syscall.Errno
-			errors.As(err, &no)
-			return control.Errorf(control.NoSpace, "%s cannot be recorded, as the state directory %s cannot be written (%s): make room there; nothing was changed", k, s.dir, no.Error())
-		}
-	}
-	return fmt.Errorf("%s cannot be recorded in the state directory: %w", k, err)
 }
 
 // Damaged is a file that could not be read as a record.
@@ -241,21 +262,18 @@ func read(path string) ([]byte, error) {
 
 // Mark writes a record without waiting for the disk: for a step that a killed daemon must find, and that no power cut needs.
 func (s *Store) Mark(r *Record) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
+	return s.write(r, func(path string, b []byte) error {
+		f, err := os.CreateTemp(s.dir, ".new-*")
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(b)
+		if err = errors.Join(err, f.Close()); err == nil {
+			err = os.Rename(f.Name(), path)
+		}
+		if err != nil {
+			os.Remove(f.Name())
+		}
 		return err
-	}
-	f, err := os.CreateTemp(s.dir, ".new-*")
-	if err != nil {
-		return s.explain(r.Key(), err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), s.path(r.Name()))
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return s.explain(r.Key(), err)
-	}
-	return nil
+	})
 }
