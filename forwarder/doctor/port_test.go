@@ -31,7 +31,7 @@ func TestTunnelPort(t *testing.T) {
 		expect := func(up bool, r Result, says string) {
 			t.Helper()
 			x := &examination{}
-			x.up, x.tunnels = up, []tunnel{{hostnet.Tunnel{Proto: unix.IPPROTO_UDP, Port: 8472}, netip.MustParseAddr("192.0.2.2")}}
+			x.up, x.runs, x.tunnels = up, up, []tunnel{{hostnet.Tunnel{Proto: unix.IPPROTO_UDP, Port: 8472}, netip.MustParseAddr("192.0.2.2")}}
 			x.port(t.Context())
 			if got := one(t, x); got.Result != r || !strings.Contains(got.Finding, says) {
 				t.Errorf("%+v, want %s: %s", got, r, says)

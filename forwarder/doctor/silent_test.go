@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -108,13 +109,15 @@ func TestListening(t *testing.T) {
 	if _, ok := listening(table, "@none"); ok {
 		t.Error("found one that is not there")
 	}
+	runtime.LockOSThread() // other tests leave the process's first thread, whose table /proc/net is, in a network namespace of theirs
+	defer runtime.UnlockOSThread()
 	name := fmt.Sprintf("@penstock-test-%d", os.Getpid())
 	l, err := net.Listen("unix", name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	b, err := os.ReadFile("/proc/net/unix")
+	b, err := os.ReadFile("/proc/thread-self/net/unix")
 	if _, ok := listening(string(b), name); !ok {
 		t.Errorf("not seen in the kernel's table: %v", err)
 	}
