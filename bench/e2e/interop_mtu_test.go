@@ -113,8 +113,8 @@ func TestInteropPathMTU(t *testing.T) {
 	}
 }
 
-// TestPathMTUForged: an ICMP error that quotes the tunnel lowers the path's MTU if it comes from the underlay. From a pod, of this node or the other, the
-// same one lowers nothing: it would for all pods of the node.
+// TestPathMTUForged: an ICMP error that quotes the tunnel lowers the path's MTU if it comes from a router of the underlay. From a pod, of this node or the
+// other, the same one lowers nothing, nor from the other node, whose address its masqueraded pods have: it would for all pods of the node.
 func TestPathMTUForged(t *testing.T) {
 	t.Parallel()
 	lab.Require(t)
@@ -152,10 +152,18 @@ func TestPathMTUForged(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			if got := mtu(); got != whole {
-				t.Fatalf("pods have lowered the path's MTU from %d to %d", whole, got)
+			if err := b.SendIP(says(b.Underlay(), 1300)); err != nil {
+				t.Fatal(err)
 			}
-			if err := b.SendIP(says(b.Underlay(), 1400)); err != nil {
+			pingBoth(t, &near.Host, &far.Host)
+			if got := mtu(); got != whole {
+				t.Fatalf("pods or their node have lowered the path's MTU from %d to %d", whole, got)
+			}
+			router := netip.MustParseAddr("192.0.2.99")
+			if v6 {
+				router = netip.MustParseAddr("2001:db8::99")
+			}
+			if err := b.SendIP(says(router, 1400)); err != nil {
 				t.Fatal(err)
 			}
 			await(t, "the path's MTU is what the underlay says", func() bool { return mtu() == whole-100 })
