@@ -126,8 +126,7 @@ func (n *nativePlane) handle(e nativeEvent) {
 	known, _ := a.Known()
 	switch e.m.Kind {
 	case native.Fence:
-		if e.m.From == known.From && e.m.To == a.Self.From {
-			n.passed(e)
+		if e.m.From == known.From && e.m.To == a.Self.From && n.passed(e) {
 			s := agree.Send{Message: a.Self, Size: native.MessageLen}
 			s.Kind, s.To, s.Nonce = native.Passed, known.From, e.m.Nonce
 			n.send(a, []agree.Send{s})
@@ -147,17 +146,24 @@ func (n *nativePlane) handle(e nativeEvent) {
 
 // passed waits until all has left this node that came before a fence. Behind a UDP socket a flow's frames and the fence have one
 // worker, who says so behind its batch; ipip has no ports, so a fence lies in one worker's socket and what it was sent behind in all of them.
-func (n *nativePlane) passed(e nativeEvent) {
+// False: a worker does not come to it in the time that the peer waits.
+func (n *nativePlane) passed(e nativeEvent) bool {
 	if e.by != 0 || e.peer.kind != encap.KindIPIP || len(n.f.workers) == 1 {
-		return
+		return true
 	}
+	late := time.After(nativeFenceWait)
 	var waits []<-chan error
 	for _, w := range n.f.workers {
 		waits = append(waits, w.ask(func(w *worker) error { w.drainLane(e.peer.endpoint); return nil }))
 	}
 	for _, wait := range waits {
-		<-wait
+		select {
+		case <-wait:
+		case <-late:
+			return false
+		}
 	}
+	return true
 }
 
 // publish tells the workers what has changed.

@@ -41,6 +41,7 @@ func TestRejected(t *testing.T) {
 		{what: "good", d: from(vxlanFrom(nodeB, good)), heard: true, received: 1},
 		{what: "one of two", d: half, rejected: 1, dropped: 1, as: DropWrongVNI, heard: true, received: 2},
 		{what: "too big for the pod", d: from(vxlanFrom(nodeB, udpPacket(podB, podA1, 1, 2, 1480))), dropped: 1, heard: true, received: 1},
+		{what: "a pod that has gone", d: from(vxlanFrom(nodeB, udpPacket(podB, netip.MustParseAddr("10.244.1.77"), 1, 2, 9))), dropped: 1, heard: true, received: 1},
 		{what: "the pod takes nothing", d: from(vxlanFrom(nodeB, good)), fail: syscall.EAGAIN, heard: true, received: 1},
 	} {
 		was := r.f.Counters().Peers[0]

@@ -37,13 +37,17 @@ func (d *Daemon) keepSocket(ctx context.Context) (back bool) {
 	return err == nil
 }
 
-// keepState puts records of pods back that somebody has removed from the state directory, or the directory with them.
+// keepState puts records of pods back that somebody has removed from the state directory, or the directory with them, and the node's address.
 func (d *Daemon) keepState(ctx context.Context) {
 	back, err := d.writeMissing(ctx)
 	if ctx.Err() != nil {
 		return
 	}
-	state := d.state.Load().cfg.State
+	cfg := d.state.Load().cfg
+	state := cfg.State
+	if err == nil {
+		err = d.pods.store.NoteAddress(cfg.Node.Address)
+	}
 	if len(back) > 0 {
 		d.log.Warn("somebody had removed pods' records from the state directory; they were written again", "state", state, "pods", back)
 	}

@@ -97,6 +97,7 @@ func TestRecordsAreWrittenAgain(t *testing.T) {
 			t.Errorf("a DEL without %s: %v", what, err)
 		}
 		soon(t, "all other records are back", func() bool { return there(file("c1")) && there(file("c22")) })
+		soon(t, "the node's address is back", func() bool { return podstate.Address(state).IsValid() })
 	}
 	if err := r.client.Detach(t.Context(), control.DetachRequest{Container: "gone", Interface: "eth0"}); err != nil {
 		t.Fatal(err)

@@ -8,28 +8,21 @@ import (
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
-// Address is the address on the underlay of the daemon that has left pods in a state directory, as peers know it; invalid if none has,
-// or it is not known. It needs no Store: a daemon asks before it has one.
+// Address is the address on the underlay of the last daemon of a state directory, as peers know it; invalid if there was none, or it is
+// not known. It needs no Store: a daemon asks before it has one.
 func Address(state string) netip.Addr {
-	if pods, _ := filepath.Glob(filepath.Join(state, "pods", "*.json")); len(pods) == 0 {
-		return netip.Addr{}
-	}
-	return noted(state)
+	b, _ := read(addressFile(state))
+	a, _ := netip.ParseAddr(strings.TrimSpace(string(b)))
+	return a
 }
 
 // NoteAddress keeps the address for the next daemon.
 func (s *Store) NoteAddress(a netip.Addr) error {
 	state := filepath.Dir(s.dir)
-	if noted(state) == a {
+	if Address(state) == a {
 		return nil
 	}
 	return control.WriteFileDurably(addressFile(state), []byte(a.String()+"\n"))
 }
 
 func addressFile(state string) string { return filepath.Join(state, "address") }
-
-func noted(state string) netip.Addr {
-	b, _ := read(addressFile(state))
-	a, _ := netip.ParseAddr(strings.TrimSpace(string(b)))
-	return a
-}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -79,9 +80,51 @@ func (s *Store) note(err error) {
 	s.failed = err != nil
 }
 
-// Writable tries whether a record could be written now, and says what is wrong if not. Where all is well it does not wait for the
-// disk: what asks wants an answer soon, and asks often.
+// trialPatience is how long Writable waits for a trial: CNI STATUS waits for 700 ms.
+const trialPatience = 300 * time.Millisecond
+
+// trial is whether a record could be written; trouble is valid once done is closed.
+type trial struct {
+	began   time.Time
+	done    chan struct{}
+	trouble *control.StateTrouble
+}
+
+// Writable tries whether a record could be written now, and says what is wrong if not. A disk that hangs holds up one trial, and nobody
+// who asks: they are told how long it has taken.
 func (s *Store) Writable() *control.StateTrouble {
+	s.trials.Lock()
+	t := s.trial
+	if t == nil {
+		t = &trial{began: time.Now(), done: make(chan struct{})}
+		s.trial = t
+		go func() {
+			t.trouble = s.attempt()
+			s.trials.Lock()
+			s.trial = nil
+			s.trials.Unlock()
+			close(t.done)
+		}()
+	}
+	s.trials.Unlock()
+	select {
+	case <-t.done:
+		return t.trouble
+	case <-time.After(trialPatience):
+	}
+	took := time.Since(t.began)
+	if took < slowTrial {
+		return nil // a busy disk: an ADD waits for it
+	}
+	return &control.StateTrouble{Finding: fmt.Sprintf("the state directory %s does not answer: a trial write has taken %s", s.dir, took.Round(time.Second)),
+		Remedy: "look at its disk (dmesg)"}
+}
+
+// slowTrial is when a disk that does not answer is no longer one that is busy: an ADD would give up.
+const slowTrial = 8 * time.Second
+
+// attempt is one trial. Where all is well it does not wait for the disk.
+func (s *Store) attempt() *control.StateTrouble {
 	err := s.keep()
 	if err == nil {
 		err = s.try()

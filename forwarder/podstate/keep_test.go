@@ -126,3 +126,28 @@ func TestMoved(t *testing.T) {
 		}
 	}
 }
+
+// TestWritableHangs: a disk that does not answer holds up one trial and nobody who asks; it is a trouble once an ADD would give up.
+func TestWritableHangs(t *testing.T) {
+	s, err := Open(t.TempDir(), "boot-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.mu.Lock() // what a hung open does to all who want the directory
+	if w := s.Writable(); w != nil {
+		t.Errorf("a busy disk is a trouble: %v", w)
+	}
+	s.trials.Lock()
+	first := s.trial
+	first.began = first.began.Add(-slowTrial)
+	s.trials.Unlock()
+	if w := s.Writable(); w == nil || !strings.Contains(w.Finding, "does not answer") {
+		t.Errorf("a disk that hangs: %v", w)
+	}
+	s.mu.Unlock()
+	<-first.done
+	if w := s.Writable(); w != nil {
+		t.Errorf("it answers again: %v", w)
+	}
+}

@@ -36,6 +36,9 @@ type Store struct {
 	mu     sync.Mutex // of what follows
 	lock   *os.File   // the state directory
 	failed bool       // the last record could not be written
+
+	trials sync.Mutex
+	trial  *trial // under way; nil: none
 }
 
 // Open makes the directory if it is not there, and takes it for this daemon until Close: a second one, in another network
