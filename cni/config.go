@@ -268,7 +268,8 @@ func (r *request) readMTU() error {
 	return nil
 }
 
-// checkNodeMTU refuses an mtu that does not reach every node: it is a mistake, or has become one, and shows only in what is slow or hangs.
+// checkNodeMTU refuses an mtu that does not reach every node: it is a mistake, or has become one, and shows only in
+// what is slow or hangs. STATUS does not ask: the kubelet would take the node NotReady whenever the underlay's MTU shrinks, for pods that still could be added without mtu.
 func checkNodeMTU(mtu, node int) error {
 	if node == 0 || mtu <= node {
 		return nil

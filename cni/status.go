@@ -50,11 +50,6 @@ func status(args *skel.CmdArgs) error {
 	case s.State != nil:
 		return fail(types.ErrPluginNotAvailable, "penstockd can add no pod: %s", s.State)
 	}
-	if c.MTU != nil {
-		if err := checkNodeMTU(*c.MTU, s.MTU); err != nil {
-			return err
-		}
-	}
 	select {
 	case err := <-ipam:
 		if err != nil {
