@@ -376,15 +376,15 @@ func (d *Daemon) routesFit(spec forwarder.PortSpec) error {
 		case bad && routed:
 			return control.Errorf(control.Unsupported, "the host's route to %s leads to %s: a routed pod needs a route to its own device, as bridge and ptp make it", a, device)
 		case bad:
-			why := fmt.Sprintf("the host's route to %s leads to %s, which takes the pod CIDR for itself", a, device)
+			why := fmt.Sprintf("the host's route to %s leads to %s, which takes the pod CIDR for itself: attach all pods of this CIDR as routed, or give %[2]s a CIDR of its own", a, device)
 			if u, err := d.machine.FindUnderlay(a, false); err == nil && device == "lo" { // where the route to an address of the node's own leads
-				device, why = u.Device, fmt.Sprintf("%s of this node has %s, so no pod can have it", u.Device, a)
+				device, why = u.Device, fmt.Sprintf("%s of this node has %s, so no pod can have it: take the address from %[1]s, or the CIDR from node.podCIDRs", u.Device, a)
 			}
 			left := hostnet.LeftOver(device)
 			if left != "" {
 				left = "; " + left
 			}
-			return control.Errorf(control.Unsupported, "%s: attach all pods of this CIDR as routed, or give %s a CIDR of its own%s", why, device, left)
+			return control.Errorf(control.Unsupported, "%s%s", why, left)
 		}
 	}
 	if !routed {

@@ -3,13 +3,14 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
 
-// held adds to an error about a port that is taken the kernel's device which has it: no list of processes shows that one.
+// held names instead of what an error about a taken port advises the kernel's device that has it: no list of processes shows that one.
 func (s *state) held(err error) error {
 	if !errors.Is(err, unix.EADDRINUSE) {
 		return err
@@ -20,7 +21,8 @@ func (s *state) held(err error) error {
 	}
 	for port := range ports {
 		if who, _, e := hostnet.PortHolders(port, true); e == nil && len(who) > 0 && port != 0 {
-			return fmt.Errorf("%w: %s holds UDP port %d (ip link del …, for flannel's after flanneld has gone)", err, who[0], port)
+			device := who[0][strings.LastIndexByte(who[0], ' ')+1:]
+			return fmt.Errorf("cannot open UDP port %d, which %s holds: %w; ip link del %s, for flannel's after flanneld has gone", port, who[0], unix.EADDRINUSE, device)
 		}
 	}
 	return err

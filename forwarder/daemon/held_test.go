@@ -3,7 +3,6 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -17,6 +16,7 @@ import (
 // TestHeld: a port that a kernel's vxlan device has, ours or a peer's, is told with the device; one that is down has none.
 func TestHeld(t *testing.T) {
 	taken := fmt.Errorf("cannot open: %w; stop what holds the port", unix.EADDRINUSE)
+	const want = "cannot open UDP port 8472, which the kernel's vxlan device flannel.1 holds: address already in use; ip link del flannel.1, for flannel's after flanneld has gone"
 	nstest.New(t).Do(func() {
 		device := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "flannel.1"}, VxlanId: 1, Port: 8472, SrcAddr: []byte{127, 0, 0, 1}}
 		if err := netlink.LinkAdd(device); err != nil {
@@ -33,7 +33,7 @@ func TestHeld(t *testing.T) {
 				t.Fatal(err)
 			}
 			err := s.held(taken)
-			if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "the kernel's vxlan device flannel.1 holds UDP port 8472") {
+			if !errors.Is(err, unix.EADDRINUSE) || err.Error() != want {
 				t.Error(err)
 			}
 			if other := errors.New("something else"); s.held(other) != other || s.held(nil) != nil {

@@ -297,7 +297,7 @@ func TestRouted(t *testing.T) {
 	f.routes4[netip.MustParseAddr("10.244.1.1")] = "lo"
 	f.holders[netip.MustParseAddr("10.244.1.1")] = "cni0"
 	f.mu.Unlock()
-	want = "cni0 of this node has 10.244.1.1, so no pod can have it: attach all pods of this CIDR as routed, or give cni0 a CIDR of its own; if it is left over from flannel: ip link del cni0, when its pods are gone"
+	want = "cni0 of this node has 10.244.1.1, so no pod can have it: take the address from cni0, or the CIDR from node.podCIDRs; if it is left over from flannel: ip link del cni0, when its pods are gone"
 	if _, err := r.client.Attach(t.Context(), request("c1", "ve1", "10.244.1.1")); err == nil || err.Error() != want {
 		t.Errorf("%v", err)
 	}

@@ -116,10 +116,19 @@ func (f *facts) ownAddress() (netip.Addr, error) {
 	if _, gone := hostnet.FindUnderlay(known); errors.Is(gone, hostnet.ErrNoAddress) {
 		return found, err
 	}
-	if f.byRoute = "there is no default route"; err == nil {
-		f.byRoute = "the default route leads by " + found.String()
-	}
+	f.byRoute = otherwise(found, err)
 	return known, nil
+}
+
+// otherwise is where the default route leads, in a sentence whose remedy is to set node.address.
+func otherwise(found netip.Addr, err error) string {
+	switch {
+	case errors.Is(err, hostnet.ErrNoDefaultRoute):
+		return "there is no default route"
+	case err != nil:
+		return err.Error()
+	}
+	return "the default route leads by " + found.String()
 }
 
 func (f *facts) families(cidrs []netip.Prefix) {

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -18,7 +19,7 @@ func (x *examination) hostRoutes(context.Context) {
 		x.skip(name, "neither the daemon nor a valid configuration says which addresses are the pods'")
 		return
 	}
-	w, err := hostnet.FindWays(x.device, x.podCIDRs, x.cluster)
+	w, err := hostnet.FindWays(x.device, x.podCIDRs, x.cluster, x.nodes())
 	if err != nil {
 		x.skip(name, "%v", err)
 		return
@@ -57,33 +58,60 @@ func (x *examination) hostRoutes(context.Context) {
 
 // otherPods judges what is lost of other nodes' pods.
 func (x *examination) otherPods(name string, w *hostnet.Ways, s hostnet.Stray) {
-	loses := func(cidrs []netip.Prefix) bool {
-		return slices.ContainsFunc(cidrs, func(c netip.Prefix) bool {
-			return slices.ContainsFunc(s.Routes, func(r netip.Prefix) bool { return w.Loses(r, c) })
-		})
-	}
 	var who []string
-	for _, p := range x.peers {
-		if loses(p.PodCIDRs) {
-			who = append(who, p.Name)
+	takes := make([]bool, len(s.Routes)) // somebody's pods
+	look := func(whose string, cidrs []netip.Prefix) {
+		lost := false
+		for _, c := range cidrs {
+			for i, r := range s.Routes {
+				if w.Loses(r, c) {
+					takes[i], lost = true, true
+				}
+			}
+		}
+		if lost {
+			who = append(who, whose)
 		}
 	}
-	if loses(x.podCIDRs) {
-		who = append(who, "this node's own pods")
+	for _, p := range x.peers {
+		look(p.Name, p.PodCIDRs)
 	}
+	look("this node's own pods", x.podCIDRs)
 	switch {
 	case len(who) > 0:
-		x.add(name, Failure, s.Remedy(), "the host sends %s to %s and not to %s: the host and routed pods do not reach %s through Penstock", s, s.To, x.device, listed(who))
-	case !s.Kernel: // else it may be the underlay's own prefix
-		x.add(name, Warning, s.Remedy(), "the host sends %s to %s and not to %s: no peer has pods there now, but the host and routed pods would not reach them through Penstock", s, s.To, x.device)
+		var routes []netip.Prefix
+		for i, r := range s.Routes {
+			if takes[i] {
+				routes = append(routes, r)
+			}
+		}
+		s.Routes = routes // the others are no reason to remove them
+		remedy := s.Remedy()
+		if s.Underlay {
+			remedy = "the underlay needs this way: give these pods CIDRs beside it (node.podCIDRs)"
+		}
+		x.add(name, Failure, remedy, "the host sends %s to %s and not to %s: the host and routed pods do not reach %s through Penstock", s, s.To, x.device, listed(who))
+	case !s.Underlay:
+		remedy := cmp.Or(hostnet.LeftOver(s.To), fmt.Sprintf("find out what it is for (ip route show %s) before a peer gets pods there", s.Routes[0]))
+		x.add(name, Warning, remedy, "the host sends %s to %s and not to %s: no peer has pods there now, but the host and routed pods would not reach them through Penstock", s, s.To, x.device)
 	}
 }
 
-// ownPods judges routes to this node's pods: those of routed pods are as they must be.
+// nodes are the addresses that must stay reachable on the underlay.
+func (x *examination) nodes() []netip.Addr {
+	list := []netip.Addr{x.address}
+	for _, p := range x.peers {
+		list = append(list, p.Address)
+	}
+	return list
+}
+
+// ownPods judges routes to this node's pods: those of routed pods are as they must be. A host route may be that of one who comes or goes
+// right now, and one to nowhere a block of addresses without pods (Calico): without a veth or tun pod both are no matter.
 func (x *examination) ownPods(name string, s hostnet.Stray) {
 	var pods []string
 	s.Routes = slices.DeleteFunc(slices.Clone(s.Routes), func(r netip.Prefix) bool {
-		routed := false
+		routed, before := false, len(pods)
 		for _, p := range x.pods {
 			for _, a := range p.Addresses {
 				if r.Contains(a) {
@@ -93,7 +121,7 @@ func (x *examination) ownPods(name string, s hostnet.Stray) {
 				}
 			}
 		}
-		return routed
+		return routed || (r.IsSingleIP() || s.Nowhere()) && len(pods) == before
 	})
 	remedy := fmt.Sprintf("give %s a CIDR of its own; nothing is to be done if all pods of this CIDR are attached as routed behind it", s.To)
 	if r := hostnet.LeftOver(s.To); r != "" {
@@ -101,6 +129,8 @@ func (x *examination) ownPods(name string, s hostnet.Stray) {
 	}
 	switch {
 	case len(s.Routes) == 0:
+	case s.Nowhere():
+		x.add(name, Failure, s.Remedy(), "the host sends %s, of this node's own pods, to %s and not to %s: it cannot reach %s", s, s.To, x.device, listed(pods))
 	case len(pods) > 0:
 		x.add(name, Failure, remedy, "the host sends %s, of this node's own pods, to %s and not to %s: it cannot reach %s, and more veth and tun pods are refused there", s, s.To, x.device, listed(pods))
 	default:

@@ -2,9 +2,11 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -61,7 +63,8 @@ func TestHostRoutes(t *testing.T) {
 	}
 	ns.Up("eth1", "10.244.200.1/24") // an underlay in the pods' network
 	own, cluster := prefixes("10.244.1.0/24", "fd00:10:244:1::/64"), prefixes("10.244.0.0/16", "fd00:10:244::/48")
-	peers := []control.Peer{{Name: "node-b", PodCIDRs: prefixes("10.244.2.0/24", "fd00:10:244:2::/64")}, {Name: "node-c", PodCIDRs: prefixes("10.244.3.0/24")}}
+	peers := []control.Peer{{Name: "node-b", PodCIDRs: prefixes("10.244.2.0/24", "fd00:10:244:2::/64")}, {Name: "node-c", PodCIDRs: prefixes("10.244.3.0/24")},
+		{Name: "node-d", Address: netip.MustParseAddr("10.244.220.1"), PodCIDRs: prefixes("10.244.221.0/24")}}
 	pod := func(attach, a string) control.Pod {
 		return control.Pod{Attach: attach, Addresses: []netip.Addr{netip.MustParseAddr(a)}}
 	}
@@ -120,14 +123,25 @@ func TestHostRoutes(t *testing.T) {
 		"failure: the host sends 10.244.2.0/24 to flannel.1 and not to penstock0: the host and routed pods do not reach node-b through Penstock → "+flannel1)
 	check(true, to{"flannel.1", "10.244.2.0/24", "flannel.1", "10.244.3.0/25", "flannel.1", "fd00:10:244:2::/64", "eth1", "10.244.9.0/24"}, nil,
 		"failure: the host sends 10.244.2.0/24, 10.244.3.0/25, fd00:10:244:2::/64 to flannel.1 and not to penstock0: the host and routed pods do not reach node-b, node-c through Penstock → "+flannel1,
-		"warning: the host sends 10.244.9.0/24 to eth1 and not to penstock0: no peer has pods there now, but the host and routed pods would not reach them through Penstock → if nobody needs it any more: ip route del 10.244.9.0/24")
+		"warning: the host sends 10.244.9.0/24 to eth1 and not to penstock0: no peer has pods there now, but the host and routed pods would not reach them through Penstock → find out what it is for (ip route show 10.244.9.0/24) before a peer gets pods there")
 	check(true, to{"blackhole", "10.244.2.0/23"}, nil,
 		"failure: the host sends 10.244.2.0/23 to nowhere (blackhole) and not to penstock0: the host and routed pods do not reach node-b, node-c through Penstock → if nobody needs it any more: ip route del 10.244.2.0/23")
 	check(true, to{"eth1", "10.244.2.0/23", "penstock0", "10.244.2.0/24", "penstock0", "10.244.3.0/24"}, nil,
-		"warning: the host sends 10.244.2.0/23 to eth1 and not to penstock0: no peer has pods there now, but the host and routed pods would not reach them through Penstock → if nobody needs it any more: ip route del 10.244.2.0/23")
+		"warning: the host sends 10.244.2.0/23 to eth1 and not to penstock0: no peer has pods there now, but the host and routed pods would not reach them through Penstock → find out what it is for (ip route show 10.244.2.0/23) before a peer gets pods there")
 	check(true, to{"eth1", "10.99.0.0/16", "flannel0", "10.244.0.0/16 100"}, nil, sends) // beside the network, and behind ours
 	check(true, to{"flannel0", "fd00:10:244::/48 100"}, nil,
 		"failure: the host sends fd00:10:244::/48 to flannel0 and not to penstock0: the host and routed pods do not reach node-b, this node's own pods through Penstock → if it is left over from flannel: ip link del flannel0, when flanneld has gone")
+
+	ns.Do(func() { // the underlay's own ways, in the pods' network
+		if err := netlink.RouteAdd(&netlink.Route{Gw: net.IPv4(10, 244, 200, 254)}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	check(true, to{"eth1", "10.244.200.254/32", "eth1", "10.244.220.0/24"}, nil, sends)
+	check(true, to{"eth1", "10.244.200.254/32", "eth1", "10.244.220.0/23"}, nil,
+		"failure: the host sends 10.244.220.0/23 to eth1 and not to penstock0: the host and routed pods do not reach node-d through Penstock → the underlay needs this way: give these pods CIDRs beside it (node.podCIDRs)")
+	check(true, to{"eth1", "10.244.2.0/25", "eth1", "10.244.9.0/24"}, nil,
+		"failure: the host sends 10.244.2.0/25 to eth1 and not to penstock0: the host and routed pods do not reach node-b through Penstock → if nobody needs it any more: ip route del 10.244.2.0/25")
 
 	const routed = "nothing is to be done if all pods of this CIDR are attached as routed behind it"
 	bridge := to{"cni0", "10.244.1.0/24"}
@@ -136,6 +150,13 @@ func TestHostRoutes(t *testing.T) {
 	check(true, bridge, []control.Pod{pod(control.AttachVeth, "10.244.1.8")},
 		"failure: the host sends 10.244.1.0/24, of this node's own pods, to cni0 and not to penstock0: it cannot reach 10.244.1.8, and more veth and tun pods are refused there → if it is left over from flannel: ip link del cni0, when its pods are gone; "+routed)
 	check(true, to{"eth1", "10.244.1.7/32"}, []control.Pod{pod(control.AttachRouted, "10.244.1.7"), pod(control.AttachTUN, "10.244.1.8")}, sends) // as ptp makes it
+	check(true, to{"eth1", "10.244.1.7/32"}, nil, sends)                                                                                          // and no longer, or not yet, on record
+	check(true, to{"eth1", "10.244.1.7/32"}, []control.Pod{pod(control.AttachTUN, "10.244.1.7")},
+		"failure: the host sends 10.244.1.7/32, of this node's own pods, to eth1 and not to penstock0: it cannot reach 10.244.1.7, and more veth and tun pods are refused there → give eth1 a CIDR of its own; "+routed)
+	blocks := to{"blackhole", "10.244.1.0/26", "blackhole", "10.244.1.64/26"} // as Calico and BGP make them
+	check(true, blocks, nil, sends)
+	check(true, blocks, []control.Pod{pod(control.AttachVeth, "10.244.1.8")},
+		"failure: the host sends 10.244.1.0/26, of this node's own pods, to nowhere (blackhole) and not to penstock0: it cannot reach 10.244.1.8 → if nobody needs it any more: ip route del 10.244.1.0/26")
 
 	ns.Do(func() {
 		r := netlink.NewRule()
@@ -145,6 +166,19 @@ func TestHostRoutes(t *testing.T) {
 		}
 	})
 	check(true, nil, nil, sends+"; routing rules (ip rule) lead to further tables, which were not looked at")
+}
+
+// TestOtherwise: why the node's address would be another, or could not be told.
+func TestOtherwise(t *testing.T) {
+	a := netip.MustParseAddr("192.0.2.1")
+	for _, c := range []struct {
+		err  error
+		want string
+	}{{nil, "the default route leads by 192.0.2.1"}, {hostnet.ErrNoDefaultRoute, "there is no default route"}, {errors.New("cannot list the routes"), "cannot list the routes"}} {
+		if got := otherwise(a, c.err); got != c.want {
+			t.Errorf("%v: %q", c.err, got)
+		}
+	}
 }
 
 // TestHostRoutesOfMany: a thousand peers with a route left over of each are one finding, in no time.

@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -143,6 +144,8 @@ func TestForeignRoutesStay(t *testing.T) {
 	host.TUN("penstock0")
 	host.Device("flannel.1")
 	host.Up("flannel.1", "10.244.1.1/32")
+	host.Device("eth1")
+	host.Up("eth1", "192.0.2.1/24")
 	route := func(dst string) netlink.Route {
 		link, err := netlink.LinkByName("flannel.1")
 		check(t, err)
@@ -153,7 +156,15 @@ func TestForeignRoutesStay(t *testing.T) {
 			rt := route(dst)
 			check(t, netlink.RouteAdd(&rt))
 		}
-		h, err := New(testConfig())
+		eth1, err := netlink.LinkByName("eth1")
+		check(t, err)
+		for _, dst := range []string{"10.244.200.1/32", "10.244.210.0/24", "10.244.220.0/24"} { // to the gateway and this node's prefix inside the pods' network, and another
+			check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth1.Attrs().Index, Dst: ipNet(netip.MustParsePrefix(dst)), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_DHCP}))
+		}
+		check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth1.Attrs().Index, Gw: net.IPv4(10, 244, 200, 1)}))
+		c := testConfig()
+		c.Address = netip.MustParseAddr("10.244.210.5")
+		h, err := New(c)
 		check(t, err)
 		r, err := h.Apply(context.Background())
 		if err == nil || !strings.HasPrefix(err.Error(), "the route 10.244.0.0/16 belongs to somebody else (dev flannel.1, proto 3); remove it, or the host cannot reach pods; if it is left over from flannel: ip link del flannel.1") {
@@ -173,7 +184,9 @@ func TestForeignRoutesStay(t *testing.T) {
 			}
 		}
 		want := []Finding{{Severity: Warning, Subject: "routes to flannel.1", Remedy: "if it is left over from flannel: ip link del flannel.1, when flanneld has gone",
-			Problem: "the host sends 10.244.3.0/24, 10.244.4.0/24 to flannel.1 and not to penstock0: it and routed pods do not reach pods there through Penstock"}}
+			Problem: "the host sends 10.244.3.0/24, 10.244.4.0/24 to flannel.1 and not to penstock0: it and routed pods do not reach pods there through Penstock"},
+			{Severity: Warning, Subject: "routes to eth1", Remedy: "penstockctl doctor (host-routes) says whether a peer has pods there, and what to do",
+				Problem: "the host sends 10.244.220.0/24 to eth1 and not to penstock0: it and routed pods do not reach pods there through Penstock"}}
 		if diff := cmp.Diff(want, found); diff != "" {
 			t.Errorf("findings about foreign routes:\n%s", diff)
 		}

@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -76,11 +77,11 @@ func applyFamily(c *Config, family, index int, r *Report) error {
 		r.remove("route %s", p)
 	}
 	var w Ways
-	c.strays(index, family, all, &w)
+	c.strays(index, family, all, []netip.Addr{c.Address}, &w)
 	for _, s := range w.Others {
-		if !s.Kernel { // the underlay's own prefix may lie in the pods' network
+		if !s.Underlay { // which may lie in the pods' network
 			r.find(Finding{Severity: Warning, Subject: "routes to " + s.To,
-				Problem: fmt.Sprintf("the host sends %s to %s and not to %s: it and routed pods do not reach pods there through Penstock", s, s.To, c.Device), Remedy: s.Remedy()})
+				Problem: fmt.Sprintf("the host sends %s to %s and not to %s: it and routed pods do not reach pods there through Penstock", s, s.To, c.Device), Remedy: cmp.Or(LeftOver(s.To), "penstockctl doctor (host-routes) says whether a peer has pods there, and what to do")})
 		}
 	}
 	return errors.Join(errs...)

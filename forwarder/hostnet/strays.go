@@ -3,6 +3,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,12 +15,18 @@ import (
 // A Stray is a part of the pods' network that somebody else's routes in the main table take to one place that is not our device:
 // what the host and routed pods send there does not come to us.
 type Stray struct {
-	To     string // a device, or "nowhere (blackhole)"
-	Kernel bool   // the kernel made the routes, for an address of that device
-	Routes []netip.Prefix
+	To       string // a device, or "nowhere (blackhole)"
+	Underlay bool   // the kernel made the routes, for an address of that device, or the node reaches its gateway or peers' nodes by them
+	Routes   []netip.Prefix
 }
 
-// Remedy is what to do about it.
+// Nowhere is whether the routes lead to no device at all.
+func (s Stray) Nowhere() bool { return strings.HasPrefix(s.To, nowhere) }
+
+const nowhere = "nowhere ("
+
+// Remedy is what to do about routes that take pods' packets. It is not for the others: what is at work there, as the way to the gateway,
+// would be lost.
 func (s Stray) Remedy() string {
 	if r := LeftOver(s.To); r != "" {
 		return r
@@ -89,8 +96,8 @@ type Ways struct {
 }
 
 // FindWays looks at the main routing table: one dump a family, however many peers there are. It changes nothing, and the device
-// need not be there.
-func FindWays(device string, podCIDRs, cluster []netip.Prefix) (w Ways, err error) {
+// need not be there. underlay are the addresses of this node and its peers.
+func FindWays(device string, podCIDRs, cluster []netip.Prefix, underlay []netip.Addr) (w Ways, err error) {
 	c := Config{Device: device, PodCIDRs: podCIDRs, Cluster: cluster}
 	index := -1 // of no device
 	if link, err := netlink.LinkByName(device); err == nil {
@@ -112,7 +119,7 @@ func FindWays(device string, podCIDRs, cluster []netip.Prefix) (w Ways, err erro
 				w.Taken = append(w.Taken, taken(p, have))
 			}
 		}
-		c.strays(index, family, all, &w)
+		c.strays(index, family, all, underlay, &w)
 		rules, err := dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 		if err != nil && !noFamily(err) {
 			return w, fmt.Errorf("cannot list the routing rules: %w", err)
@@ -132,8 +139,9 @@ func (w *Ways) Loses(route, p netip.Prefix) bool {
 }
 
 // strays sorts a family's routes inside the pods' network by where they lead.
-func (c *Config) strays(index, family int, all []netlink.Route, w *Ways) {
+func (c *Config) strays(index, family int, all []netlink.Route, underlay []netip.Addr, w *Ways) {
 	routed := c.routed()
+	underlay = append(gateways(all, family), underlay...)
 	for _, r := range all {
 		p := prefix(r.Dst, family)
 		switch {
@@ -149,13 +157,32 @@ func (c *Config) strays(index, family int, all []netlink.Route, w *Ways) {
 		if covered(p, c.PodCIDRs) {
 			list = &w.Own
 		}
-		to, kernel := leadsTo(&r), r.Protocol == unix.RTPROT_KERNEL
-		i := slices.IndexFunc(*list, func(s Stray) bool { return s.To == to && s.Kernel == kernel })
+		to, needed := leadsTo(&r), r.Protocol == unix.RTPROT_KERNEL || slices.ContainsFunc(underlay, p.Contains)
+		i := slices.IndexFunc(*list, func(s Stray) bool { return s.To == to && s.Underlay == needed })
 		if i < 0 {
-			i, *list = len(*list), append(*list, Stray{To: to, Kernel: kernel})
+			i, *list = len(*list), append(*list, Stray{To: to, Underlay: needed})
 		}
 		(*list)[i].Routes = append((*list)[i].Routes, p)
 	}
+}
+
+// gateways are the next hops of the default routes.
+func gateways(all []netlink.Route, family int) (list []netip.Addr) {
+	for _, r := range all {
+		if prefix(r.Dst, family).Bits() != 0 {
+			continue
+		}
+		hops := []net.IP{r.Gw}
+		for _, h := range r.MultiPath {
+			hops = append(hops, h.Gw)
+		}
+		for _, h := range hops {
+			if a, ok := netip.AddrFromSlice(h); ok {
+				list = append(list, a.Unmap())
+			}
+		}
+	}
+	return list
 }
 
 // leadsTo names the device of a route, or what becomes of packets without one.
@@ -165,7 +192,7 @@ func leadsTo(r *netlink.Route) string {
 		index = r.MultiPath[0].LinkIndex
 	}
 	if kind, ok := map[int]string{unix.RTN_BLACKHOLE: "blackhole", unix.RTN_UNREACHABLE: "unreachable", unix.RTN_PROHIBIT: "prohibit"}[r.Type]; ok {
-		return "nowhere (" + kind + ")"
+		return nowhere + kind + ")"
 	}
 	name, err := DeviceName(index)
 	if err != nil {
