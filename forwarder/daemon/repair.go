@@ -70,7 +70,6 @@ func (d *Daemon) repairTick() time.Duration {
 
 // repair looks at everything once.
 func (d *Daemon) repair(ctx context.Context) error {
-	d.keepState(ctx) // tells by itself, and is not tried again every second: a disk stays full for long
 	hostErr := d.repairHost(ctx)
 	err := errors.Join(hostErr, d.repairDrops())
 	if d.uplinks != nil {
@@ -89,6 +88,8 @@ func (d *Daemon) repair(ctx context.Context) error {
 		d.log.Error("what is ours on the host cannot be kept; trying again", "error", err)
 		d.unrepaired = err.Error()
 	}
+	// Last, as a disk may hang: it then holds up the next look. It tells by itself, and is not tried again every second: a disk stays full for long.
+	d.keepState(ctx)
 	return err
 }
 
