@@ -310,18 +310,24 @@ func TestNativeKept(t *testing.T) {
 	x.a.check(nil)
 }
 
-// TestNativeHoldOutlivesItsPeer: a peer that a reload takes away while frames for it wait loses them by name, and nothing else.
-func TestNativeHoldOutlivesItsPeer(t *testing.T) {
+// newWaitingPair is one in which two frames of node A wait for a fence behind one that went by the encapsulation.
+func newWaitingPair(t *testing.T) *nativePair {
 	x := newNativePair(t, encap.KindVXLAN)
 	x.podA.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 10)})
 	x.a.turn()
 	x.way(true)
 	x.podA.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 11)}, ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 12)})
 	x.a.turn()
-	w := x.a.f.workers[0]
-	if len(w.native.holding) != 1 {
+	if len(x.a.f.workers[0].native.holding) != 1 {
 		t.Fatal("nothing waits")
 	}
+	return x
+}
+
+// TestNativeHoldOutlivesItsPeer: a peer that a reload takes away while frames for it wait loses them by name, and nothing else.
+func TestNativeHoldOutlivesItsPeer(t *testing.T) {
+	x := newWaitingPair(t)
+	w := x.a.f.workers[0]
 	if err := x.a.f.SetPeers(nil); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"encoding/binary"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -86,16 +87,8 @@ func TestNativeFenceUnanswered(t *testing.T) {
 
 // TestNativeStop: what waits when the worker ends leaves, by the way that it was on, and what there is of a burst is handed on; the rest is a drop.
 func TestNativeStop(t *testing.T) {
-	x := newNativePair(t, encap.KindVXLAN)
-	x.podA.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 10)})
-	x.a.turn()
-	x.way(true)
-	x.podA.Inject(ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 11)}, ring.FakePacket{Data: udpPacket(podA1, podB, 1, 2, 12)})
-	x.a.turn()
+	x := newWaitingPair(t)
 	w := x.a.f.workers[0]
-	if len(w.native.holding) != 1 {
-		t.Fatal("nothing waits")
-	}
 	w.stopNative()
 	if v := x.a.f.Counters().Forwarded[ForwardedKey{"wire", "vxlan"}]; v.Packets != 3 || len(w.native.holding) != 0 {
 		t.Errorf("%d of 3 frames have left, %d peers wait", v.Packets, len(w.native.holding))
@@ -196,5 +189,44 @@ func TestNativeBiggerThanBursts(t *testing.T) {
 			}
 		}
 		x.a.check(nil)
+	}
+}
+
+// TestFenceOfAllWorkers: a fence of ipip is answered when every worker has received what waited, and not if one does not come to it.
+func TestFenceOfAllWorkers(t *testing.T) {
+	s := testSettings(encap.KindIPIP)
+	s.Workers, s.Native = 2, Native{UDP: true, Port: 7471}
+	r := newRig(t, s)
+	r.attach(AttachTUN, "a1", podA1)
+	fence := nativeEvent{peer: r.f.peers[nodeB], m: native.Message{Kind: native.Fence}}
+	if r.f.native.passed(fence) {
+		t.Error("it has passed, though no worker has looked")
+	}
+	stop := make(chan struct{})
+	defer close(stop)
+	for _, w := range r.f.workers {
+		w.obey() // what was asked of it before
+		packet := udpPacket(podB, podA1, 1, 2, 10)
+		outer := outerIPIP(false, packet)
+		copy(outer[12:20], append(nodeB.AsSlice(), nodeA.AsSlice()...))
+		binary.BigEndian.PutUint16(outer[10:], 0)
+		binary.BigEndian.PutUint16(outer[10:], ^slowSum(outer[:20]))
+		w.lanes[fence.peer.endpoint].sockets[0].(*ring.FakeSocket).Inject(ring.FakeDatagram{Data: outer, Addr: netip.AddrPortFrom(nodeB, 0)})
+		go func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+					w.obey()
+				}
+			}
+		}()
+	}
+	if !r.f.native.passed(fence) {
+		t.Error("it has not passed, though all workers have looked")
+	}
+	if n := r.f.Counters().Received["wire"]; n != 2 {
+		t.Errorf("%d of 2 packets are received", n)
 	}
 }

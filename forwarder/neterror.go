@@ -37,23 +37,18 @@ func (w *worker) socketError(e *ring.SocketError) {
 	if e.Errno != syscall.EMSGSIZE || e.MTU <= 0 {
 		return
 	}
-	p, least := h.peer, minLearnedMTU
+	p, mtu, said := h.peer, max(e.MTU, minLearnedMTU), e.Offender.String()
 	switch {
 	case e.Origin == ring.OriginLocal:
-		least = minDeviceMTU
-		if encap.PodMTU(max(e.MTU, least), p.kind, p.spec.Address.Is6()) >= p.mtu {
+		mtu, said = max(e.MTU, minDeviceMTU), "this host, of the device that the route leaves by"
+		if encap.PodMTU(mtu, p.kind, p.spec.Address.Is6()) >= p.mtu {
 			return
 		}
 	case !w.onPath(e) || !w.tooBigForPath(e, p):
 		return
 	}
-	if p.state.learn(max(e.MTU, least), time.Unix(w.now, 0)) {
-		said := e.Offender.String()
-		if e.Origin == ring.OriginLocal {
-			said = "this host, of the device that the route leaves by"
-		}
-		w.f.log.Info("the path to a peer has a smaller MTU", "peer", p.spec.Name, "underlayMTU", max(e.MTU, least),
-			"innerMTU", p.innerMTU(w.now), "said", said, "for", learnedLifetime)
+	if p.state.learn(mtu, time.Unix(w.now, 0)) {
+		w.f.log.Info("the path to a peer has a smaller MTU", "peer", p.spec.Name, "underlayMTU", mtu, "innerMTU", p.innerMTU(w.now), "said", said, "for", learnedLifetime)
 	}
 }
 
