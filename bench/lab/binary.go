@@ -17,7 +17,7 @@ var daemonProgram = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv("PENSTOCKD"); path != "" {
 		return filepath.Abs(path)
 	}
-	return build("penstockd")
+	return buildGo("penstockd")
 })
 
 // pluginProgram is the CNI plugin: the file penstock beside PENSTOCKD, else one built from this module.
@@ -31,11 +31,22 @@ var pluginProgram = sync.OnceValues(func() (string, error) {
 			return beside, nil
 		}
 	}
-	return build("penstock")
+	return buildGo("penstock")
 })
 
-// build makes one of this module's programs.
-func build(name string) (string, error) {
+// buildGo makes one of this module's programs.
+func buildGo(name string) (string, error) {
+	return build(name, "go", func(to string) []string {
+		args := []string{"build", "-o", to}
+		if os.Getenv("LAB_RACE") != "" {
+			args = append(args, "-race")
+		}
+		return append(args, "./cmd/"+name)
+	})
+}
+
+// build makes a program by a compiler that is run in the module's root and writes where args is told.
+func build(name, compiler string, args func(to string) []string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
@@ -55,11 +66,7 @@ func build(name string) (string, error) {
 	}
 	tmp.Close()
 	defer os.Remove(tmp.Name())
-	args := []string{"build", "-o", tmp.Name()}
-	if os.Getenv("LAB_RACE") != "" {
-		args = append(args, "-race")
-	}
-	cmd := exec.Command("go", append(args, "./cmd/"+name)...)
+	cmd := exec.Command(compiler, args(tmp.Name())...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("lab: %s does not build: %w\n%s", name, err, out)

@@ -31,6 +31,7 @@ const (
 	FlannelUDP               // an independent endpoint that speaks the format of flannel's udp backend
 	GopacketIPIP             // an independent IPIP endpoint that builds and parses with google/gopacket
 	PlainRouting             // no tunnel: the underlay routes pod addresses
+	BareRelay                // a yardstick: bench/tools/relay.c, one TUN pod a node and two nodes
 )
 
 // Config describes a laboratory; its zero value is two Penstock nodes on a bridge that speak VXLAN.
@@ -48,6 +49,7 @@ type Config struct {
 	OuterChecksum bool     // kernel vxlan nodes send outer UDP checksums
 	Outside       bool     // one more host, beyond the fabric, that knows nothing of pods
 	Masquerade    bool     // host.masquerade of every daemon
+	Relay         string   // how each BareRelay does it: one, joined or bundled
 	YAML          []string // merged over every daemon's configuration
 }
 

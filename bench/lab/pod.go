@@ -74,7 +74,11 @@ func (n *Node) AddPodWith(t TB, a Attach, addresses ...netip.Addr) *Pod {
 }
 
 func (n *Node) addPod(a Attach, addresses []netip.Addr) (*Pod, error) {
-	if n.Role != Penstock {
+	switch n.Role {
+	case Penstock:
+	case BareRelay:
+		a = TUN
+	default:
 		a = Plain
 	}
 	name := fmt.Sprintf("%s/pod-%d", n.Name, len(n.Pods)+1)
@@ -97,6 +101,9 @@ func (n *Node) addPod(a Attach, addresses []netip.Addr) (*Pod, error) {
 		p.HostDevice = fmt.Sprintf("pl%d", len(n.Pods))
 		err = p.makePlain()
 	case TUN:
+		if n.Role == BareRelay {
+			err = p.startRelay()
+		}
 	default:
 		err = fmt.Errorf("lab: %q is no way to attach a pod", a)
 	}
@@ -251,9 +258,14 @@ func (p *Pod) attach() error {
 	if p.Attach != TUN {
 		return nil
 	}
+	return p.takeTUN()
+}
+
+// takeTUN makes a TUN of the node's namespace the pod's eth0.
+func (p *Pod) takeTUN() error {
 	link, err := p.Node.link(p.HostDevice)
 	if err != nil {
-		return fmt.Errorf("after attach the daemon's TUN is missing: %w", err)
+		return fmt.Errorf("lab: the TUN of %s is missing: %w", p.Name, err)
 	}
 	if err := p.Node.route.LinkSetNsFd(link, p.fd); err != nil {
 		return fmt.Errorf("lab: move %s into %s: %w", p.HostDevice, p.Name, err)

@@ -21,7 +21,7 @@ var ctlProgram = sync.OnceValues(func() (string, error) {
 			return beside, nil
 		}
 	}
-	return build("penstockctl")
+	return buildGo("penstockctl")
 })
 
 // Ctl runs penstockctl on the node, against its daemon, and returns what it printed and its exit status.

@@ -17,6 +17,7 @@ type subject struct {
 	Encap  string
 	Attach lab.Attach
 	YAML   string // merged over the daemons' configuration
+	Relay  string // how a bare relay does it
 }
 
 // baseline is what everything is compared with.
@@ -38,7 +39,11 @@ func subjects() (list []subject) {
 			list = append(list, subject{Name: v.name, Encap: v.encap, Attach: a, YAML: v.yaml})
 		}
 	}
-	return append(list, subject{Name: "routing", Role: lab.PlainRouting, Encap: "vxlan", Attach: lab.Plain})
+	list = append(list, subject{Name: "routing", Role: lab.PlainRouting, Encap: "vxlan", Attach: lab.Plain})
+	for _, way := range []string{"one", "joined", "bundled"} {
+		list = append(list, subject{Name: "relay-" + way, Role: lab.BareRelay, Encap: "vxlan", Attach: lab.TUN, Relay: way})
+	}
+	return list
 }
 
 // shape is what a load's samples consist of.
@@ -116,6 +121,9 @@ func matrix() (list []cell) {
 				for _, b := range burdens() {
 					if (b.Pods > 0) != many {
 						continue
+					}
+					if s.Role == lab.BareRelay && (b.Pods > 0 || s.Relay == "bundled" && u == lab.Cut) {
+						continue // it has one pod, and takes no cut bundles
 					}
 					if b.Shape == idle && (u != lab.Whole || s.Role != lab.Penstock || s.YAML != "") {
 						continue

@@ -67,7 +67,7 @@ func build(s subject, u lab.Kind, b burden, yaml string) (n *network, err error)
 			err = fmt.Errorf("%w\n%s", err, strings.Join(n.messages, "\n"))
 		}
 	}()
-	n.lab = lab.New(n, lab.Config{Roles: []lab.Role{s.Role, s.Role}, Encap: s.Encap, Kind: u, Wiring: lab.Direct})
+	n.lab = lab.New(n, lab.Config{Roles: []lab.Role{s.Role, s.Role}, Encap: s.Encap, Kind: u, Wiring: lab.Direct, Relay: s.Relay})
 	if s.Role == lab.Penstock {
 		var snippets []string
 		for _, y := range []string{s.YAML, yaml} {
