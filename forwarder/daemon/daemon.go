@@ -70,9 +70,10 @@ type Daemon struct {
 	unkept     string                  // why pods' records could not be, likewise
 	unfollowed string                  // why the underlay's change could not be followed, likewise; change is held
 
-	kick   chan struct{} // watchHost is to look
-	nudge  chan struct{} // watchPending is to look
-	change sync.Mutex    // one change at a time: reload, peers, underlay
+	kick      chan struct{} // watchHost is to look
+	nudge     chan struct{} // watchPending is to look
+	reloading sync.Mutex    // one reload at a time; the feed's lock and change are taken under it
+	change    sync.Mutex    // one change at a time: reload, peers, underlay. The feed is not told under it: it holds its lock while it waits for change
 
 	pods      *pods
 	spared    map[string]bool // devices that are no orphans though no pod has them; fixed by start

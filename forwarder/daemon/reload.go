@@ -15,8 +15,11 @@ import (
 )
 
 // Reload reads the configuration file again, for SIGHUP and POST /v1/reload. The file is validated whole before anything is
-// touched; a file that is rejected changes nothing, nor does one that changes a key which only a restart can change.
+// touched; a file that is rejected changes nothing, nor does one that changes a key which only a restart can change. One reload is whole
+// before the next begins: else the feed could be given an older list after a newer one.
 func (d *Daemon) Reload(ctx context.Context) (control.Reloaded, error) {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
 	if ok, why := d.health.running(); !ok {
 		return control.Reloaded{}, control.Errorf(control.NotReady, "%s", why)
 	}

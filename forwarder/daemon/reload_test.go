@@ -55,6 +55,37 @@ func TestHangupReloads(t *testing.T) {
 	}
 }
 
+// A reload that comes while another is under way begins when that one is whole.
+func TestReloadsDoNotOverlap(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	f.deeds()
+	reloaded := make(chan error)
+	reload := func() { _, err := r.Reload(t.Context()); reloaded <- err }
+	peers := func(n int, patience time.Duration) bool {
+		for deadline := time.Now().Add(patience); len(r.state.Load().peers) != n; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				return false
+			}
+		}
+		return true
+	}
+	rewrite(t, r.path, peerB)
+	r.reloads.mu.Lock() // where a reload passes between taking the file over and telling the feed
+	go reload()
+	first := peers(1, 30*time.Second)
+	rewrite(t, r.path, peerB+"- {name: c, address: 192.0.2.3, podCIDRs: [10.244.3.0/24]}\n")
+	go reload()
+	overlapped := peers(2, 50*time.Millisecond)
+	r.reloads.mu.Unlock()
+	if err := errors.Join(<-reloaded, <-reloaded); err != nil || !first || overlapped {
+		t.Errorf("the first was taken over: %v, the second before the first was whole: %v, %v", first, overlapped, err)
+	}
+	if did := f.deeds(); !slices.Equal(did, []string{"peers 1", "peers 2"}) {
+		t.Errorf("did %q", did)
+	}
+}
+
 func TestRejectedReloadChangesNothing(t *testing.T) {
 	f := newFake()
 	r := run(t, f, "encap: {mtu: 1400}\n")
