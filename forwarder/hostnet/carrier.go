@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -74,12 +75,14 @@ func applyCarrier(c *Config, r *Report) error {
 		want = carrierRule(c.Address, c.Carrier.Port)
 	}
 	stands := false
+	var gone []string
 	for _, ch := range have {
 		if wanted && ch.device == c.Carrier.Device && ch.accepts && slices.Equal(ch.comments, []string{want.comment()}) {
 			stands = true
 			continue
 		}
 		conn.DelChain(&nftables.Chain{Name: ch.device, Table: netdevTable})
+		gone = append(gone, ch.device)
 		r.remove("drop of the native stream's port at the ingress of %s", ch.device)
 	}
 	if wanted && !stands {
@@ -95,9 +98,17 @@ func applyCarrier(c *Config, r *Report) error {
 		if !wanted && errors.Is(err, unix.ENOENT) {
 			return nil // the device went away, and an older kernel has taken the chain with it
 		}
-		return fmt.Errorf("cannot keep TCP port %d from the host at the ingress of %s: %w; the kernel needs nf_tables for the family netdev (CONFIG_NF_TABLES_NETDEV), or set native.carrier to udp", c.Carrier.Port, c.Carrier.Device, err)
+		return carrierError(c.Carrier, gone, err)
 	}
 	return nil
+}
+
+// carrierError says what could not be done: making the chain, or, where none is wanted, removing those of the devices in gone.
+func carrierError(wanted Carrier, gone []string, err error) error {
+	if wanted.Port == 0 {
+		return fmt.Errorf("cannot remove the drop of the native stream's port at the ingress of %s: %w; nft list table netdev %s shows it", strings.Join(gone, ", "), err, TableName)
+	}
+	return fmt.Errorf("cannot keep TCP port %d from the host at the ingress of %s: %w; the kernel needs nf_tables for the family netdev (CONFIG_NF_TABLES_NETDEV), or set native.carrier to udp", wanted.Port, wanted.Device, err)
 }
 
 // carrierChain is one of ours that drops a port and not everything.

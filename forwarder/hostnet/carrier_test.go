@@ -171,3 +171,19 @@ func TestCarrierDrop(t *testing.T) {
 		expect("after the cleanup", "refused")
 	}
 }
+
+// TestCarrierError: with the carrier off it is the removal that failed, and the device is the one that has the drop.
+func TestCarrierError(t *testing.T) {
+	for _, c := range []struct {
+		wanted Carrier
+		gone   []string
+		begins string
+	}{
+		{Carrier{}, []string{"eth0", "eth1"}, "cannot remove the drop of the native stream's port at the ingress of eth0, eth1: "},
+		{Carrier{"eth1", 7471}, []string{"eth0"}, "cannot keep TCP port 7471 from the host at the ingress of eth1: "},
+	} {
+		if err := carrierError(c.wanted, c.gone, unix.EPERM); !errors.Is(err, unix.EPERM) || !strings.HasPrefix(err.Error(), c.begins) {
+			t.Errorf("%v", err)
+		}
+	}
+}
