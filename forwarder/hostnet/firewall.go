@@ -134,7 +134,7 @@ type walk struct {
 // outcome is how a chain may end for the packet.
 type outcome struct {
 	accept, drop, through bool
-	back                  bool   // by a return: through, and past the chain's other rules
+	back                  bool   // by a return or behind a goto: through, and past the chain's other rules
 	who                   string // dropped it
 }
 
@@ -250,7 +250,9 @@ func (w *walk) rule(ch *nftables.Chain, r *nftables.Rule, i int) (answer, outcom
 			case expr.VerdictJump, expr.VerdictGoto:
 				for _, to := range w.chains {
 					if to.Name == e.Chain && to.Table.Name == ch.Table.Name && to.Table.Family == ch.Table.Family {
-						return match, w.chain(to)
+						o := w.chain(to)
+						o.back = e.Kind == expr.VerdictGoto && o.through // behind a goto it is as if the chain that has it had ended
+						return match, o
 					}
 				}
 			}

@@ -41,6 +41,10 @@ func to(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
 }
 
+func goTo(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
+}
+
 // TestFirewall: a walk through real nft chains ends as the kernel's would for a tunnel's packet.
 func TestFirewall(t *testing.T) {
 	nstest.New(t).Do(func() {
@@ -68,6 +72,11 @@ func TestFirewall(t *testing.T) {
 			{name: "jump, dropped there", input: [][]expr.Any{to("other")}, other: [][]expr.Any{verdict(expr.VerdictDrop)}, drops: true},
 			{name: "jump, returned before", input: [][]expr.Any{to("other")}, other: [][]expr.Any{append(dport(8472), verdict(expr.VerdictReturn)...), verdict(expr.VerdictDrop)}},
 			{name: "jump, others returned", input: [][]expr.Any{to("other")}, other: [][]expr.Any{append(dport(53), verdict(expr.VerdictReturn)...), verdict(expr.VerdictDrop)}, drops: true},
+			{name: "goto, dropped behind it", input: [][]expr.Any{goTo("other"), verdict(expr.VerdictDrop)}, other: [][]expr.Any{append(dport(53), verdict(expr.VerdictDrop)...)}},
+			{name: "goto, accepted behind it", policyDrop: true, input: [][]expr.Any{goTo("other"), verdict(expr.VerdictAccept)}, drops: true},
+			{name: "goto, dropped there", input: [][]expr.Any{goTo("other"), verdict(expr.VerdictAccept)}, other: [][]expr.Any{verdict(expr.VerdictDrop)}, drops: true},
+			{name: "goto of another port", input: [][]expr.Any{append(dport(53), goTo("other")...), verdict(expr.VerdictDrop)}, drops: true},
+			{name: "jump, dropped behind it", input: [][]expr.Any{to("other"), verdict(expr.VerdictDrop)}, drops: true},
 			{name: "a source port", input: [][]expr.Any{append(l4(17), &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2}, &expr.Cmp{Register: 1, Data: []byte{1, 2}}, &expr.Verdict{Kind: expr.VerdictDrop})}, may: true},
 			{name: "a source address", input: [][]expr.Any{{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Register: 1, Data: []byte{2}},
 				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{192, 0, 2, 2}}, &expr.Verdict{Kind: expr.VerdictDrop}}}},
