@@ -126,6 +126,22 @@ func state(t *testing.T, ns *nstest.NS) string {
 	return strings.Join(lines, "\n")
 }
 
+// settled is state when it no longer changes: an IPv6 address gets its local route from a work queue of the kernel.
+func settled(t *testing.T, ns *nstest.NS) string {
+	t.Helper()
+	was := state(t, ns)
+	for deadline := time.Now().Add(soon); time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+		is := state(t, ns)
+		if is == was {
+			return is
+		}
+		was = is
+	}
+	t.Fatal("the namespace does not come to rest")
+	return ""
+}
+
 func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {

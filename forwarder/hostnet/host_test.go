@@ -71,8 +71,7 @@ func TestApplyTwiceThenCleanup(t *testing.T) {
 		check(t, h.BlockIngress("penstock0"))
 	})
 
-	time.Sleep(50 * time.Millisecond) // an IPv6 address gets its local route from a work queue of the kernel
-	middle := state(t, host)
+	middle := settled(t, host)
 	if second := apply(t, host, cfg); second.Changed() {
 		t.Errorf("a second Apply changed something: %+v", second)
 	}
@@ -235,8 +234,7 @@ func TestApplyRepairs(t *testing.T) {
 		return r
 	}
 	apply()
-	time.Sleep(50 * time.Millisecond)
-	want := state(t, host)
+	want := settled(t, host)
 	harm := map[string]func(){
 		"address removed": func() {
 			link, err := netlink.LinkByName("penstock0")
@@ -281,7 +279,7 @@ func TestApplyRepairs(t *testing.T) {
 		if r := apply(); !r.Changed() {
 			t.Errorf("%s: Apply saw nothing", name)
 		}
-		// An IPv6 address gets its local route from a work queue of the kernel.
+		// Its local routes come by themselves, as in settled.
 		diff := cmp.Diff(want, state(t, host))
 		for deadline := time.Now().Add(20 * time.Second); diff != "" && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 			diff = cmp.Diff(want, state(t, host))

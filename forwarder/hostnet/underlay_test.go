@@ -3,6 +3,7 @@ package hostnet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -164,15 +165,20 @@ func TestWatchUnderlayAgain(t *testing.T) {
 		mtu int
 		err error
 	}
+	const again = 200 * time.Millisecond // in the place of lookAgain
 	var now atomic.Pointer[found]
-	find := func(netip.Addr) (Underlay, error) { return Underlay{MTU: now.Load().mtu}, now.Load().err }
+	var looks atomic.Int32
+	find := func(netip.Addr) (Underlay, error) {
+		looks.Add(1)
+		return Underlay{MTU: now.Load().mtu}, now.Load().err
+	}
 	heard := make(chan found, 16)
 	refuse := map[int]int{1500: 1, 1400: 2} // how often, by MTU
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	now.Store(&found{mtu: 1500})
 	go host.Do(func() {
-		ended <- WatchUnderlay(ctx, addr, find, func(u Underlay, err error) error {
+		ended <- watchUnderlay(ctx, addr, again, find, func(u Underlay, err error) error {
 			heard <- found{u.MTU, err}
 			if refuse[u.MTU]--; refuse[u.MTU] >= 0 {
 				return errors.New("not now")
@@ -195,7 +201,7 @@ func TestWatchUnderlayAgain(t *testing.T) {
 	from := time.Now()
 	host.Device("early") // a change of something else, as a try that is taken back makes by itself
 	next("the start again", 1500, nil)
-	if after := time.Since(from); after < lookAgain/2 {
+	if after := time.Since(from); after < again/2 {
 		t.Errorf("what was refused is tried again after %v", after)
 	}
 	now.Store(&found{mtu: 1400})
@@ -211,7 +217,8 @@ func TestWatchUnderlayAgain(t *testing.T) {
 	now.Store(&found{err: unix.EMFILE})
 	host.Up("other", "203.0.113.1/24")
 	next("cannot be looked at", 0, unix.EMFILE)
-	time.Sleep(2*lookAgain + lookAgain/2)
+	for n := looks.Load() + 2; looks.Load() < n; time.Sleep(time.Millisecond) { // the test's own limit bounds it
+	}
 	now.Store(&found{mtu: 1400})
 	next("back", 1400, nil) // and what cannot be looked at was told once
 	cancel()
@@ -229,8 +236,18 @@ func TestWatchRoutes(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go host.Do(func() { ended <- WatchRoutes(ctx, func() { n.Add(1) }) })
-	time.Sleep(100 * time.Millisecond)
-	n.Store(0)
+	// quiet waits until nothing is heard for longer than what comes together takes, and forgets it.
+	quiet := func() {
+		for was := int32(-1); was != n.Load(); time.Sleep(2 * settle) {
+			was = n.Load()
+		}
+		n.Store(0)
+	}
+	for i := 0; n.Load() == 0; i++ { // until it listens
+		host.Up("eth0", fmt.Sprintf("198.51.100.%d/24", i%250+1))
+		time.Sleep(10 * time.Millisecond)
+	}
+	quiet()
 	heard := func(what string) {
 		t.Helper()
 		for deadline := time.Now().Add(30 * time.Second); n.Load() == 0; time.Sleep(time.Millisecond) {
@@ -238,16 +255,14 @@ func TestWatchRoutes(t *testing.T) {
 				t.Fatalf("nothing heard of %s", what)
 			}
 		}
-		time.Sleep(2 * settle) // what comes with it
-		n.Store(0)
+		quiet()
 	}
 	host.Up("eth0.peer")
 	host.Route("203.0.113.0/24", "192.0.2.2")
 	heard("a new route")
 	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/eth0/rp_filter"} {
 		host.Sysctl(path, "1")
-		time.Sleep(2 * settle) // it may have been so
-		n.Store(0)
+		quiet() // it may have been so
 		host.Sysctl(path, "0")
 		heard(path)
 	}

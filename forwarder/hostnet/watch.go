@@ -34,6 +34,11 @@ const watchGroups = 1 | 0x10 | 0x40 | 0x100 | 0x400 | 1<<(24-1) | 1<<(25-1)
 // at again lookAgain later, the latter after ever more time up to lookAtMost while it stays as it is. It blocks until ctx is done
 // (nil) or netlink fails. fn runs on the calling goroutine.
 func WatchUnderlay(ctx context.Context, addr netip.Addr, find func(netip.Addr) (Underlay, error), fn func(Underlay, error) error) error {
+	return watchUnderlay(ctx, addr, lookAgain, find, fn)
+}
+
+// watchUnderlay is WatchUnderlay with another time for lookAgain.
+func watchUnderlay(ctx context.Context, addr netip.Addr, again time.Duration, find func(netip.Addr) (Underlay, error), fn func(Underlay, error) error) error {
 	var last Underlay
 	gone, blind := false, false               // the last was no device; it cannot be looked at
 	refused := errors.New("fn was not asked") // why the last was not taken
@@ -59,17 +64,17 @@ func WatchUnderlay(ctx context.Context, addr netip.Addr, find func(netip.Addr) (
 		}
 		last, gone = u, none
 		refused = fn(u, err)
-		rest = min(max(2*rest, lookAgain), lookAtMost)
+		rest = min(max(2*rest, again), lookAtMost)
 		due = time.Now().Add(rest)
 		return refused
 	}
-	return watch(ctx, routeChanges, look, look)
+	return watch(ctx, routeChanges, again, look, look)
 }
 
 // WatchRoutes calls fn after each change of links, addresses or routes, whoever made it; changes close together make
 // one call. It blocks like WatchUnderlay.
 func WatchRoutes(ctx context.Context, fn func()) error {
-	return watch(ctx, routeChanges, nothing, always(fn))
+	return watch(ctx, routeChanges, lookAgain, nothing, always(fn))
 }
 
 func nothing() error { return nil }
@@ -80,7 +85,7 @@ func always(fn func()) func() error { return func() error { fn(); return nil } }
 // WatchRules calls fn after each change of a table of ours in nftables, by us or by somebody else: `nft flush ruleset`, or
 // a restart of nftables.service, takes it away. It blocks like WatchUnderlay.
 func WatchRules(ctx context.Context, fn func()) error {
-	return watch(ctx, ruleChanges, nothing, always(fn))
+	return watch(ctx, ruleChanges, lookAgain, nothing, always(fn))
 }
 
 // changes is what watch subscribes to.
@@ -116,10 +121,10 @@ func namesOurTable(m netlink.Message) bool {
 	return ad.Err() != nil
 }
 
-// watch subscribes, calls start, and calls fn after each burst of changes, and lookAgain after either has returned an error. A message
+// watch subscribes, calls start, and calls fn after each burst of changes, and again later after either has returned an error. A message
 // says only that something happened: who wants to know what, asks. So one that was lost for want of space (ENOBUFS) says all it
 // could say.
-func watch(ctx context.Context, c changes, start, fn func() error) error {
+func watch(ctx context.Context, c changes, again time.Duration, start, fn func() error) error {
 	conn, err := netlink.Dial(c.family, &netlink.Config{Groups: c.groups})
 	if err != nil {
 		return fmt.Errorf("cannot watch %s: %w", c.what, err)
@@ -149,11 +154,11 @@ func watch(ctx context.Context, c changes, start, fn func() error) error {
 			<-ended // no goroutine outlives the call
 		}
 	}()
-	var again <-chan time.Time
+	var next <-chan time.Time
 	call := func(f func() error) {
-		again = nil
+		next = nil
 		if f() != nil {
-			again = time.After(lookAgain)
+			next = time.After(again)
 		}
 	}
 	call(start) // after the subscription: nothing falls between
@@ -164,7 +169,7 @@ func watch(ctx context.Context, c changes, start, fn func() error) error {
 		case failure = <-ended:
 			return fmt.Errorf("cannot watch %s any more: %w", c.what, failure)
 		case <-changed:
-		case <-again:
+		case <-next:
 		}
 		select {
 		case <-ctx.Done():
