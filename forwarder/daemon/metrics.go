@@ -13,8 +13,8 @@ import (
 
 // collector turns the forwarder's counters into metrics when somebody asks for them; between scrapes it costs nothing.
 //
-// How many series there are is bounded by what is attached and configured: 7 for each pod, 7 for each peer, 5 for each pod CIDR,
-// 4 for each worker, and less than 200 besides. What is detached or removed takes its series along.
+// How many series there are is bounded by what is attached and configured: 7 for each pod, 7 for each peer (16 with the native
+// stream), 4 for each pod CIDR, 3 for each worker, and less than 200 besides. What is detached or removed takes its series along.
 type collector struct {
 	d     *Daemon
 	descs []*prometheus.Desc

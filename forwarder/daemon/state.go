@@ -146,7 +146,7 @@ func (s *state) tunnels() []hostnet.Tunnel {
 	add(encap.KindUDP, s.cfg.Native.Port) // also while it is off here: nothing that the host translates may answer a peer's hello
 	for _, p := range s.peers {
 		r := s.resolve(p)
-		k, _ := encap.ParseKind(r.Encap) // computeMTU has looked at it
+		k, _ := encap.ParseKind(r.Encap) // largest has looked at it
 		add(k, r.Port)
 	}
 	slices.SortFunc(ts, func(a, b hostnet.Tunnel) int {

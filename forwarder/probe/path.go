@@ -112,7 +112,7 @@ func repeat(ctx context.Context, try func() error) (err error) {
 const near = 8 // bytes
 
 // largest finds the largest size that gets an answer, if smallProbe does: by halves, and at once if all of top does. A size
-// gets two tries, as a packet that is lost is taken for one that is too big. It looks first around a guess: that of the way back is
+// gets two tries, and top three, as a packet that is lost is taken for one that is too big. It looks first around a guess: that of the way back is
 // the way there, which is the same or a VLAN tag off. A guess of 0 is none.
 func largest(ctx context.Context, top, guess int, try func(size int) error) int {
 	passes := func(n int) bool {

@@ -56,18 +56,11 @@ type Watcher struct {
 	said   string               // the last failure that was logged
 }
 
-// settle is how long changes that come together are waited for, at least: in a
-// network where much moves, looking takes a twentieth of the time at most, as long
-// as that makes nobody wait for more than half a second: a look that was slow
-// because the machine is busy says nothing of the network.
-// retry is how
-// long after a failure everything is asked again: no message would tell that
-// what was refused now is granted then.
 const (
-	settle  = 20 * time.Millisecond
-	share   = 20
-	longest = 500 * time.Millisecond
-	retry   = time.Second
+	settle  = 20 * time.Millisecond  // the least wait for changes that come together
+	share   = 20                     // looking takes one part in so many of the time at most
+	longest = 500 * time.Millisecond // but nobody waits for more than this: a look may be slow only because the machine is busy
+	retry   = time.Second            // after a failure everything is asked again: no message tells that what was refused is granted now
 )
 
 // New makes a watcher; nothing is redirected before Run.
