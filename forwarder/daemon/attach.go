@@ -35,16 +35,6 @@ func validDevice(name string) bool {
 	return name != "" && len(name) <= maxDevice && name != "." && name != ".." && strings.IndexFunc(name, badInterface) < 0
 }
 
-func checkKey(container, iface string) error {
-	switch {
-	case !containerName.MatchString(container):
-		return control.Errorf(control.BadRequest, "container %q is not a container id: letters, digits, dot, dash and underscore, at most 253", container)
-	case !validDevice(iface):
-		return control.Errorf(control.BadRequest, "interface %q is not a device name: at most %d characters without slash, colon or space", iface, maxDevice)
-	}
-	return nil
-}
-
 func badAttach(attach string) error {
 	return control.Errorf(control.BadRequest, "attach %q is none of %s, %s and %s", attach, control.AttachVeth, control.AttachTUN, control.AttachRouted)
 }

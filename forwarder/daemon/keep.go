@@ -92,11 +92,3 @@ func (d *Daemon) writeMissing(ctx context.Context) (back []string, err error) {
 	}
 	return back, nil
 }
-
-// look has whoever waits on kick look soon.
-func look(kick chan<- struct{}) {
-	select {
-	case kick <- struct{}{}:
-	default: // one is waiting already
-	}
-}

@@ -151,3 +151,44 @@ func (d *Daemon) Drops(context.Context) ([]control.Drop, error) {
 	slices.SortStableFunc(list, func(a, b control.Drop) int { return cmp.Compare(b.Packets, a.Packets) })
 	return list, nil
 }
+
+// totalTraffic sums the node's counters.
+func (d *Daemon) totalTraffic() (t control.TotalTraffic) {
+	c := d.plane.Counters()
+	for _, n := range c.Received {
+		t.Received += n
+	}
+	for _, n := range c.Generated {
+		t.Generated += n
+	}
+	for _, v := range c.Forwarded {
+		t.Forwarded.Packets += v.Packets
+		t.Forwarded.Bytes += v.Bytes
+	}
+	for _, n := range c.Dropped {
+		t.Dropped += n
+	}
+	return t
+}
+
+// FDB lists the VTEPs of vxlan peers, by peer.
+func (d *Daemon) FDB(ctx context.Context) ([]control.FDBEntry, error) {
+	peers, err := d.Peers(ctx)
+	var list []control.FDBEntry
+	for _, p := range peers {
+		if p.MAC != "" {
+			list = append(list, control.FDBEntry{MAC: p.MAC, VNI: p.VNI, Address: p.Address, Port: p.Port, Peer: p.Name})
+		}
+	}
+	return list, err
+}
+
+// Reasons lists all reasons that a frame may be dropped for, and how many were, in the order in which a packet meets them.
+func (d *Daemon) Reasons(context.Context) ([]control.Drop, error) {
+	dropped := d.plane.Counters().Dropped
+	var list []control.Drop
+	for _, r := range forwarder.Reasons() {
+		list = append(list, control.Drop{Reason: r.String(), Packets: dropped[r.String()], Meaning: r.Meaning(), Remedy: r.Remedy()})
+	}
+	return list, nil
+}

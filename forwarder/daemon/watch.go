@@ -115,3 +115,11 @@ func (d *Daemon) again(ctx context.Context, what string, run func() error) error
 		}
 	}
 }
+
+// look has whoever waits on kick look soon.
+func look(kick chan<- struct{}) {
+	select {
+	case kick <- struct{}{}:
+	default: // one is waiting already
+	}
+}
