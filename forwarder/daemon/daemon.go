@@ -62,13 +62,13 @@ type Daemon struct {
 
 	reloads    reloads
 	timed      timed                   // ourselves, for the control socket
-	unrepaired string                  // what watchHost could not put back, as the log has it
+	unrepaired said                    // why watchHost could not put something back
 	lacking    time.Time               // since when watchHost's looks at the host fail
 	gone       map[control.PodKey]bool // veth pods that watchHost has found without device and network namespace
-	strays     string                  // why node.address, which is not set, would be another now, likewise; change is held
-	unheard    string                  // why the control socket could not be put back, likewise
-	unkept     string                  // why pods' records could not be, likewise
-	unfollowed string                  // why the underlay's change could not be followed, likewise; change is held
+	strays     said                    // why node.address, which is not set, would be another now; change is held
+	unheard    said                    // why the control socket could not be put back
+	unkept     said                    // why pods' records could not be
+	unfollowed said                    // why the underlay's change could not be followed; change is held
 
 	kick      chan struct{} // watchHost is to look
 	nudge     chan struct{} // watchPending is to look

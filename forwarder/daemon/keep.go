@@ -12,7 +12,7 @@ import (
 // one. It waits a moment before: whoever removes the directory is not done when the socket has gone.
 func (d *Daemon) keepSocket(ctx context.Context) (back bool) {
 	if d.listener.Stands() {
-		d.unheard = ""
+		d.unheard.news(nil)
 		return false
 	}
 	select {
@@ -25,12 +25,10 @@ func (d *Daemon) keepSocket(ctx context.Context) (back bool) {
 		return false
 	}
 	socket := d.state.Load().cfg.Control.Socket
-	switch said := d.unheard; {
+	switch news, _ := d.unheard.news(err); {
 	case err == nil:
-		d.unheard = ""
 		d.log.Warn("somebody had removed the control socket, its lock or their directory; they are back", "socket", socket)
-	case err.Error() != said:
-		d.unheard = err.Error()
+	case news:
 		d.log.Error("somebody has removed the control socket, so that nobody can talk to this daemon, and it cannot be put back; trying again (under systemd a restart makes its directory anew, and breaks no connection)",
 			"socket", socket, "error", err)
 	}
@@ -51,12 +49,10 @@ func (d *Daemon) keepState(ctx context.Context) {
 	if len(back) > 0 {
 		d.log.Warn("somebody had removed pods' records from the state directory; they were written again", "state", state, "pods", back)
 	}
-	switch said := d.unkept; {
-	case err != nil && err.Error() != said:
-		d.unkept = err.Error()
+	switch news, over := d.unkept.news(err); {
+	case news:
 		d.log.Error("the state directory cannot be kept: no pod can be added, and a restart may not know those that run; trying again", "state", state, "error", err)
-	case err == nil && said != "":
-		d.unkept = ""
+	case over:
 		d.log.Info("the state directory is complete again", "state", state)
 	}
 }

@@ -32,3 +32,17 @@ func parseLevel(s string) (slog.Level, error) {
 }
 
 func levelName(l slog.Level) string { return strings.ToLower(l.String()) }
+
+// said is why something that is tried again and again failed, as the log has it: the same is not told each time. Empty: it did not.
+type said string
+
+// news says whether err, nil if the last try succeeded, is yet to be told, and whether what was told is over.
+func (s *said) news(err error) (news, over bool) {
+	why := said("")
+	if err != nil {
+		why = said(err.Error())
+	}
+	news, over = err != nil && why != *s, err == nil && *s != ""
+	*s = why
+	return news, over
+}

@@ -80,13 +80,11 @@ func (d *Daemon) repair(ctx context.Context) error {
 		return nil // cut short because the daemon stops
 	}
 	d.judgeHost(hostErr, time.Now())
-	switch said := d.unrepaired; {
-	case err == nil && said != "":
+	switch news, over := d.unrepaired.news(err); {
+	case over:
 		d.log.Info("what is ours on the host is complete again")
-		d.unrepaired = ""
-	case err != nil && err.Error() != said:
+	case news:
 		d.log.Error("what is ours on the host cannot be kept; trying again", "error", err)
-		d.unrepaired = err.Error()
 	}
 	// Last, as a disk may hang: it then holds up the next look. It tells by itself, and is not tried again every second: a disk stays full for long.
 	d.keepState(ctx)

@@ -136,21 +136,19 @@ func (d *Daemon) load(known netip.Addr) (*state, error) {
 // take nothing from another. Where the default route leads says only what a new node is likely to be known by.
 func (d *Daemon) address(known netip.Addr) (netip.Addr, error) {
 	found, err := d.machine.DefaultAddress()
-	strays := ""
+	var strays error
 	if known.IsValid() && (err != nil || found != known) {
 		if _, gone := d.machine.FindUnderlay(known, false); errors.Is(gone, hostnet.ErrNoAddress) {
 			return found, err
 		}
-		strays = "the default route leads by " + found.String()
-		if err != nil {
-			strays = err.Error()
+		if strays = err; strays == nil {
+			strays = fmt.Errorf("the default route leads by %s", found)
 		}
 		found, err = known, nil
 	}
-	if strays != "" && strays != d.strays {
+	if news, _ := d.strays.news(strays); news {
 		d.log.Warn("node.address is not set and would be another now; the one that peers know stays while this node has it: set node.address to it", "address", known, "why", strays)
 	}
-	d.strays = strays
 	return found, err
 }
 

@@ -44,7 +44,7 @@ func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error)
 		}
 	}
 	if u == old.underlay {
-		d.unfollowed = ""
+		d.unfollowed.news(nil)
 		return nil
 	}
 	next, err := newState(old.cfg, u, old.peers)
@@ -52,13 +52,15 @@ func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error)
 		err = d.swap(ctx, next)
 	}
 	if err != nil {
-		if said := err.Error(); said != d.unfollowed && ctx.Err() == nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		if news, _ := d.unfollowed.news(err); news {
 			d.log.Error("the underlay's change cannot be followed; trying again", "error", err)
-			d.unfollowed = said
 		}
 		return err
 	}
-	d.unfollowed = ""
+	d.unfollowed.news(nil)
 	if u.Device != old.underlay.Device {
 		d.log.Info("the underlay address has moved", "from", old.underlay.Device, "to", u.Device)
 	}
