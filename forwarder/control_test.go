@@ -234,6 +234,8 @@ func TestReconfigure(t *testing.T) {
 		"encap.vni":         func(s *Settings) { s.VNI++ },
 		"encap.sourcePorts": func(s *Settings) { s.SourcePorts = 4 },
 		"workers":           func(s *Settings) { s.Workers++ },
+		"priority":          func(s *Settings) { s.Priority = !s.Priority },
+		"polling":           func(s *Settings) { s.Polling = !s.Polling },
 		"host.device":       func(s *Settings) { s.HostDevice = "x" },
 		"offload":           func(s *Settings) { s.Offload.UDPGRO = false },
 		"limits":            func(s *Settings) { s.PodBuffer++ },

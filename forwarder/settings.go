@@ -135,6 +135,8 @@ func (f *Forwarder) replace(next Settings, peers []feed.Peer) error {
 		{"encap.vni", next.VNI == old.VNI},
 		{"encap.sourcePorts", next.SourcePorts == old.SourcePorts},
 		{"workers", next.Workers == old.Workers},
+		{"priority", next.Priority == old.Priority},
+		{"polling", next.Polling == old.Polling},
 		{"host.device", next.HostDevice == old.HostDevice},
 		{"native", next.Native == old.Native},
 		{"offload", next.Offload == old.Offload},

@@ -260,19 +260,23 @@ func TestDiff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, x := range []struct{ more, want string }{
-		{"", ""},
-		{"encap: {port: 8473, mtu: 1400, copyDSCP: true, clampMSS: true}\nstate: /x\n", "encap.port: 8472 → 8473 needs a restart; state: /var/lib/penstock → /x needs a restart that takes the directory along: stop the daemon, move its files, then start, or the pods that run are not known any more"},
-		{"host: {masquerade: true, forward: true}\npeers: [{name: b, address: 192.0.2.2, podCIDRs: [10.244.2.0/24]}]\n", ""},
-		{"offload: {udpGRO: off}\nmetrics: {listen: \":1\"}\nlimits: {podBuffer: 1MiB}\n", `limits.podBuffer: 8MiB → 1MiB needs a restart; offload.udpGRO: auto → off needs a restart; metrics.listen: "" → :1 needs a restart`},
+	for _, x := range []struct{ more, live, want string }{
+		{"", "", ""},
+		{"encap: {port: 8473, mtu: 1400, copyDSCP: true, clampMSS: true}\nstate: /x\n", "encap.mtu encap.copyDSCP encap.clampMSS", "encap.port: 8472 → 8473 needs a restart; state: /var/lib/penstock → /x needs a restart that takes the directory along: stop the daemon, move its files, then start, or the pods that run are not known any more"},
+		{"host: {masquerade: true, forward: true}\npeers: [{name: b, address: 192.0.2.2, podCIDRs: [10.244.2.0/24]}]\n", "peers host.masquerade host.forward", ""},
+		{"offload: {udpGRO: off}\nmetrics: {listen: \":1\"}\nlimits: {podBuffer: 1MiB}\n", "", `limits.podBuffer: 8MiB → 1MiB needs a restart; offload.udpGRO: auto → off needs a restart; metrics.listen: "" → :1 needs a restart`},
 	} {
 		c, err := Parse("x", []byte(needed+x.more))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, d := range Diff(old, c) {
+		live, restart := Diff(old, c)
+		for _, d := range restart {
 			got = append(got, d.String())
+		}
+		if l := strings.Join(live, " "); l != x.live {
+			t.Errorf("%s\nlive %s\nwant %s", x.more, l, x.live)
 		}
 		if s := strings.Join(got, "; "); s != x.want {
 			t.Errorf("%s\ngot  %s\nwant %s", x.more, s, x.want)
@@ -283,10 +287,10 @@ func TestDiff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := Diff(old, larger); d != nil {
-		t.Errorf("a pod CIDR more: %v", d)
+	if live, d := Diff(old, larger); d != nil || !slices.Equal(live, []string{"node.podCIDRs"}) {
+		t.Errorf("a pod CIDR more: %q, %v", live, d)
 	}
-	if d := Diff(larger, old); len(d) != 1 || d[0].String() != "node.podCIDRs: [10.244.1.0/24, 10.244.9.0/24] → [10.244.1.0/24] needs a restart" {
+	if _, d := Diff(larger, old); len(d) != 1 || d[0].String() != "node.podCIDRs: [10.244.1.0/24, 10.244.9.0/24] → [10.244.1.0/24] needs a restart" {
 		t.Errorf("a pod CIDR less: %v", d)
 	}
 	if n := len(RestartKeys()) + len(ReloadKeys()); n != len(settings) {

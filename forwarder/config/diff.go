@@ -72,25 +72,30 @@ func shown(v string) string {
 	return v
 }
 
-// Diff returns what only a restart can change, in the order of the file; none if
-// a reload may go from old to new. Both must be complete.
+// Diff returns what is not the same, in the order of the file: the keys that a
+// reload can change, and what only a restart can. With any of those a reload must
+// not go from old to new. Both must be complete.
 //
 // A reload may add a pod CIDR to the node but not take one away: pods may live
 // in it.
-func Diff(old, new *Config) (changes []Change) {
+func Diff(old, new *Config) (live []string, restart []Change) {
 	for _, s := range settings {
 		a, b := s.get(old), s.get(new)
-		restart := s.restart
+		fixed := s.restart
 		if s.key == "node.podCIDRs" {
-			restart = slices.ContainsFunc(old.Node.PodCIDRs, func(p netip.Prefix) bool {
+			fixed = slices.ContainsFunc(old.Node.PodCIDRs, func(p netip.Prefix) bool {
 				return !slices.Contains(new.Node.PodCIDRs, p)
 			})
 		}
-		if restart && a != b {
-			changes = append(changes, Change{s.key, a, b})
+		switch {
+		case a == b:
+		case fixed:
+			restart = append(restart, Change{s.key, a, b})
+		default:
+			live = append(live, s.key)
 		}
 	}
-	return changes
+	return live, restart
 }
 
 // RestartKeys returns the keys that only a restart can change.

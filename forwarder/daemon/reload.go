@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -80,7 +79,8 @@ func (d *Daemon) reload(ctx context.Context) (changed []string, peers []feed.Pee
 	if err != nil {
 		return nil, nil, control.Errorf(control.InvalidConfig, "%v", err)
 	}
-	if restart := config.Diff(old.cfg, next.cfg); len(restart) > 0 {
+	live, restart := config.Diff(old.cfg, next.cfg)
+	if len(restart) > 0 {
 		var all []string
 		for _, c := range restart {
 			all = append(all, c.String())
@@ -90,32 +90,7 @@ func (d *Daemon) reload(ctx context.Context) (changed []string, peers []feed.Pee
 	if err := d.swap(ctx, next); err != nil {
 		return nil, nil, err
 	}
-	return changedKeys(old.cfg, next.cfg), next.peers, nil
-}
-
-// reloadable compares the keys that a reload can change, by their names in the file.
-var reloadable = []struct {
-	key  string
-	same func(a, b *config.Config) bool
-}{
-	{"node.podCIDRs", func(a, b *config.Config) bool { return slices.Equal(a.Node.PodCIDRs, b.Node.PodCIDRs) }},
-	{"network.cidrs", func(a, b *config.Config) bool { return slices.Equal(a.Network.CIDRs, b.Network.CIDRs) }},
-	{"encap.mtu", func(a, b *config.Config) bool { return a.Encap.MTU == b.Encap.MTU }},
-	{"encap.copyDSCP", func(a, b *config.Config) bool { return a.Encap.CopyDSCP == b.Encap.CopyDSCP }},
-	{"encap.clampMSS", func(a, b *config.Config) bool { return a.Encap.ClampMSS == b.Encap.ClampMSS }},
-	{"peers", func(a, b *config.Config) bool { return samePeers(a.Peers, b.Peers) }},
-	{"host.masquerade", func(a, b *config.Config) bool { return a.Host.Masquerade == b.Host.Masquerade }},
-	{"host.forward", func(a, b *config.Config) bool { return a.Host.Forward == b.Host.Forward }},
-}
-
-func changedKeys(old, new *config.Config) []string {
-	changed := []string{}
-	for _, r := range reloadable {
-		if !r.same(old, new) {
-			changed = append(changed, r.key)
-		}
-	}
-	return changed
+	return append([]string{}, live...), next.peers, nil // "[]" in the answer, not "null"
 }
 
 // LogLevel is the level of the log.

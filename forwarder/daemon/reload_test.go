@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/penstock-net/penstock/forwarder/config"
 	"github.com/penstock-net/penstock/forwarder/control"
 )
 
@@ -146,20 +145,6 @@ func TestFailedReloadIsTakenBack(t *testing.T) {
 			t.Errorf("%s: afterwards %q, %v", step, got.Changed, err)
 		}
 		r.stop()
-	}
-}
-
-// Every key that config lets a reload change is one whose change the daemon tells, and none besides.
-func TestReloadableKeysAreConfigs(t *testing.T) {
-	var mine []string
-	for _, k := range reloadable {
-		mine = append(mine, k.key)
-	}
-	theirs := config.ReloadKeys()
-	slices.Sort(mine)
-	slices.Sort(theirs)
-	if !slices.Equal(mine, theirs) {
-		t.Errorf("daemon %q, config %q", mine, theirs)
 	}
 }
 
