@@ -43,7 +43,7 @@ var (
 )
 
 func testSettings(kind encap.Kind) Settings {
-	return Settings{Name: "node-a", Address: nodeA,
+	return Settings{Address: nodeA,
 		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
 		Cluster:  []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		Encap:    kind, Port: kind.DefaultPort(), VNI: 1, UnderlayMTU: 1500, Workers: 1, HostDevice: "penstock0",

@@ -36,7 +36,7 @@ func newNativePairBy(t testing.TB, kind encap.Kind, by native.Carrier) *nativePa
 		s.Uplink = Uplink{Device: "eth0", Index: testUplink, TSO: true}
 	}
 	x := &nativePair{a: newRig(t, s)}
-	s.Name, s.Address = "node-b", nodeB
+	s.Address = nodeB
 	s.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd00:10:244:2::/64")}
 	x.b = newRigOf(t, s, feed.Peer{Name: "node-a", Address: nodeA, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}})
 	x.podA, x.podB = x.a.attach(AttachTUN, "a1", podA1, podA1v6), x.b.attach(AttachTUN, "b1", podB, podBv6)

@@ -109,9 +109,8 @@ func (s *peerState) outerMTU(unix int64) int {
 	return route
 }
 
-// resolve fills what a feed's peer leaves to our own settings.
-func (f *Forwarder) resolve(spec feed.Peer) (feed.Peer, encap.Kind, error) {
-	s := &f.settings
+// Resolve fills what a feed's peer leaves to our own settings; what it returns with an error is filled as far as it goes.
+func (s *Settings) Resolve(spec feed.Peer) (feed.Peer, encap.Kind, error) {
 	kind := s.Encap
 	if spec.Encap != "" {
 		k, err := encap.ParseKind(spec.Encap)
@@ -163,7 +162,7 @@ func (f *Forwarder) publish(specs []feed.Peer) error {
 	byAddress := map[netip.Addr]string{}
 	next := make([]*peer, 0, len(specs))
 	for _, spec := range specs {
-		spec, kind, err := f.resolve(spec)
+		spec, kind, err := f.settings.Resolve(spec)
 		if err != nil {
 			return err
 		}

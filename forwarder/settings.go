@@ -13,7 +13,6 @@ import (
 
 // Settings is all that a forwarder must know. New takes a copy.
 type Settings struct {
-	Name     string
 	Address  netip.Addr     // this node's underlay address
 	PodCIDRs []netip.Prefix // this node's; the first address of each is the host's (penstock0)
 	Cluster  []netip.Prefix // all pods of the cluster

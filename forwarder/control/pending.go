@@ -185,13 +185,8 @@ func SyncDir(dir string) error {
 	return d.Sync()
 }
 
-// IsPending is whether a delete of a pod waits.
-func IsPending(socket, container, iface string) bool {
-	return IsPendingFile(socket, DeviceName(container, iface))
-}
-
-// IsPendingFile is whether a delete waits under a file name that Pending has listed.
-func IsPendingFile(socket, name string) bool {
+// IsPending is whether a delete waits under a file name that Pending has listed.
+func IsPending(socket, name string) bool {
 	_, err := os.Lstat(filepath.Join(PendingDir(socket), name+".json"))
 	return err == nil
 }

@@ -26,7 +26,7 @@ func TestPending(t *testing.T) {
 	if err := WritePending(socket, DetachRequest{Container: "c1"}); err == nil {
 		t.Error("a delete of nobody")
 	}
-	if !IsPending(socket, "c1", "eth0") || IsPending(socket, "c1", "eth1") {
+	if !IsPending(socket, DeviceName("c1", "eth0")) || IsPending(socket, DeviceName("c1", "eth1")) {
 		t.Error("IsPending is wrong")
 	}
 	dir := PendingDir(socket)
@@ -45,7 +45,7 @@ func TestPending(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if IsPending(socket, "c1", "eth0") {
+	if IsPending(socket, DeviceName("c1", "eth0")) {
 		t.Error("it still waits")
 	}
 }

@@ -206,9 +206,6 @@ func (d *Daemon) closeQuietly() {
 	if d.flows != nil {
 		d.flows.Close()
 	}
-	if d.host != nil {
-		d.host.Close()
-	}
 }
 
 // Check is penstockd check: it says what is wrong with a configuration file, as far as the file alone can tell.

@@ -29,7 +29,7 @@ func TestStartAndStopInOrder(t *testing.T) {
 	if err := r.stop(); err != nil {
 		t.Error(err)
 	}
-	want = []string{"stop", "flowsclose", "hostclose"}
+	want = []string{"stop", "flowsclose"}
 	if got := f.deeds(); !slices.Equal(got, want) {
 		t.Errorf("stop:\n got %q\nwant %q; devices, routes and rules must stay", got, want)
 	}
@@ -71,9 +71,9 @@ func TestFailedStartUndoes(t *testing.T) {
 		{"forwarder", "cleanup penstock0"},
 		{"peers", "stop|cleanup penstock0"},
 		{"host", "stop|cleanup penstock0"},
-		{"apply", "hostclose|stop|cleanup penstock0"},
-		{"flows", "hostclose|stop|cleanup penstock0"},
-		{"load", "flowsclose|hostclose|stop|cleanup penstock0"},
+		{"apply", "stop|cleanup penstock0"},
+		{"flows", "stop|cleanup penstock0"},
+		{"load", "flowsclose|stop|cleanup penstock0"},
 	} {
 		for _, taken := range []bool{false, true} {
 			f := newFake()

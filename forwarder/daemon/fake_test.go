@@ -414,7 +414,6 @@ func (f fakeHost) ReconcileIngress(d []string) (hostnet.Report, error) {
 	f.mu.Unlock()
 	return hostnet.Report{}, f.do("reconcile", d)
 }
-func (f fakeHost) Close() error { return f.do("hostclose") }
 
 type fakeFlows struct{ *fake }
 

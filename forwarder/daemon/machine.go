@@ -56,7 +56,6 @@ type host interface {
 	Blocked() ([]string, error)
 	KeepIngress(devices []string) (again []string, err error)
 	ReconcileIngress(devices []string) (hostnet.Report, error)
-	Close() error
 }
 
 // flows follows the flows that the host translates: *hostflow.Tracker.
@@ -193,10 +192,7 @@ func describeLink(l netlink.Link) link {
 }
 
 func (linux) Links() ([]link, error) {
-	all, err := netlink.LinkList()
-	if errors.Is(err, netlink.ErrDumpInterrupted) { // devices came or went meanwhile
-		all, err = netlink.LinkList()
-	}
+	all, err := hostnet.Dump(netlink.LinkList)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("the devices of the node cannot be listed: %w", err)
 	}

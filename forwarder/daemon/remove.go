@@ -356,7 +356,7 @@ func (d *Daemon) finishPending(k control.PodKey) error {
 // finish carries out one queued delete. Its pod's key is locked. Who waited for the lock may find that an ADD, which had it before,
 // has done what was queued: what stands under the name now is a new pod, which nobody wants gone.
 func (d *Daemon) finish(socket, name string) error {
-	if !control.IsPendingFile(socket, name) {
+	if !control.IsPending(socket, name) {
 		return nil
 	}
 	if k, known := d.pods.keyOf(name); known {

@@ -312,7 +312,7 @@ func TestPendingWhileRunning(t *testing.T) {
 	if err != nil || b.Addresses[0] == a.Addresses[0] || b.Phase != control.PhaseReserved {
 		t.Errorf("%+v, %v", b, err)
 	}
-	if _, ok := f.links[a.Device]; ok || control.IsPending(socket, "c1", "eth0") {
+	if _, ok := f.links[a.Device]; ok || control.IsPending(socket, control.DeviceName("c1", "eth0")) {
 		t.Error("the old pod's device or its queued delete stays")
 	}
 }
@@ -355,7 +355,7 @@ func TestPendingMeanwhileDone(t *testing.T) {
 		defer r.pods.keys.mu.Unlock()
 		return len(r.pods.keys.m) == 0
 	})
-	if p := r.phases(t); p != "c1 reserved" || control.IsPending(socket, "c1", "eth0") {
+	if p := r.phases(t); p != "c1 reserved" || control.IsPending(socket, control.DeviceName("c1", "eth0")) {
 		t.Errorf("after an ADD that succeeded there is %q", p)
 	}
 }

@@ -82,7 +82,7 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	d.logChosen()
 	d.startUplinks(next)
 
-	if err = d.startHost(ctx, next, &undo); err != nil {
+	if err = d.startHost(ctx, next); err != nil {
 		return err
 	}
 	d.state.Store(next)
@@ -152,11 +152,10 @@ func (d *Daemon) address(known netip.Addr) (netip.Addr, error) {
 	return found, err
 }
 
-func (d *Daemon) startHost(ctx context.Context, s *state, undo *undoList) (err error) {
+func (d *Daemon) startHost(ctx context.Context, s *state) (err error) {
 	if d.host, err = d.machine.NewHost(s.hostConfig(d.log)); err != nil {
 		return err
 	}
-	undo.add(d.host.Close)
 	_, err = d.host.Apply(ctx) // what it changed and found, hostnet has logged
 	return err
 }

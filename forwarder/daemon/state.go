@@ -89,7 +89,7 @@ const (
 func (s *state) settings(workers int, log *slog.Logger) forwarder.Settings {
 	c := s.cfg
 	return forwarder.Settings{
-		Name: c.Node.Name, Address: c.Node.Address, PodCIDRs: c.Node.PodCIDRs, Cluster: c.Network.CIDRs,
+		Address: c.Node.Address, PodCIDRs: c.Node.PodCIDRs, Cluster: c.Network.CIDRs,
 		Encap: s.kind, Port: c.Encap.Port, VNI: c.Encap.VNI, PodMTU: s.podMTU, UnderlayMTU: s.underlay.MTU,
 		SourcePorts: c.Encap.SourcePorts, CopyDSCP: c.Encap.CopyDSCP, ClampMSS: c.Encap.ClampMSS,
 		Uplink:  s.uplink(),
@@ -155,26 +155,10 @@ func (s *state) tunnels() []hostnet.Tunnel {
 	return slices.Compact(ts)
 }
 
-// resolve fills in what a peer leaves to our own settings, as the forwarder does.
+// resolve fills in what a peer leaves to our own settings, as the forwarder does; what is wrong with one the forwarder has said.
 func (s *state) resolve(p feed.Peer) feed.Peer {
-	if p.Encap == "" {
-		p.Encap = s.kind.String()
-	}
-	k, _ := encap.ParseKind(p.Encap)
-	switch {
-	case k == encap.KindIPIP:
-		p.Port = 0
-	case p.Port == 0 && k == s.kind:
-		p.Port = s.cfg.Encap.Port
-	case p.Port == 0:
-		p.Port = k.DefaultPort()
-	}
-	if p.VNI == 0 {
-		p.VNI = s.cfg.Encap.VNI
-	}
-	if p.MAC == ([6]byte{}) {
-		p.MAC = encap.VTEPMAC(p.Address, p.VNI)
-	}
+	settings := s.settings(0, nil)
+	p, _, _ = settings.Resolve(p)
 	return p
 }
 

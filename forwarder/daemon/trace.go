@@ -152,15 +152,8 @@ func (d *Daemon) traceFrom(s *forwarder.TraceSpec, from string) error {
 		s.Container, s.Interface = p.Container, p.Interface
 		return nil
 	}
-	best := -1
-	for _, p := range state.peers {
-		for _, c := range p.PodCIDRs {
-			if c.Contains(s.Src) && c.Bits() > best {
-				best, s.Peer = c.Bits(), p.Address
-			}
-		}
-	}
-	if best >= 0 {
+	if p := state.peerOf(s.Src); p != nil {
+		s.Peer = p.Address
 		return nil
 	}
 	for _, c := range state.cfg.Node.PodCIDRs {

@@ -86,7 +86,7 @@ func (x *examination) sysctls(context.Context) {
 		return
 	}
 	found := map[string]bool{}
-	for _, f := range hostnet.CheckSysctls(x.device, x.underlay.Device, x.ipv4, x.ipv6, false) {
+	for _, f := range (hostnet.Sysctls{Device: x.device, Uplink: x.underlay.Device, IPv4: x.ipv4, IPv6: x.ipv6}).Check() {
 		name := "sysctls"
 		switch {
 		case strings.HasSuffix(f.Subject, "forward") || strings.HasSuffix(f.Subject, "forwarding"):

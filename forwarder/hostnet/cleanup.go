@@ -70,7 +70,7 @@ func cleanForward(r *Report) error {
 func cleanRoutes(r *Report) error {
 	var errs []error
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := dump(func() ([]netlink.Route, error) {
+		list, err := Dump(func() ([]netlink.Route, error) {
 			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: RouteProtocol, Table: unix.RT_TABLE_UNSPEC},
 				netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		})

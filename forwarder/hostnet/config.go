@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -40,7 +41,6 @@ func (t Tunnel) String() string {
 type Config struct {
 	Device     string         // the node's TUN; made by ring before Apply
 	MTU        int            // bytes of an IP packet: the pods' MTU; 0: leave it
-	TxQueueLen int            // packets; 0: leave it
 	Address    netip.Addr     // the node's address on the underlay; notrack is limited to it
 	PodCIDRs   []netip.Prefix // this node's
 	Cluster    []netip.Prefix // all pods' (network.cidrs)
@@ -51,7 +51,8 @@ type Config struct {
 	Log        *slog.Logger   // nil: slog.Default()
 }
 
-// A Host reconciles the host's stack with its Config. Its methods may be called from any goroutine, one acts at a time.
+// A Host reconciles the host's stack with its Config. Its methods may be called from any goroutine, one acts at a time. It holds nothing
+// open, and what it made stays, for a successor; Cleanup removes it.
 type Host struct {
 	mu  sync.Mutex
 	cfg Config
@@ -70,9 +71,6 @@ func New(cfg Config) (*Host, error) {
 	}
 	return &Host{cfg: cfg, log: cfg.Log}, nil
 }
-
-// Close ends the Host. What it made stays, for a successor; Cleanup removes it.
-func (h *Host) Close() error { return nil }
 
 // normal returns a checked copy with masked prefixes, so that comparisons with what the kernel tells are exact.
 func (c Config) normal() (Config, error) {
@@ -141,13 +139,12 @@ func (c *Config) source(p netip.Prefix) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-func (c *Config) has(is4 bool) bool {
-	for _, p := range c.PodCIDRs {
-		if p.Addr().Is4() == is4 {
-			return true
-		}
-	}
-	return false
+func (c *Config) has4() bool {
+	return slices.ContainsFunc(c.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is4() })
+}
+
+func (c *Config) has6() bool {
+	return slices.ContainsFunc(c.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() })
 }
 
 func covered(p netip.Prefix, by []netip.Prefix) bool {

@@ -16,7 +16,7 @@ import (
 // redirects of the kernel's own on a device on which nobody could understand them.
 const addrGenNone = 1
 
-// applyDevice brings our device up with its MTU, queue length and addresses. It removes no address: routes may still
+// applyDevice brings our device up with its MTU and addresses. It removes no address: routes may still
 // have a stale one as their source, and the kernel removes a route together with its source; applyRoutes finishes that.
 func applyDevice(c *Config, r *Report) error {
 	link, err := ownLink(c.Device)
@@ -30,15 +30,9 @@ func applyDevice(c *Config, r *Report) error {
 		}
 		r.add("mtu %d on %s (was %d)", c.MTU, c.Device, a.MTU)
 	}
-	if c.TxQueueLen != 0 && a.TxQLen != c.TxQueueLen {
-		if err := netlink.LinkSetTxQLen(link, c.TxQueueLen); err != nil {
-			return fmt.Errorf("cannot set the queue length of %s to %d: %w", c.Device, c.TxQueueLen, err)
-		}
-		r.add("txqueuelen %d on %s (was %d)", c.TxQueueLen, c.Device, a.TxQLen)
-	}
 	if a.Flags&net.FlagUp == 0 {
 		// Before it is up, or the kernel has made its link-local address by then. A kernel without IPv6 refuses.
-		if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && c.has(false) {
+		if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && c.has6() {
 			return fmt.Errorf("cannot turn off IPv6 link-local addresses on %s: %w", c.Device, err)
 		}
 		if err := netlink.LinkSetUp(link); err != nil {
@@ -152,7 +146,7 @@ func removeStaleAddresses(c *Config, link netlink.Link, r *Report) error {
 }
 
 func addresses(link netlink.Link) (map[netip.Addr]netlink.Addr, error) {
-	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	list, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the addresses of %s: %w", link.Attrs().Name, err)
 	}
@@ -165,8 +159,8 @@ func addresses(link netlink.Link) (map[netip.Addr]netlink.Addr, error) {
 	return out, nil
 }
 
-// dump asks again while the kernel says that its answer was interrupted by a change (NLM_F_DUMP_INTR).
-func dump[T any](list func() ([]T, error)) ([]T, error) {
+// Dump asks again while the kernel says that its answer was interrupted by a change (NLM_F_DUMP_INTR).
+func Dump[T any](list func() ([]T, error)) ([]T, error) {
 	for try := 0; ; try++ {
 		l, err := list()
 		if err == nil || try == 5 || !errors.Is(err, netlink.ErrDumpInterrupted) {

@@ -219,7 +219,7 @@ func (w *walk) rule(ch *nftables.Chain, r *nftables.Rule, i int) (answer, outcom
 				registers[e.Register] = binary.NativeEndian.AppendUint32(nil, w.values.state)
 			}
 		case *expr.Bitwise:
-			registers[e.DestRegister] = masked1(registers[e.SourceRegister], e.Mask, e.Xor)
+			registers[e.DestRegister] = bitwise(registers[e.SourceRegister], e.Mask, e.Xor)
 		case *expr.Cmp:
 			weigh(compare(registers[e.Register], e.Op, e.Data))
 		case *expr.Range:
@@ -281,7 +281,7 @@ func (w *walk) payload(e *expr.Payload) []byte {
 	return nil
 }
 
-func masked1(v, mask, xor []byte) []byte {
+func bitwise(v, mask, xor []byte) []byte {
 	if v == nil || len(mask) != len(v) || len(xor) != len(v) {
 		return nil
 	}

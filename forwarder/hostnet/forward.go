@@ -199,7 +199,7 @@ func withoutProgram(proto iptables.Protocol) Finding {
 func forwardFindings(c *Config) []Finding {
 	var out []Finding
 	for _, proto := range []iptables.Protocol{iptables.ProtocolIPv4, iptables.ProtocolIPv6} {
-		if !c.has(proto == iptables.ProtocolIPv4) {
+		if proto == iptables.ProtocolIPv4 && !c.has4() || proto == iptables.ProtocolIPv6 && !c.has6() {
 			continue
 		}
 		if drops, _ := forwardDrops(proto); len(drops) > 0 {

@@ -33,7 +33,7 @@ func prefixes(s ...string) (out []netip.Prefix) {
 
 func testConfig() Config {
 	return Config{
-		Device: "penstock0", MTU: 1450, TxQueueLen: 1000,
+		Device: "penstock0", MTU: 1450,
 		Address:  netip.MustParseAddr("192.0.2.1"),
 		PodCIDRs: prefixes("10.244.1.0/24", "fd00:10:244:1::/64"),
 		Cluster:  prefixes("10.244.0.0/16", "fd00:10:244::/48"),

@@ -15,7 +15,7 @@ import (
 // PortHolders names what holds a UDP port of this namespace: kernel vxlan devices, and, unless the daemon itself is at work,
 // sockets. A device that is down holds nothing: asleep are those that would hold the port when they are set up.
 func PortHolders(port uint16, ours bool) (who, asleep []string, err error) {
-	links, err := dump(netlink.LinkList)
+	links, err := Dump(netlink.LinkList)
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot list the devices: %w", err)
 	}

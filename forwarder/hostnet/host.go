@@ -44,7 +44,7 @@ func (h *Host) apply(ctx context.Context) (r Report, err error) {
 			uplink = u.Device
 		}
 	}
-	r.find(CheckSysctls(h.cfg.Device, uplink, h.cfg.has(true), h.cfg.has(false), true)...)
+	r.find(Sysctls{Device: h.cfg.Device, Uplink: uplink, IPv4: h.cfg.has4(), IPv6: h.cfg.has6(), Fix: true}.Check()...)
 	steps := []func(*Config, *Report) error{
 		applyDevice,
 		applyRoutes,

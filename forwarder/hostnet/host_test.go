@@ -29,7 +29,7 @@ func TestApplyTwiceThenCleanup(t *testing.T) {
 
 	first := apply(t, host, cfg)
 	for _, want := range []string{
-		"mtu 1450 on penstock0 (was 1500)", "txqueuelen 1000 on penstock0 (was 500)", "penstock0 up",
+		"mtu 1450 on penstock0 (was 1500)", "penstock0 up",
 		"address 10.244.1.0 on penstock0", "address fd00:10:244:1:: on penstock0",
 		"route 10.244.0.0/16 dev penstock0 src 10.244.1.0", "route fd00:10:244::/48 dev penstock0 src fd00:10:244:1::",
 		"nft table inet penstock (prerouting: 1 rules, output: 2 rules, postrouting: 7 rules)",

@@ -213,7 +213,7 @@ func netdevChains(conn *nftables.Conn) ([]*nftables.Chain, error) {
 }
 
 func linkNames() (map[string]bool, error) {
-	links, err := dump(netlink.LinkList)
+	links, err := Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the devices: %w", err)
 	}

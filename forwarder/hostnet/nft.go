@@ -31,11 +31,11 @@ func applyNFT(c *Config, r *Report) error {
 		return err
 	}
 	want := inetTable(c)
-	have, err := readTable(conn, nftables.TableFamilyINet)
+	have, found, err := readTable(conn)
 	if err != nil {
 		return nftError("read", err)
 	}
-	if have != nil && have.sum == sumOf(want) {
+	if found && have == sumOf(want) {
 		return nil
 	}
 	table := &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
@@ -54,7 +54,7 @@ func applyNFT(c *Config, r *Report) error {
 		return nftError("replace", err)
 	}
 	verb := ""
-	if have != nil {
+	if found {
 		verb = ", replaced"
 	}
 	r.add("nft table inet %s (%s)%s", TableName, summary(want), verb)
@@ -72,16 +72,14 @@ func nftError(what string, err error) error {
 	return fmt.Errorf("cannot %s the nft table inet %s: %w%s", what, TableName, err, hint)
 }
 
-// foundTable is what the kernel has under our name: a sum over what we would have written to make it so.
-type foundTable struct{ sum string }
-
-// readTable reads a table of ours; nil if there is none. The kernel hands rules back in a form that does not compare
+// readTable reads what the kernel has as `inet penstock`, if it is there, as the sum over what we would have written to make it so. The kernel hands rules back in a form that does not compare
 // with what was sent, so each rule carries a hash of itself in its comment: rules that were added, removed or replaced by
 // hand do not have it.
-func readTable(conn *nftables.Conn, family nftables.TableFamily) (*foundTable, error) {
+func readTable(conn *nftables.Conn) (sum string, found bool, err error) {
+	const family = nftables.TableFamilyINet
 	tables, err := conn.ListTablesOfFamily(family)
 	if err != nil {
-		return nil, err
+		return "", false, err
 	}
 	var table *nftables.Table
 	for _, t := range tables {
@@ -90,34 +88,34 @@ func readTable(conn *nftables.Conn, family nftables.TableFamily) (*foundTable, e
 		}
 	}
 	if table == nil {
-		return nil, nil
+		return "", false, nil
 	}
 	chains, err := conn.ListChainsOfTableFamily(family)
 	if err != nil {
-		return nil, err
+		return "", false, err
 	}
-	var found []string
+	var all []string
 	for _, ch := range chains {
 		if ch.Table.Name != TableName {
 			continue
 		}
 		ch.Table = table
 		if ch.Hooknum == nil || ch.Priority == nil {
-			found = append(found, "plain chain "+ch.Name)
+			all = append(all, "plain chain "+ch.Name)
 			continue
 		}
 		lines := []string{chainLine(ch.Name, ch.Type, *ch.Hooknum, *ch.Priority)}
 		rules, err := conn.GetRules(table, ch)
 		if err != nil {
-			return nil, err
+			return "", false, err
 		}
 		for _, rule := range rules {
 			comment, _ := userdata.GetString(rule.UserData, userdata.TypeComment)
 			lines = append(lines, comment)
 		}
-		found = append(found, lines...)
+		all = append(all, lines...)
 	}
-	return &foundTable{sum: fmt.Sprint(found)}, nil
+	return fmt.Sprint(all), true, nil
 }
 
 func sumOf(chains []chain) string {

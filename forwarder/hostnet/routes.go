@@ -138,7 +138,7 @@ func same(have, want netlink.Route) bool {
 }
 
 func mainRoutes(family int) ([]netlink.Route, error) {
-	list, err := dump(func() ([]netlink.Route, error) {
+	list, err := Dump(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	})
 	if noFamily(err) {

@@ -68,7 +68,7 @@ func inetTable(c *Config) []chain {
 			postrouting.rules = append(postrouting.rules, new(builder).prefix("daddr", p).end("return", "pods know each other", ret))
 		}
 		for _, p := range multicast {
-			if c.has(p.Addr().Is4()) {
+			if p.Addr().Is4() && c.has4() || p.Addr().Is6() && c.has6() {
 				postrouting.rules = append(postrouting.rules, new(builder).prefix("daddr", p).end("return", "multicast", ret))
 			}
 		}

@@ -120,7 +120,7 @@ func FindWays(device string, podCIDRs, cluster []netip.Prefix, underlay []netip.
 			}
 		}
 		c.strays(index, family, all, underlay, &w)
-		rules, err := dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
+		rules, err := Dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 		if err != nil && !noFamily(err) {
 			return w, fmt.Errorf("cannot list the routing rules: %w", err)
 		}

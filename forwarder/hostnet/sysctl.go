@@ -29,25 +29,33 @@ type setting struct {
 
 func is(n int) func(int) bool { return func(have int) bool { return have == n } }
 
-// CheckSysctls compares the host's sysctls with what the packets of our device need; uplink is the device that holds
-// the node's address, or "". With fix it sets what it can and is safe to set. No findings: all is well.
-func CheckSysctls(device, uplink string, ipv4, ipv6, fix bool) []Finding {
+// Sysctls are those of the host that the packets of our device need.
+type Sysctls struct {
+	Device     string
+	Uplink     string // the device that holds the node's address; empty: none does
+	IPv4, IPv6 bool   // the families of pods
+	Fix        bool   // set what can be set and is safe to set
+}
+
+// Check compares them with what is needed. No findings: all is well.
+func (c Sysctls) Check() []Finding {
 	var out []Finding
-	for _, s := range settings(device, uplink, ipv4, ipv6) {
-		if f, ok := s.check(fix); !ok {
+	for _, s := range c.settings() {
+		if f, ok := s.check(c.Fix); !ok {
 			out = append(out, f)
 		}
 	}
 	return out
 }
 
-func settings(device, uplink string, ipv4, ipv6 bool) []setting {
+func (c Sysctls) settings() []setting {
+	device, uplink := c.Device, c.Uplink
 	var list []setting
 	add := func(s setting) {
 		s.key = strings.Join(s.parts, ".")
 		list = append(list, s)
 	}
-	if ipv4 {
+	if c.IPv4 {
 		// Global ones first: net.ipv4.ip_forward writes every device's forwarding.
 		add(setting{parts: []string{"net", "ipv4", "ip_forward"}, ok: is(1), want: 1, severity: Failure, global: true,
 			problem: "the host does not forward IPv4, so pods reach neither Services nor the outside"})
@@ -65,7 +73,7 @@ func settings(device, uplink string, ipv4, ipv6 bool) []setting {
 			ok:      func(have int) bool { return have == 2 || have == 0 && all != 1 },
 			problem: "strict reverse path filtering drops packets of pods whose address another device's route covers"})
 	}
-	if ipv6 {
+	if c.IPv6 {
 		add(setting{parts: []string{"net", "ipv6", "conf", device, "disable_ipv6"}, ok: is(0), want: 0, severity: Failure,
 			problem: "IPv6 is off on the device, so it gets no address and no routes"})
 		add(setting{parts: []string{"net", "ipv6", "conf", "all", "forwarding"}, ok: is(1), want: 1, severity: Failure, global: true,

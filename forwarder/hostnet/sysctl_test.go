@@ -32,7 +32,7 @@ func TestSysctls(t *testing.T) {
 		"net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.forwarding", "net.ipv6.conf.penstock0.accept_ra", "net.ipv6.conf.penstock0.disable_ipv6",
 		"net.ipv6.conf.penstock0.forwarding"}
 	host.Do(func() {
-		found := CheckSysctls("penstock0", "eth0", true, true, false)
+		found := Sysctls{Device: "penstock0", Uplink: "eth0", IPv4: true, IPv6: true}.Check()
 		if got := subjects(found); !slices.Equal(got, want) {
 			t.Errorf("found %q\nwant  %q", got, want)
 		}
@@ -42,7 +42,7 @@ func TestSysctls(t *testing.T) {
 			}
 		}
 		// With fix: what is global is told, what is our own device's is not worth a word.
-		found = CheckSysctls("penstock0", "eth0", true, true, true)
+		found = Sysctls{Device: "penstock0", Uplink: "eth0", IPv4: true, IPv6: true, Fix: true}.Check()
 		if got := subjects(found); !slices.Equal(got, []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"}) {
 			t.Errorf("fixed: %v", found)
 		}
@@ -51,18 +51,18 @@ func TestSysctls(t *testing.T) {
 				t.Errorf("%+v", f)
 			}
 		}
-		if found := CheckSysctls("penstock0", "eth0", true, true, true); len(found) != 0 {
+		if found := (Sysctls{Device: "penstock0", Uplink: "eth0", IPv4: true, IPv6: true, Fix: true}).Check(); len(found) != 0 {
 			t.Errorf("afterwards: %v", found)
 		}
 	})
 	// One device that was taken out of forwarding on purpose stays so.
 	set("net/ipv4/conf/eth0/forwarding", "0")
 	host.Do(func() {
-		found := CheckSysctls("penstock0", "eth0", true, true, true)
+		found := Sysctls{Device: "penstock0", Uplink: "eth0", IPv4: true, IPv6: true, Fix: true}.Check()
 		if len(found) != 1 || found[0].Subject != "net.ipv4.conf.eth0.forwarding" || found[0].Fixed || found[0].Severity != Warning {
 			t.Errorf("found: %v", found)
 		}
-		if found := CheckSysctls("nobody", "", true, false, true); len(found) != 2 || found[0].Severity != Failure {
+		if found := (Sysctls{Device: "nobody", IPv4: true, Fix: true}).Check(); len(found) != 2 || found[0].Severity != Failure {
 			t.Errorf("a missing device: %v", found)
 		}
 	})
@@ -80,7 +80,7 @@ func TestSysctlsReadOnly(t *testing.T) {
 		check(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 		check(t, unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""))
 		check(t, unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-		found := CheckSysctls("penstock0", "", true, false, true)
+		found := Sysctls{Device: "penstock0", IPv4: true, Fix: true}.Check()
 		if got := subjects(found); !slices.Contains(got, "net.ipv4.ip_forward") {
 			t.Errorf("found %q", got)
 		}
@@ -103,7 +103,7 @@ func TestForwardingKeepsLearnedDefault(t *testing.T) {
 		_, all, err := parseCIDR("::/0")
 		check(t, err)
 		check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: all, Gw: []byte("\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02"), Protocol: unix.RTPROT_RA}))
-		found := CheckSysctls("penstock0", "", false, true, true)
+		found := Sysctls{Device: "penstock0", IPv6: true, Fix: true}.Check()
 		i := slices.IndexFunc(found, func(f Finding) bool { return f.Subject == "net.ipv6.conf.all.forwarding" })
 		if i < 0 || found[i].Fixed || !strings.Contains(found[i].Problem, "eth0 has its default route from router advertisements") {
 			t.Errorf("found: %v", found)
@@ -111,7 +111,7 @@ func TestForwardingKeepsLearnedDefault(t *testing.T) {
 	})
 	host.Sysctl("net/ipv6/conf/eth0/accept_ra", "2")
 	host.Do(func() {
-		for _, f := range CheckSysctls("penstock0", "", false, true, true) {
+		for _, f := range (Sysctls{Device: "penstock0", IPv6: true, Fix: true}).Check() {
 			if !f.Fixed {
 				t.Errorf("accept_ra=2: %v", f)
 			}

@@ -65,7 +65,7 @@ func globalAddress(index, family int) (netip.Addr, bool) {
 	if err != nil {
 		return netip.Addr{}, false
 	}
-	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
+	list, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return netip.Addr{}, false
 	}
@@ -89,7 +89,7 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 	if addr.Is6() {
 		family = netlink.FAMILY_V6
 	}
-	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
+	list, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 	if err != nil {
 		return Underlay{}, fmt.Errorf("cannot list addresses: %w", err)
 	}

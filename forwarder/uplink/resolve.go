@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
 
 // Link is where superframes to a peer leave, and what their Ethernet header says.
@@ -31,27 +33,17 @@ func takeSnapshot(v6 bool) (*snapshot, error) {
 		family = netlink.FAMILY_V6
 	}
 	s := &snapshot{links: map[int]netlink.Link{}}
-	rules, err := again(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
+	rules, err := hostnet.Dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the routing rules: %w", err)
 	}
 	for _, r := range rules {
 		s.markRule = s.markRule || r.Mark != 0
 	}
-	if s.policies, err = again(func() ([]netlink.XfrmPolicy, error) { return netlink.XfrmPolicyList(family) }); err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) {
+	if s.policies, err = hostnet.Dump(func() ([]netlink.XfrmPolicy, error) { return netlink.XfrmPolicyList(family) }); err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) {
 		return nil, fmt.Errorf("cannot read the xfrm policies: %w", err)
 	}
 	return s, nil
-}
-
-// again repeats a dump that a change has interrupted.
-func again[T any](dump func() ([]T, error)) (list []T, err error) {
-	for range 5 {
-		if list, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return list, err
-		}
-	}
-	return list, err
 }
 
 // way is what the routing says of a peer: the device and the next hop on it, or
@@ -131,7 +123,7 @@ func readNeighbours(v6 bool) (neighbours, error) {
 	if v6 {
 		family = netlink.FAMILY_V6
 	}
-	list, err := again(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
+	list, err := hostnet.Dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the neighbour table: %w", err)
 	}

@@ -2,10 +2,12 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -22,7 +24,7 @@ func FuzzRequest(f *testing.F) {
 		f.Add("POST", "/v1/"+path, []byte(body))
 		f.Add("PUT", "/v1/"+path, []byte(body))
 	}
-	h := Handler(newFake(), quiet())
+	h := handler(newFake(), quiet(), context.Background(), new(sync.WaitGroup))
 	f.Fuzz(func(t *testing.T, method, path string, body []byte) {
 		if strings.Contains(path, "capture") || path == "/v1/routes" {
 			return // a stream, see package capture; the fake's routes panic on purpose

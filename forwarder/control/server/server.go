@@ -145,11 +145,7 @@ func endpoints(b Backend) map[string]map[string]call {
 	}
 }
 
-// Handler is the whole API as an http.Handler.
-func Handler(b Backend, log *slog.Logger) http.Handler {
-	return handler(b, log, context.Background(), new(sync.WaitGroup))
-}
-
+// handler is the whole API.
 func handler(b Backend, log *slog.Logger, stopping context.Context, handing *sync.WaitGroup) http.Handler {
 	routes := endpoints(b)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

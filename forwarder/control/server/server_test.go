@@ -437,7 +437,7 @@ func FuzzDecode(f *testing.F) {
 		`{"mtu":1e400}`, `{"container":"` + "\xff" + `"}`, `{"a":`, `null`, ` {} {}`} {
 		f.Add([]byte(s))
 	}
-	h := Handler(newFake(), quiet())
+	h := handler(newFake(), quiet(), context.Background(), new(sync.WaitGroup))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var a control.AttachRequest
 		if err := decode(body, &a); err != nil {
