@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/bench/lab"
-	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/hostlook"
 )
 
 // refused reports whether a TCP connection is answered by a reset; false: by nothing at all.
@@ -117,7 +117,7 @@ func TestNativeTCPIsNotTheKernels(t *testing.T) {
 // dump is what a node has in the nft tables of the daemon.
 func dump(t *testing.T, n *lab.Node) (rules string) {
 	t.Helper()
-	if err := n.Do(func() (err error) { rules, err = hostnet.DumpTables(); return err }); err != nil {
+	if err := n.Do(func() (err error) { rules, err = hostlook.DumpTables(); return err }); err != nil {
 		t.Fatal(err)
 	}
 	return rules

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder/control"
-	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/hostlook"
 )
 
 // bundleHost adds what this machine's stack looks like to this process.
@@ -72,7 +72,7 @@ func (b *bundle) bundleHost() {
 	b.value("qdiscs.json", qdiscs, err)
 	b.value("tc-filters.json", filters, err)
 
-	tables, err := hostnet.DumpTables()
+	tables, err := hostlook.DumpTables()
 	b.text("nft.txt", tables, err)
 	b.text("sysctls.txt", sysctls(links), nil)
 }

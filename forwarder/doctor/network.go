@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/hostlook"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
 	"golang.org/x/sys/unix"
 )
@@ -63,7 +64,7 @@ func (x *examination) duplicate(ctx context.Context) {
 		x.skip("duplicate-address", "%s is no Ethernet device", x.underlay.Device)
 		return
 	}
-	mac, err := hostnet.FindDuplicate(ctx, x.underlay)
+	mac, err := hostlook.FindDuplicate(ctx, x.underlay)
 	switch {
 	case errors.Is(err, unix.EPERM):
 		x.skip("duplicate-address", "asking needs CAP_NET_RAW: run as root")
@@ -143,11 +144,11 @@ func (x *examination) firewall(context.Context) {
 	var sure, may []string
 	for _, t := range x.tunnels {
 		for _, out := range []bool{false, true} {
-			p := hostnet.Packet{Tunnel: t.Tunnel, Source: t.from, Dst: x.address, Device: x.underlay.Device, Out: out, Tracked: !x.up}
+			p := hostlook.Packet{Tunnel: t.Tunnel, Source: t.from, Dst: x.address, Device: x.underlay.Device, Out: out, Tracked: !x.up}
 			if out {
 				p.Source, p.Dst = p.Dst, p.Source
 			}
-			v, err := hostnet.AskFirewall(p)
+			v, err := hostlook.AskFirewall(p)
 			if err != nil {
 				x.skip("firewall", "%v", err)
 				return
@@ -181,7 +182,7 @@ func (x *examination) firewall(context.Context) {
 }
 
 func (x *examination) policies(context.Context) {
-	agents, err := hostnet.PolicyAgents()
+	agents, err := hostlook.PolicyAgents()
 	if err != nil {
 		x.skip("policy-agents", "%v", err)
 		return
@@ -211,7 +212,7 @@ func (x *examination) port(context.Context) {
 		if t.Proto != unix.IPPROTO_UDP {
 			continue
 		}
-		who, asleep, err := hostnet.PortHolders(t.Port, x.runs)
+		who, asleep, err := hostlook.PortHolders(t.Port, x.runs)
 		if err != nil {
 			x.skip("tunnel-port", "%v", err)
 			return

@@ -57,7 +57,7 @@ const nativeDrop = "native stream: not for the host's TCP"
 
 // applyCarrier makes the one chain that the Config wants, or none, if it is not so already.
 func applyCarrier(c *Config, r *Report) error {
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return err
 	}

@@ -101,7 +101,7 @@ func TestCarrierDrop(t *testing.T) {
 		}
 		chains := func() (names []string) {
 			host.Do(func() {
-				conn, err := nftConn()
+				conn, err := OpenNFT()
 				check(t, err)
 				list, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
 				check(t, err)
@@ -125,7 +125,7 @@ func TestCarrierDrop(t *testing.T) {
 			}
 			check(t, h.BlockIngress("ps1"))
 			// Somebody lets the pod's chain accept: it is no uplink's for that.
-			conn, err := nftConn()
+			conn, err := OpenNFT()
 			check(t, err)
 			accept := nftables.ChainPolicyAccept
 			conn.AddChain(&nftables.Chain{Name: "ps1", Table: netdevTable, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress, Priority: ingressPriority, Policy: &accept, Device: "ps1"})
@@ -145,7 +145,7 @@ func TestCarrierDrop(t *testing.T) {
 			t.Errorf("put back: %+v", r)
 		}
 		host.Do(func() { // and the first alone does
-			conn, err := nftConn()
+			conn, err := OpenNFT()
 			check(t, err)
 			conn.DelTable(&nftables.Table{Name: TableName, Family: nftables.TableFamilyINet})
 			check(t, conn.Flush())

@@ -35,7 +35,7 @@ func Cleanup(ctx context.Context, device string) (Report, error) {
 }
 
 func cleanTables(r *Report) error {
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return err
 	}

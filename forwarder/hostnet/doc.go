@@ -24,6 +24,9 @@
 //   - nft rules change in one transaction, or not at all.
 //   - [Cleanup] needs no state: it finds what is ours by the same marks.
 //
+// strays.go has the routes of others in the pods' network, which Apply warns of; what else others may have on the host package hostlook
+// examines.
+//
 // All functions act in the network namespace of the calling thread. Nothing here runs per packet, so netlink
 // sockets may use Go's netpoller.
 package hostnet

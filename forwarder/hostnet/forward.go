@@ -219,7 +219,7 @@ func forwardDrops(proto iptables.Protocol) (drops []string, known bool) {
 		family, famName = nftables.TableFamilyIPv6, "ip6"
 	}
 	known = !hasLegacyFilter(proto)
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return nil, false
 	}

@@ -29,7 +29,7 @@ func (h *Host) BlockIngress(device string) error {
 	if _, err := DeviceIndex(device); err != nil { // newer kernels take a chain for a device that is yet to come
 		return fmt.Errorf("cannot block the ingress of %s: %w", device, err)
 	}
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func (h *Host) BlockIngress(device string) error {
 func (h *Host) UnblockIngress(device string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (h *Host) UnblockIngress(device string) error {
 func (h *Host) Blocked() ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func (h *Host) ReconcileIngress(devices []string) (Report, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var r Report
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return r, err
 	}
@@ -127,7 +127,7 @@ func (h *Host) ReconcileIngress(devices []string) (Report, error) {
 func (h *Host) KeepIngress(devices []string) (again []string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return nil, err
 	}

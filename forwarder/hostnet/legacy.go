@@ -23,13 +23,22 @@ func hasLegacyFilter(proto iptables.Protocol) bool {
 	return false
 }
 
+// LegacyFilter opens the program that reads legacy iptables' filter table, and names it; nil if this namespace has no such table.
+func LegacyFilter(proto iptables.Protocol) (*iptables.IPTables, string, error) {
+	if !hasLegacyFilter(proto) {
+		return nil, program(proto), nil
+	}
+	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Timeout(lockWait))
+	return ipt, program(proto), err
+}
+
 // skipFilter reports that there is no filter table at all, so none of our chains either. iptables would create one just
 // because it is asked, and that would be something we leave behind.
 func skipFilter(proto iptables.Protocol) bool {
 	if hasLegacyFilter(proto) {
 		return false
 	}
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return false
 	}

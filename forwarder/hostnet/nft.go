@@ -16,7 +16,8 @@ import (
 // thousand devices answer with two thousand messages of less than 1 KiB each.
 const nftBuffer = 4 << 20
 
-func nftConn() (*nftables.Conn, error) {
+// OpenNFT opens nftables of this namespace.
+func OpenNFT() (*nftables.Conn, error) {
 	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetReadBuffer(nftBuffer) }))
 	if err != nil {
 		return nil, fmt.Errorf("cannot open nftables' netlink socket: %w", err)
@@ -26,7 +27,7 @@ func nftConn() (*nftables.Conn, error) {
 
 // applyNFT replaces `inet penstock` in one transaction if it is not as the Config wants it.
 func applyNFT(c *Config, r *Report) error {
-	conn, err := nftConn()
+	conn, err := OpenNFT()
 	if err != nil {
 		return err
 	}

@@ -302,7 +302,7 @@ func TestBlockIngress(t *testing.T) {
 		expect("blocked", false, [2]bool{true, false})
 	}
 	host.Do(func() { // somebody lets it accept
-		conn, err := nftConn()
+		conn, err := OpenNFT()
 		check(t, err)
 		accept := nftables.ChainPolicyAccept
 		conn.AddChain(&nftables.Chain{Name: "eth0", Table: netdevTable, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress, Priority: ingressPriority, Policy: &accept, Device: "eth0"})
@@ -321,7 +321,7 @@ func TestBlockIngress(t *testing.T) {
 	host.Do(func() { // one of that name is another device's
 		check(t, h.UnblockIngress("eth0"))
 		host.Device("ps1")
-		conn, err := nftConn()
+		conn, err := OpenNFT()
 		check(t, err)
 		drop := nftables.ChainPolicyDrop
 		conn.AddTable(netdevTable)

@@ -1,4 +1,4 @@
-package hostnet
+package hostlook
 
 import (
 	"bytes"
@@ -12,11 +12,13 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
 
 // A Packet is one that a firewall is asked about: a datagram of a tunnel.
 type Packet struct {
-	Tunnel      Tunnel
+	Tunnel      hostnet.Tunnel
 	Source, Dst netip.Addr
 	Device      string // it comes in by this one, or goes out
 	Out         bool
@@ -31,7 +33,7 @@ type Verdict struct {
 
 // AskFirewall walks through the chains that a packet of ours meets on this host. What it does not understand it says in May.
 func AskFirewall(p Packet) (Verdict, error) {
-	conn, err := nftConn()
+	conn, err := hostnet.OpenNFT()
 	if err != nil {
 		return Verdict{}, err
 	}
@@ -45,14 +47,14 @@ func AskFirewall(p Packet) (Verdict, error) {
 	}
 	w := &walk{conn: conn, chains: all, values: p.values()}
 	for _, ch := range all {
-		if p.atDevice(ch) && ch.Table.Name != TableName {
+		if p.atDevice(ch) && ch.Table.Name != hostnet.TableName {
 			w.base(ch)
 		}
 	}
 	w.verdict.May, w.verdict.Drops = append(w.verdict.May, w.verdict.Drops...), nil // which device such a chain is for, nobody says
 	for _, hook := range hooks {
 		for _, ch := range all {
-			if ch.Hooknum == nil || *ch.Hooknum != *hook || ch.Type == nftables.ChainTypeNAT || !p.meets(ch.Table.Family) || ch.Table.Name == TableName {
+			if ch.Hooknum == nil || *ch.Hooknum != *hook || ch.Type == nftables.ChainTypeNAT || !p.meets(ch.Table.Family) || ch.Table.Name == hostnet.TableName {
 				continue
 			}
 			w.base(ch)
@@ -375,16 +377,16 @@ func legacyInput(p Packet) []string {
 	if p.Source.Is6() {
 		proto = iptables.ProtocolIPv6
 	}
-	if !hasLegacyFilter(proto) {
-		return nil
-	}
-	name, chain := program(proto), "INPUT"
+	chain := "INPUT"
 	if p.Out {
 		chain = "OUTPUT"
 	}
-	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Timeout(lockWait))
+	ipt, name, err := hostnet.LegacyFilter(proto)
 	if err != nil {
 		return []string{fmt.Sprintf("legacy %s has a filter table, which cannot be read without that program", name)}
+	}
+	if ipt == nil {
+		return nil
 	}
 	rules, err := ipt.List("filter", chain)
 	if err != nil {
@@ -393,7 +395,7 @@ func legacyInput(p Packet) []string {
 	return legacyDrops(rules, name, chain, p.Tunnel)
 }
 
-func legacyDrops(rules []string, name, chain string, t Tunnel) []string {
+func legacyDrops(rules []string, name, chain string, t hostnet.Tunnel) []string {
 	drops := ""
 	for i, r := range rules {
 		named := t.Proto == unix.IPPROTO_UDP && strings.Contains(r+" ", fmt.Sprintf(" --dport %d ", t.Port)) || t.Proto == unix.IPPROTO_IPIP && (strings.Contains(r, "-p ipencap ") || strings.Contains(r, "-p 4 "))

@@ -1,4 +1,4 @@
-package hostnet
+package hostlook
 
 import (
 	"fmt"
@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
 
 // agentChains are the names by which policy agents begin those of their chains that FORWARD leads to.
@@ -22,7 +24,7 @@ var agentChains = []struct{ prefix, agent string }{
 // PolicyAgents names the agents whose chains are in iptables or nftables here: they filter pods' packets in FORWARD, which
 // what goes through a veth or tun port never passes (design section 6). Each once, with a chain of its.
 func PolicyAgents() ([]string, error) {
-	conn, err := nftConn()
+	conn, err := hostnet.OpenNFT()
 	if err != nil {
 		return nil, err
 	}
@@ -35,16 +37,16 @@ func PolicyAgents() ([]string, error) {
 		names = append(names, ch.Name)
 	}
 	for _, proto := range []iptables.Protocol{iptables.ProtocolIPv4, iptables.ProtocolIPv6} {
-		if !hasLegacyFilter(proto) {
-			continue
-		}
-		ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Timeout(lockWait))
+		ipt, program, err := hostnet.LegacyFilter(proto)
 		if err != nil {
-			return nil, fmt.Errorf("legacy iptables has a filter table here, and %s does not run to read it: %w", program(proto), err)
+			return nil, fmt.Errorf("legacy iptables has a filter table here, and %s does not run to read it: %w", program, err)
+		}
+		if ipt == nil {
+			continue
 		}
 		list, err := ipt.ListChains("filter")
 		if err != nil {
-			return nil, forwardError(program(proto), "list the chains", err)
+			return nil, fmt.Errorf("%s cannot list the chains: %w", program, err)
 		}
 		names = append(names, list...)
 	}

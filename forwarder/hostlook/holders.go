@@ -1,4 +1,4 @@
-package hostnet
+package hostlook
 
 import (
 	"bufio"
@@ -10,12 +10,14 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
 
 // PortHolders names what holds a UDP port of this namespace: kernel vxlan devices, and, unless the daemon itself is at work,
 // sockets. A device that is down holds nothing: asleep are those that would hold the port when they are set up.
 func PortHolders(port uint16, ours bool) (who, asleep []string, err error) {
-	links, err := Dump(netlink.LinkList)
+	links, err := hostnet.Dump(netlink.LinkList)
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot list the devices: %w", err)
 	}

@@ -1,4 +1,4 @@
-package hostnet
+package hostlook
 
 import (
 	"encoding/binary"
@@ -12,11 +12,12 @@ import (
 	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 
+	"github.com/penstock-net/penstock/forwarder/hostnet"
 	"github.com/penstock-net/penstock/forwarder/hostnet/nstest"
 )
 
 func vxlanPacket(out bool) Packet {
-	p := Packet{Tunnel: Tunnel{Proto: unix.IPPROTO_UDP, Port: 8472}, Source: netip.MustParseAddr("192.0.2.2"), Dst: netip.MustParseAddr("192.0.2.1"), Device: "eth0", Out: out}
+	p := Packet{Tunnel: hostnet.Tunnel{Proto: unix.IPPROTO_UDP, Port: 8472}, Source: netip.MustParseAddr("192.0.2.2"), Dst: netip.MustParseAddr("192.0.2.1"), Device: "eth0", Out: out}
 	return p
 }
 
@@ -48,7 +49,7 @@ func goTo(chain string) []expr.Any {
 // TestFirewall: a walk through real nft chains ends as the kernel's would for a tunnel's packet.
 func TestFirewall(t *testing.T) {
 	nstest.New(t).Do(func() {
-		c, err := nftConn()
+		c, err := hostnet.OpenNFT()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,7 +118,7 @@ func TestFirewall(t *testing.T) {
 // TestFirewallAtDevice: what a chain at a device's ingress or egress drops it may drop, as nobody says which device's, and our own is none.
 func TestFirewallAtDevice(t *testing.T) {
 	nstest.New(t).Do(func() {
-		c, err := nftConn()
+		c, err := hostnet.OpenNFT()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +133,7 @@ func TestFirewallAtDevice(t *testing.T) {
 			{nftables.TableFamilyNetdev, "edge", unix.NF_NETDEV_INGRESS, append(dport(8472), verdict(expr.VerdictDrop)...), "rule 1 of chain c of nft table netdev edge", ""},
 			{nftables.TableFamilyNetdev, "edge", unix.NF_NETDEV_EGRESS, append(dport(8472), verdict(expr.VerdictDrop)...), "", "rule 1 of chain c of nft table netdev edge"},
 			{nftables.TableFamilyNetdev, "edge", unix.NF_NETDEV_INGRESS, append(dport(53), verdict(expr.VerdictDrop)...), "", ""},
-			{nftables.TableFamilyNetdev, TableName, unix.NF_NETDEV_INGRESS, verdict(expr.VerdictDrop), "", ""},
+			{nftables.TableFamilyNetdev, hostnet.TableName, unix.NF_NETDEV_INGRESS, verdict(expr.VerdictDrop), "", ""},
 			{nftables.TableFamilyINet, "edge", inetIngress, verdict(expr.VerdictDrop), "rule 1 of chain c of nft table inet edge", ""},
 		} {
 			table := c.AddTable(&nftables.Table{Family: x.family, Name: x.name})
@@ -159,7 +160,7 @@ func TestFirewallAtDevice(t *testing.T) {
 func TestFirewallMatches(t *testing.T) {
 	any := [2]uint16{0, 65535}
 	w := &walk{values: vxlanPacket(false).values()}
-	ipip := &walk{values: Packet{Tunnel: Tunnel{Proto: unix.IPPROTO_IPIP}, Source: netip.MustParseAddr("192.0.2.2"), Dst: netip.MustParseAddr("192.0.2.1")}.values()}
+	ipip := &walk{values: Packet{Tunnel: hostnet.Tunnel{Proto: unix.IPPROTO_IPIP}, Source: netip.MustParseAddr("192.0.2.2"), Dst: netip.MustParseAddr("192.0.2.1")}.values()}
 	for _, c := range []struct {
 		w    *walk
 		info xt.InfoAny
@@ -197,7 +198,7 @@ func TestFirewallSets(t *testing.T) {
 }
 
 func TestLegacyDrops(t *testing.T) {
-	tunnel := Tunnel{Proto: unix.IPPROTO_UDP, Port: 8472}
+	tunnel := hostnet.Tunnel{Proto: unix.IPPROTO_UDP, Port: 8472}
 	for _, c := range []struct {
 		rules []string
 		drops bool
@@ -233,7 +234,7 @@ func TestPortsInProc(t *testing.T) {
 
 func FuzzClaimant(f *testing.F) {
 	for _, a := range []string{"192.0.2.1", "2001:db8::1"} {
-		q, _ := duplicateQuestion(Underlay{Address: netip.MustParseAddr(a), MAC: [6]byte{2, 0, 0, 0, 0, 1}})
+		q, _ := duplicateQuestion(hostnet.Underlay{Address: netip.MustParseAddr(a), MAC: [6]byte{2, 0, 0, 0, 0, 1}})
 		f.Add(q)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -250,7 +251,7 @@ func FuzzClaimant(f *testing.F) {
 func TestDuplicateQuestion(t *testing.T) {
 	mac := [6]byte{2, 0, 0, 0, 0, 1}
 	for a, other := range map[string]string{"192.0.2.1": "192.0.2.3", "2001:db8::1": "2001:db8::2"} {
-		q, to := duplicateQuestion(Underlay{Address: netip.MustParseAddr(a), MAC: mac})
+		q, to := duplicateQuestion(hostnet.Underlay{Address: netip.MustParseAddr(a), MAC: mac})
 		if got := claimant(q, netip.MustParseAddr(a)); string(got) != string(mac[:]) {
 			t.Errorf("%s: %v", a, got)
 		}

@@ -1,4 +1,4 @@
-package hostnet
+package hostlook
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 
 	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
 
 // Two nodes with one underlay address do the strangest things: each gets a part of what is meant for both. Asking is what a
@@ -26,7 +28,7 @@ const (
 
 // FindDuplicate asks the underlay whether another machine has this node's address, and returns its MAC; nil if nobody answers
 // within a second. The underlay must be Ethernet. It needs CAP_NET_RAW.
-func FindDuplicate(ctx context.Context, u Underlay) (net.HardwareAddr, error) {
+func FindDuplicate(ctx context.Context, u hostnet.Underlay) (net.HardwareAddr, error) {
 	if !u.Ethernet {
 		return nil, fmt.Errorf("%s is no Ethernet device, so nobody can be asked who has %s", u.Device, u.Address)
 	}
@@ -66,7 +68,7 @@ func FindDuplicate(ctx context.Context, u Underlay) (net.HardwareAddr, error) {
 }
 
 // duplicateQuestion is an ARP probe, or a neighbour solicitation of one who detects duplicates.
-func duplicateQuestion(u Underlay) (frame []byte, to net.HardwareAddr) {
+func duplicateQuestion(u hostnet.Underlay) (frame []byte, to net.HardwareAddr) {
 	if u.Address.Is4() {
 		to = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 		a := u.Address.As4()

@@ -1,4 +1,4 @@
-package hostnet
+package hostlook
 
 import (
 	"fmt"
@@ -7,12 +7,14 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet"
 )
 
 // DumpTables writes down our own nft tables, and nobody else's: a line for each table, chain and rule. A rule of ours carries
 // what it is for in its comment.
 func DumpTables() (string, error) {
-	conn, err := nftConn()
+	conn, err := hostnet.OpenNFT()
 	if err != nil {
 		return "", err
 	}
@@ -22,7 +24,7 @@ func DumpTables() (string, error) {
 	}
 	var b strings.Builder
 	for _, ch := range chains {
-		if ch.Table.Name != TableName {
+		if ch.Table.Name != hostnet.TableName {
 			continue
 		}
 		family := "netdev"
