@@ -300,6 +300,13 @@ func TestRouteMTU(t *testing.T) {
 		w.begin()
 		w.socketError(&ring.SocketError{Peer: netip.AddrPortFrom(nodeB, 8472), Origin: ring.OriginLocal, Errno: syscall.EMSGSIZE, MTU: mtu})
 	}
+	grow := func() {
+		next := r.f.settings
+		next.UnderlayMTU += 100
+		if err := r.f.Reconfigure(next); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for i, c := range []struct {
 		do   func()
 		want int
@@ -312,13 +319,9 @@ func TestRouteMTU(t *testing.T) {
 		{func() { r.f.SetDirectPath(nodeB, &UplinkPath{MTU: 9000}) }, 1450},    // not more than the node's own
 		{func() { r.f.SetDirectPath(nodeB, &UplinkPath{MTU: 100}) }, 576 - 50}, // no device has so little
 		{func() { r.f.SetDirectPath(nodeB, &UplinkPath{MTU: 1500}); learn(1200) }, 1150},
-		{func() {
-			next := r.f.settings
-			next.UnderlayMTU = 1600
-			if err := r.f.Reconfigure(next); err != nil {
-				t.Fatal(err)
-			}
-		}, 1450}, // forgotten, and the route still leaves by 1500
+		{grow, 1550}, // forgotten, and it was the route's device that has grown
+		{func() { r.f.SetDirectPath(nodeB, &UplinkPath{MTU: 1500}) }, 1450},
+		{grow, 1450}, // it was another one
 	} {
 		if c.do(); r.f.Counters().Peers[0].MTU != c.want {
 			t.Errorf("step %d: %d, want %d", i, r.f.Counters().Peers[0].MTU, c.want)

@@ -166,6 +166,9 @@ func (f *Forwarder) replace(next Settings, peers []feed.Peer) error {
 	if next.UnderlayMTU != old.UnderlayMTU { // what was learned may have been of the device as it was
 		for _, p := range f.peers {
 			p.state.pathMTU.Store(0)
+			// A route that left by as much left by that device, most likely. Else pods would be told the old MTU, which they believe for ten
+			// minutes, until the watcher of uplinks has looked; it then tells all routes anew (daemon.swap).
+			p.state.routeMTU.CompareAndSwap(int64(old.UnderlayMTU), int64(next.UnderlayMTU))
 		}
 	}
 	if n := f.native; n != nil {

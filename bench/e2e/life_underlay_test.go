@@ -127,7 +127,7 @@ func TestUplinkMTU(t *testing.T) {
 		for _, n := range []*lab.Node{a, b} {
 			await(t, "the new MTU in status and on penstock0", func() bool {
 				p, err := n.Netlink().LinkByName("penstock0")
-				return n.Daemon.Status(t).MTU == mtu-50 && err == nil && p.Attrs().MTU == mtu-50 &&
+				return n.Daemon.Status(t).MTU == mtu-50 && err == nil && p.Attrs().MTU == mtu-50 && mustPeers(t, n.Daemon)[0].MTU == mtu-50 &&
 					saying(t, n.Daemon.Process, says) > round // it says so behind having done it
 			})
 			if s := saying(t, n.Daemon.Process, says); s != round+1 {
