@@ -119,17 +119,19 @@ func etherType(f *frame) uint16 { return binary.BigEndian.Uint16(f.mem[f.at-2:])
 
 // fromPod applies what holds for packets from pods alone.
 func (w *worker) fromPod(in *port, f *frame) bool {
-	// A pod may send ICMP of no bytes at all, which then has no type.
-	if l4 := f.ip()[f.p.L4:]; f.p.Frag == encap.NotFrag && len(l4) > 0 {
+	// A pod may send ICMP of no bytes at all, which then has no type. A first fragment has that of the message that it begins; neighbour
+	// discovery in fragments is none (RFC 6980).
+	if l4 := f.ip()[f.p.L4:]; f.p.Frag != encap.LaterFrag && len(l4) > 0 {
+		whole := f.p.Frag == encap.NotFrag
 		switch {
 		case f.p.Version == 6 && f.p.Proto == encap.ProtoICMPv6:
 			switch l4[0] {
 			case icmp6Solicit:
-				if w.answerND(in, f) {
+				if whole && w.answerND(in, f) {
 					return false
 				}
 			case icmp6Advert:
-				if f.p.Dst == Gateway6 { // the answer to our own question
+				if whole && f.p.Dst == Gateway6 { // the answer to our own question
 					w.learnMAC(in, f)
 					w.drop(DropAnswered)
 					return false
