@@ -51,6 +51,7 @@ const (
 	DropAnswered
 	DropRouterAdvert
 	DropMulticast
+	DropMartian
 	DropSpoofed
 
 	// On the way.
@@ -118,6 +119,7 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropAnswered:     {"answered", "ARP or neighbour discovery between a pod and its gateway: the question was answered, or it was our own", "nothing"},
 	DropRouterAdvert: {"router_advert", "a pod sent a router advertisement or a redirect", "look at that pod: it tries to be a router"},
 	DropMulticast:    {"multicast", "multicast or broadcast, which has no members here", "nothing: IPv6 hosts send some by themselves"},
+	DropMartian:      {"martian", "a pod sent to a loopback address or to none (127.0.0.0/8, 0.0.0.0/8, ::1, ::), which mean the sender itself", "look at that pod: it routes its loopback to eth0, or tries to reach services of the node's own"},
 	DropSpoofed:      {"spoofed", "a pod sent with a source that is not its address", "look at that pod; nested networks need masquerade inside it"},
 
 	DropTunnelLoop: {"tunnel_loop", "a packet addressed to a node's tunnel port or protocol from inside the tunnel", "look at the sender: pods may not speak to tunnel ports"},

@@ -96,6 +96,13 @@ var podDrops = []struct {
 	{name: "broadcast", ip: udpPacket(podA1, netip.MustParseAddr("255.255.255.255"), 68, 67, 9), want: DropMulticast},
 	{name: "DHCP, still without an address", ip: udpPacket(netip.IPv4Unspecified(), netip.MustParseAddr("255.255.255.255"), 68, 67, 9), want: DropMulticast},
 	{name: "multicast v6", ip: udpPacket(podA1v6, netip.MustParseAddr("ff02::fb"), 5353, 5353, 9), want: DropMulticast},
+	{name: "the host's loopback", ip: udpPacket(podA1, netip.MustParseAddr("127.0.0.1"), 1, 2, 9), want: DropMartian},
+	{name: "the end of the loopback network", ip: udpPacket(podA1, netip.MustParseAddr("127.255.255.254"), 1, 2, 9), want: DropMartian},
+	{name: "nowhere v4", ip: udpPacket(podA1, netip.MustParseAddr("0.0.0.0"), 1, 2, 9), want: DropMartian},
+	{name: "this network", ip: udpPacket(podA1, netip.MustParseAddr("0.1.2.3"), 1, 2, 9), want: DropMartian},
+	{name: "loopback v6", ip: udpPacket(podA1v6, netip.MustParseAddr("::1"), 1, 2, 9), want: DropMartian},
+	{name: "nowhere v6", ip: udpPacket(podA1v6, netip.MustParseAddr("::"), 1, 2, 9), want: DropMartian},
+	{name: "the loopback mapped into v6", ip: udpPacket(podA1v6, netip.MustParseAddr("::ffff:127.0.0.1"), 1, 2, 9), want: DropMartian},
 	{name: "solicitation for a stranger", ip: icmp6(podA1v6, netip.MustParseAddr("ff02::1:ff00:99"), 255, append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, netip.MustParseAddr("fe80::99").AsSlice()...)), want: DropMulticast},
 
 	{name: "our tunnel port on a peer", ip: udpPacket(podA1, nodeB, 1, 8472, 9), want: DropTunnelLoop},

@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"encoding/binary"
+	"net/netip"
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/ring"
@@ -149,6 +150,10 @@ func (w *worker) fromPod(in *port, f *frame) bool {
 		w.drop(DropMulticast)
 		return false
 	}
+	if martian(f.p.Dst) {
+		w.drop(DropMartian)
+		return false
+	}
 	for _, a := range in.addresses {
 		if f.p.Src == a {
 			w.learnMAC(in, f)
@@ -157,6 +162,12 @@ func (w *worker) fromPod(in *port, f *frame) bool {
 	}
 	w.drop(DropSpoofed)
 	return false
+}
+
+// martian reports an address that no packet outside of a host may have as its destination (RFC 1122 3.2.1.3, RFC 4291 2.5): the host
+// would take it for itself where route_localnet is on, as kube-proxy sets it, and services on its loopback trust who reaches them.
+func martian(a netip.Addr) bool {
+	return a.IsLoopback() || a.Is4() && a.As4()[0] == 0 || a.IsUnspecified()
 }
 
 // learnMAC notes the pod's MAC, which plugins may change under way.

@@ -287,9 +287,12 @@ func (x *badLab) fromPod(v6 bool, p *lab.Pod) []badCase {
 			badCase{name: named(v6, "source %s to the host", src), packet: udp(netip.MustParseAddr(src), x.a.HostAddr(v6), badPort), drops: x.drop("spoofed")},
 		)
 	}
-	groups, advert := []string{"224.0.0.1", "239.1.2.3", "255.255.255.255"}, []byte{5}
+	groups, martians, advert := []string{"224.0.0.1", "239.1.2.3", "255.255.255.255"}, []string{"127.0.0.1", "127.8.9.10", "0.0.0.0", "0.0.0.1"}, []byte{5}
 	if v6 {
-		groups, advert = []string{"ff02::1", "ff05::1:3", "ff0e::1"}, []byte{134, 137}
+		groups, martians, advert = []string{"ff02::1", "ff05::1:3", "ff0e::1"}, []string{"::1", "::", "::ffff:127.0.0.1"}, []byte{134, 137}
+	}
+	for _, m := range martians {
+		cases = append(cases, badCase{name: named(v6, "to the martian %s", m), packet: udp(own, netip.MustParseAddr(m), badPort), drops: x.drop("martian")})
 	}
 	for _, g := range groups {
 		cases = append(cases, badCase{name: named(v6, "to the group %s", g), packet: udp(own, netip.MustParseAddr(g), badPort), drops: x.drop("multicast")})
