@@ -39,6 +39,7 @@ const (
 	DropNativeUnknown
 	DropNativeDuplicate
 	DropNativeLate
+	DropNativeStray
 	DropNativeFull
 	DropNativeLost
 
@@ -109,6 +110,7 @@ var reasonText = [reasons]struct{ name, meaning, remedy string }{
 	DropNativeUnknown:   {"native_unknown", "a piece of a native stream that its peer has not announced", "nothing, for a moment after a restart of either node: the peer finds out and goes by the encapsulation"},
 	DropNativeDuplicate: {"native_duplicate", "a piece of the native stream that has come before", "the underlay duplicates packets"},
 	DropNativeLate:      {"native_late", "a piece of the native stream that came after its burst had been handed on", "the underlay reorders packets"},
+	DropNativeStray:     {"native_stray", "a piece of the native stream far from where the stream is, and none before it that it follows", "nothing for one a stream behind an outage of the underlay; more are forged: look for who sends to native.port, on the peer's node or in its name"},
 	DropNativeFull:      {"native_full", "too many bursts of the native stream were incomplete at a time", "the underlay loses or reorders much: native.carrier: off may serve better"},
 	DropNativeLost:      {"native_lost", "a frame of the native stream lost a piece on its way", "the underlay loses packets; TCP superframes are handed on in parts and do not count here"},
 

@@ -11,6 +11,10 @@ import (
 // nativeExpire is how long the rest of a burst is waited for.
 const nativeExpire = 5 * time.Millisecond
 
+// nativeStands is how long all that comes of a stream may have come before, or too late: what is late for longer is no underlay's doing,
+// but where the stream was thought to be was a forger's word.
+const nativeStands = time.Second
+
 // nativeIn is what a worker receives from one peer. It is made anew when the peer is another one.
 type nativeIn struct {
 	from    *nativePeer
@@ -22,6 +26,7 @@ type nativeStream struct {
 	native.Stream
 	peer  *peer
 	since int64 // nanoseconds, when its last piece came
+	moved int64 // nanoseconds, when it last went on
 	noted bool  // it stands among the incomplete
 }
 
@@ -160,21 +165,22 @@ func (w *worker) refuseNative(p *peer, r Reason) {
 }
 
 // nativePiece takes one piece, or several that have become one.
-func (w *worker) nativePiece(p *peer, pc native.Piece, by native.Carrier) (bytes int) {
+func (w *worker) nativePiece(p *peer, pc native.Piece, by native.Carrier) int {
 	s := w.nativeStreamOf(p, pc.Tag, by)
 	if s == nil {
 		w.refuseNative(p, DropNativeUnknown)
 		return 0
 	}
 	p.state.native.counts.gotPieces.Add(1)
-	lost := s.Lost
-	verdict := native.Again
-	for verdict == native.Again {
-		verdict = s.Add(pc, w.native.buffers)
-		bytes += w.nativeFrames(s)
-	}
-	if s.Lost > lost {
-		p.state.native.counts.lost.Add(s.Lost - lost)
+	verdict, bytes := w.addNative(s, pc)
+	if (verdict == native.Duplicate || verdict == native.Late) && w.nanos-s.moved > nativeStands.Nanoseconds() {
+		if s.Incomplete() {
+			bytes += w.finishNative(s)
+		}
+		s.Renew()
+		var more int
+		verdict, more = w.addNative(s, pc)
+		bytes += more
 	}
 	if s.Incomplete() {
 		if s.since = w.nanos; !s.noted {
@@ -187,12 +193,30 @@ func (w *worker) nativePiece(p *peer, pc native.Piece, by native.Carrier) (bytes
 		w.refuseNative(p, DropNativeDuplicate)
 	case native.Late:
 		w.refuseNative(p, DropNativeLate)
+	case native.Stray:
+		w.refuseNative(p, DropNativeStray)
 	case native.Conflict:
 		w.refuseNative(p, DropNativeBad)
 	case native.NoBuffer:
 		w.refuseNative(p, DropNativeFull)
 	}
 	return bytes
+}
+
+// addNative adds a piece to its stream and hands on what there is then.
+func (w *worker) addNative(s *nativeStream, pc native.Piece) (verdict native.Verdict, bytes int) {
+	lost, end := s.Lost, s.End()
+	for verdict = native.Again; verdict == native.Again; {
+		verdict = s.Add(pc, w.native.buffers)
+		bytes += w.nativeFrames(s)
+	}
+	if s.Lost > lost {
+		s.peer.state.native.counts.lost.Add(s.Lost - lost)
+	}
+	if s.End() != end {
+		s.moved = w.nanos
+	}
+	return verdict, bytes
 }
 
 // nativeStreamOf is the stream with a tag by a carrier; nil: the peer has not said that it sends it.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/penstock-net/penstock/bench/lab"
+	"github.com/penstock-net/penstock/encap/native"
 	"github.com/penstock-net/penstock/ring"
 )
 
@@ -223,4 +225,58 @@ func TestNativeRelay(t *testing.T) {
 			conserved(t, l)
 		})
 	}
+}
+
+// TestNativeForged: a program on a peer's node, of any user, sends pieces of one byte from that node's address, by every tag that there can be: two that
+// stand by themselves, of which one lies ahead of wherever the stream is, move nothing; two that follow each other cost a packet or two.
+func TestNativeForged(t *testing.T) {
+	lab.Require(t)
+	l := lab.New(t, lab.Config{YAML: []string{nativeYAML("udp")}})
+	l.Start(t)
+	a, b := l.Nodes[0].AddPod(t, lab.Veth), l.Nodes[1].AddPod(t, lab.Veth)
+	becomesNative(t, true, l.Nodes[0], a, b)
+	spray := func(starts ...uint32) {
+		t.Helper()
+		if err := l.Nodes[0].Do(func() error {
+			c, err := net.Dial("udp", netip.AddrPortFrom(l.Nodes[1].Underlay(), 7471).String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			var d [native.UDPLen + 1]byte
+			for tag := uint16(1 << 15); tag != 0; tag++ {
+				for _, start := range starts {
+					native.PutUDP(d[:], tag, start, 1, 0)
+					_, _ = c.Write(d[:]) // what does not get out is not missed
+				}
+				if tag%64 == 0 {
+					time.Sleep(200 * time.Microsecond) // none is to be lost in a buffer that is full
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, starts := range [][]uint32{{1 << 29, 5 << 29}, {3 << 29, 7 << 29}, {1 << 29, 1<<29 + 1}, {5 << 29, 5<<29 + 1}} {
+		stray := func() uint64 { return l.Nodes[1].Daemon.Metrics(t).Dropped()["native_stray"] }
+		before := stray()
+		for try := 0; stray() == before; try++ {
+			if try == 5 {
+				t.Fatalf("no piece at %#x found the stream: the test tests nothing", starts)
+			}
+			becomesNative(t, true, l.Nodes[0], a, b) // on a busy machine echoes are late, and a stream without traffic ends
+			spray(starts...)
+		}
+		answers, pings := 0, 10
+		for range pings {
+			if a.Ping(b.Addr(false)) == nil {
+				answers++
+			}
+		}
+		if least := pings - 2; answers < least {
+			t.Errorf("behind pieces at %#x %d of %d pings are answered", starts, answers, pings)
+		}
+	}
+	conserved(t, l)
 }

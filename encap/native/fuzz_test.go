@@ -42,7 +42,8 @@ func FuzzStream(f *testing.F) {
 	})
 }
 
-// A hostile sender: each piece is seven bytes of header and what it says of the rest.
+// A hostile sender: each piece is seven bytes of header and what it says of the rest. The first one says where in the stream it begins, near
+// or, by its upper bits, far away, and whether the stream is to begin anew.
 func FuzzHostile(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 1))
 	burst, _ := randomBurst(f, r, 1024)
@@ -53,11 +54,15 @@ func FuzzHostile(f *testing.F) {
 		seed = append(binary.BigEndian.AppendUint16(seed, uint16(len(p.Data))), p.Data...)
 	}
 	f.Add(uint16(1024), seed)
+	f.Add(uint16(1024), append(bytes.Clone(seed), bytes.ReplaceAll(seed, []byte{0, byte(len(burst) >> 8), byte(len(burst))}, []byte{0x40, byte(len(burst) >> 8), byte(len(burst))})...))
 	f.Add(uint16(2000), []byte{1, 0, 40, 0, 0, 0, 40, 2, 0, 30, 5, 0x78})
 	f.Fuzz(func(t *testing.T, size uint16, b []byte) {
 		s, pool := &Stream{Size: int(size)}, NewBuffers(2)
 		for len(b) >= 7 {
-			p := Piece{Start: uint32(b[0]) * 997, Length: int(binary.BigEndian.Uint16(b[1:])), Offset: int(binary.BigEndian.Uint16(b[3:]))}
+			if b[0] == 0xff && !s.Incomplete() {
+				s.Renew()
+			}
+			p := Piece{Start: uint32(b[0]&31)*997 + uint32(b[0]>>5)<<29, Length: int(binary.BigEndian.Uint16(b[1:])), Offset: int(binary.BigEndian.Uint16(b[3:]))}
 			n := min(int(binary.BigEndian.Uint16(b[5:])), len(b)-7)
 			p.Data, b = bytes.Clone(b[7:7+n]), b[7+n:]
 			if !p.fits() {

@@ -14,6 +14,8 @@ type Stream struct {
 	Lost  uint64 // bytes of the stream that have not come before what follows them was handed out
 	begun bool
 	next  uint32 // where in the stream the burst behind the newest begins
+	stray bool   // a piece came from far away,
+	after uint32 // and ended here
 	open  burst
 	late  burst // a whole one that came behind its turn
 	gaps  [maxGaps]gap
@@ -25,7 +27,8 @@ type gap struct{ from, to uint32 }
 
 const maxGaps = 16
 
-// maxLate is how far behind a gap is remembered, in bytes: far less than where offsets wrap.
+// maxLate is how far behind a gap is remembered, in bytes: far less than where offsets wrap. What lies farther away, ahead or behind,
+// is not of the stream as it is known: lost has more than that only who was cut off from the sender.
 const maxLate = 64 << 20
 
 // Verdict says what Add did with a piece.
@@ -36,6 +39,7 @@ const (
 	Again             // the burst in front of it had to be finished: take what Next gives and add the piece again
 	Duplicate         // its bytes have come before
 	Late              // the bursts behind it have been handed out
+	Stray             // it is far from where the stream is, and no other one shows that the stream is there
 	Conflict          // it contradicts what came of the same burst, or how the sender said it cuts
 	NoBuffer          // too many bursts are incomplete
 )
@@ -46,6 +50,12 @@ func (s *Stream) Incomplete() bool { return s.open.is }
 // Finish ends the wait for the rest of the open burst: Next returns what is there.
 func (s *Stream) Finish() { s.open.ended = true }
 
+// End is where in the stream the newest burst ends. While it stands still, nothing new comes.
+func (s *Stream) End() uint32 { return s.next }
+
+// Renew forgets where the stream is: it begins anew with the next piece. Call it while no burst is open.
+func (s *Stream) Renew() { s.begun, s.ngaps = false, 0 }
+
 // Add takes a piece. Call Next until it returns false, whatever the verdict is.
 func (s *Stream) Add(p Piece, pool *Buffers) Verdict {
 	whole := p.Offset == 0 && len(p.Data) == p.Length
@@ -53,6 +63,18 @@ func (s *Stream) Add(p Piece, pool *Buffers) Verdict {
 		return Conflict
 	}
 	o := &s.open
+	if s.begun && p.Start-s.next+maxLate > 2*maxLate {
+		if !s.follows(p) {
+			return Stray
+		}
+		if o.is {
+			o.ended = true
+			return Again
+		}
+		if !ahead(p.Start, s.next) {
+			s.Renew()
+		}
+	}
 	if o.is {
 		if p.Start == o.start {
 			return o.add(p)
@@ -79,13 +101,24 @@ func (s *Stream) Add(p Piece, pool *Buffers) Verdict {
 	return o.add(p)
 }
 
+// follows reports that a piece from far away is the second of two that follow each other: the stream is there. One by itself, which
+// anyone may have forged who tries one place after the other, moves nothing.
+func (s *Stream) follows(p Piece) bool {
+	at := p.Start + uint32(p.Offset)
+	if s.stray && at == s.after {
+		return true
+	}
+	s.stray, s.after = true, at+uint32(len(p.Data))
+	return false
+}
+
 // begin opens a burst at or behind next.
 func (s *Stream) begin(p Piece) {
 	if s.begun && p.Start != s.next {
 		s.Lost += uint64(p.Start - s.next)
 		s.pass(s.next, p.Start)
 	}
-	s.begun, s.next = true, p.Start+uint32(p.Length)
+	s.begun, s.next, s.stray = true, p.Start+uint32(p.Length), false
 	if s.ngaps > 0 && s.next-s.gaps[0].to > maxLate {
 		s.ngaps = copy(s.gaps[:], s.gaps[1:s.ngaps])
 	}
