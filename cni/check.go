@@ -122,6 +122,11 @@ func checkPod(pod *netns, want *current.Interface, addresses []netip.Addr, resul
 			wrong = append(wrong, want.Name+" has lost the address "+a.String())
 		}
 	}
+	for _, a := range addresses {
+		if !slices.ContainsFunc(result.Routes, func(r *types.Route) bool { return isMainDefault(r, a) }) && !pod.answers(want.Name, at.Index, a) {
+			wrong = append(wrong, "answers from "+a.String()+" do not leave by "+want.Name+", as its routing rule or table has gone")
+		}
+	}
 	routes, _ := pod.route.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: at.Index}, netlink.RT_FILTER_OIF)
 	for _, r := range result.Routes {
 		gw, _ := netip.AddrFromSlice(r.GW)
@@ -136,6 +141,11 @@ func checkPod(pod *netns, want *current.Interface, addresses []netip.Addr, resul
 		}
 	}
 	return wrong
+}
+
+// isMainDefault is whether a route is the default route of an address's family, as the first interface of a pod has it.
+func isMainDefault(r *types.Route, a netip.Addr) bool {
+	return prefixOf(r.Dst) == allOf(a) && r.Table == nil && r.Priority == 0
 }
 
 func sameDst(have netlink.Route, want *types.Route) bool {

@@ -89,6 +89,8 @@ func removeDevices(args *skel.CmdArgs) error {
 	if !pod.same(host) {
 		errs = append(errs, removeTUN(pod, device, args.IfName))
 	}
-	errs = append(errs, pod.removeRules(args.IfName))
+	if pod.lacks(args.IfName) { // or the rules are those of another container's interface, as the device is
+		errs = append(errs, pod.removeRules(args.IfName))
+	}
 	return errors.Join(errs...)
 }

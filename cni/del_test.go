@@ -192,7 +192,7 @@ func TestHalfMovedTUN(t *testing.T) {
 			}
 			if where == "node" { // whatever mark it has
 				l, _ := netlink.LinkByName(control.DeviceName(p.id, "eth0"))
-				netlink.LinkSetAlias(l, tunAlias)
+				netlink.LinkSetAlias(l, plainAlias)
 			}
 		})
 		if a := w.run(call{verb: "DEL", id: p.id, netns: p.path}); a.code != 0 {

@@ -208,6 +208,17 @@ func (n *netns) answerThrough(index int, name string, from netip.Addr) error {
 	return nil
 }
 
+// answers is whether what answerThrough has made is there. What cannot be read says nothing.
+func (n *netns) answers(name string, index int, from netip.Addr) bool {
+	table := tableOf(name)
+	rules, err := n.route.RuleListFiltered(family(from), &netlink.Rule{Table: table, Src: netOf(netip.PrefixFrom(from, from.BitLen()))}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_SRC)
+	if err != nil {
+		return true
+	}
+	routes, err := n.route.RouteListFiltered(family(from), &netlink.Route{Table: table, LinkIndex: index}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+	return len(rules) > 0 && (err != nil || slices.ContainsFunc(routes, func(r netlink.Route) bool { return isDefault(r.Dst) }))
+}
+
 // removeRules undoes answerThrough; the routes go with the interface.
 func (n *netns) removeRules(name string) error {
 	var errs []error

@@ -10,8 +10,11 @@ import (
 	"github.com/penstock-net/penstock/cni/adopt"
 )
 
-// tunAlias marks a TUN in a pod as ours, for a DEL that finds no daemon: the name is the pod's, and says nothing.
-const tunAlias = "penstock"
+// tunAlias marks a TUN in a pod as ours and as that of one container and interface, for a DEL that finds no daemon: its name is the
+// pod's, and the DEL may be that of another container which was refused this name, or had this namespace's path before.
+func tunAlias(device string) string { return plainAlias + " " + device }
+
+const plainAlias = "penstock" // of a version that did not tell whose: any DEL may take it
 
 // makeTUN makes the TUN where it is needed, in the pod and under its name there. One that comes from the host's namespace costs an
 // RCU grace period or two, in which nobody on the node can change a device (dev_change_net_namespace in net/core/dev.c). It goes
@@ -29,7 +32,7 @@ func (a *adding) makeTUN(context.Context) error {
 		return removeTUN(a.pod, a.lease.Device, a.IfName) // where the daemon holds it
 	})
 	if a.link, err = a.pod.route.LinkByName(a.IfName); err == nil {
-		err = a.pod.route.LinkSetAlias(a.link, tunAlias)
+		err = a.pod.route.LinkSetAlias(a.link, tunAlias(a.lease.Device))
 	}
 	if err == nil && a.link.Attrs().MTU != a.lease.MTU {
 		err = a.pod.route.LinkSetMTU(a.link, a.lease.MTU)
@@ -64,7 +67,8 @@ func removeTUN(in *netns, device, name string) error {
 		if err != nil {
 			return fmt.Errorf("device %s cannot be read: %w", n, err)
 		}
-		if _, tun := link.(*netlink.Tuntap); !tun || n == name && link.Attrs().Alias != tunAlias {
+		alias := link.Attrs().Alias
+		if _, tun := link.(*netlink.Tuntap); !tun || n == name && alias != tunAlias(device) && alias != plainAlias {
 			continue
 		}
 		if err := in.route.LinkDel(link); err != nil && !isNotFound(err) {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/cni/adopt"
+	"github.com/penstock-net/penstock/forwarder/control"
 )
 
 // TestTUNMadeInThePod: the TUN is the pod's from the start and passes through no other namespace, may hold as many packets as the
@@ -39,7 +40,7 @@ func TestTUNMadeInThePod(t *testing.T) {
 		}
 		at := l.Attrs()
 		tun, ok := l.(*netlink.Tuntap)
-		if !ok || tun.NonPersist || at.TxQLen != 37 || at.MTU != 1400 || at.Alias != tunAlias || at.GSOMaxSize != maxSuperframe || at.GSOIPv4MaxSize != maxSuperframe && kernelSince(6, 3) {
+		if !ok || tun.NonPersist || at.TxQLen != 37 || at.MTU != 1400 || at.Alias != tunAlias(control.DeviceName(p.id, "eth0")) || at.GSOMaxSize != maxSuperframe || at.GSOIPv4MaxSize != maxSuperframe && kernelSince(6, 3) {
 			t.Errorf("%+v, %+v", tun, at)
 		}
 	})

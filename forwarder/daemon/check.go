@@ -48,6 +48,8 @@ func (d *Daemon) Check(ctx context.Context, r control.CheckRequest) (control.Por
 		say("its TUN waits for penstock adopt")
 	case rec.Phase != control.PhaseAttached:
 		say("it is not attached but %s", rec.Phase)
+	case p.lostTUN(d.lostPorts()):
+		say(tunDeleted)
 	case rec.Attach == control.AttachVeth:
 		if l, err := d.machine.Link(rec.Device); err != nil {
 			say("its device %s: %v", rec.Device, err)

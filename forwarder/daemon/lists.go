@@ -15,12 +15,17 @@ func (d *Daemon) Pods(ctx context.Context) ([]control.Pod, error) {
 		return nil, err
 	}
 	var list []control.Pod
+	lost := d.lostPorts()
 	for _, p := range d.pods.list() {
 		r := p.rec
 		o := control.Pod{Container: r.Container, Interface: r.Interface, Network: r.Network, Owner: r.Owner, Netns: r.Netns, NetnsID: r.NetnsID, Attach: r.Attach,
 			Device: r.Device, MAC: r.MAC, Addresses: r.Addresses, MTU: r.MTU, Bandwidth: r.Bandwidth, Source: r.Source, Phase: p.phase(), Created: r.Created, Problem: p.problem}
-		if o.Problem == "" && o.Phase == control.PhaseWaiting {
+		switch {
+		case o.Problem != "":
+		case o.Phase == control.PhaseWaiting:
 			o.Problem = control.WaitsForAdopt
+		case p.lostTUN(lost):
+			o.Problem = tunDeleted
 		}
 		list = append(list, o)
 	}

@@ -163,12 +163,7 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 	for _, l := range links {
 		byName[l.Name], byIndex[l.Index] = l, l
 	}
-	lost := map[control.PodKey]bool{}
-	for _, p := range d.plane.Ports() {
-		if p.Lost {
-			lost[control.PodKey{Container: p.PortSpec.Container, Interface: p.PortSpec.Interface}] = true
-		}
-	}
+	lost := d.lostPorts()
 	var errs []error
 	gone := map[control.PodKey]bool{}
 	defer func() { d.gone = gone }()
@@ -177,8 +172,8 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 		same := there && p.open && l.Index == p.index
 		switch k := p.rec.Key(); {
 		case p.rec.Phase != control.PhaseAttached:
-		case p.rec.Attach == control.AttachTUN && p.open && lost[k] && p.problem == "":
-			errs = append(errs, d.tell(ctx, k, "its TUN was deleted inside the pod: delete the pod"))
+		case p.lostTUN(lost) && p.problem == "":
+			errs = append(errs, d.tell(ctx, k, tunDeleted))
 		case p.rec.Attach == control.AttachVeth && same && p.problem == "" && l.Group == control.DeviceGroup && l.MTU < p.rec.MTU:
 			errs = append(errs, d.restoreMTU(k, l, p.rec.MTU))
 		case p.rec.Attach != control.AttachVeth || same && p.problem == "":
@@ -198,6 +193,25 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// tunDeleted is the problem of a pod whose TUN has gone. No message tells of what happens in a pod's namespace, so until a look in any
+// case comes by, it is the forwarder that is asked.
+const tunDeleted = "its TUN was deleted inside the pod: delete the pod"
+
+func (p *pod) lostTUN(lost map[control.PodKey]bool) bool {
+	return p.rec.Attach == control.AttachTUN && p.open && lost[p.rec.Key()]
+}
+
+// lostPorts are the pods whose device has gone under the forwarder's hands.
+func (d *Daemon) lostPorts() map[control.PodKey]bool {
+	lost := map[control.PodKey]bool{}
+	for _, p := range d.plane.Ports() {
+		if p.Lost {
+			lost[control.PodKey{Container: p.PortSpec.Container, Interface: p.PortSpec.Interface}] = true
+		}
+	}
+	return lost
 }
 
 // restoreMTU makes the node's end of a veth that the plugin has made as large as the pod's again: the kernel drops what is larger, in

@@ -165,6 +165,28 @@ func TestDeviceOfAPod(t *testing.T) {
 	}
 }
 
+// TestDeletedTUN: a TUN that was deleted in its pod, of which no message comes, is told to who asks at once and not with the next look.
+func TestDeletedTUN(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	if _, err := r.plugTUN(t, "c1"); err != nil {
+		t.Fatal(err)
+	}
+	check := func() error {
+		_, err := r.client.Check(t.Context(), control.CheckRequest{Container: "c1", Interface: "eth0"})
+		return err
+	}
+	if err := check(); err != nil || r.problem(t, "c1") != "" {
+		t.Errorf("%v, %q", err, r.problem(t, "c1"))
+	}
+	f.mu.Lock()
+	f.ports[0].Lost = true
+	f.mu.Unlock()
+	if err := check(); err == nil || !strings.Contains(err.Error(), tunDeleted) || r.problem(t, "c1") != tunDeleted {
+		t.Errorf("%v, %q", err, r.problem(t, "c1"))
+	}
+}
+
 // TestMTUComesBack: the node's end of a veth that the plugin has made is not left smaller than the pod's; one made by hand is its owner's.
 func TestMTUComesBack(t *testing.T) {
 	f := newFake()
