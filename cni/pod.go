@@ -65,6 +65,7 @@ func (a *adding) configure(context.Context) error {
 		return fail(types.ErrInternal, "the pod's routes cannot be read: %v", err)
 	}
 	var routes []*types.Route
+	ways := map[int]bool{} // families whose answers leave by the interface
 	for _, x := range a.ours {
 		if err := a.pod.address(link, x); err != nil {
 			return fail(types.ErrInternal, "%v", err)
@@ -75,17 +76,20 @@ func (a *adding) configure(context.Context) error {
 				return fail(types.ErrInternal, "the entry for the gateway %s cannot be set in the pod: %v", gatewayOf(x), err)
 			}
 		}
-		var err error
-		if !defaults[family(x)] { // the interface is the pod's first of that family
-			defaults[family(x)] = true
-			err = a.pod.addRoute(index, 0, allOf(x), nil)
-			routes = append(routes, &types.Route{Dst: *netOf(allOf(x)), GW: gatewayOf(x).AsSlice()})
-		} else {
-			err = a.pod.answerThrough(index, a.IfName, x)
+		if f := family(x); !defaults[f] { // the interface is the pod's first of that family
+			switch err := a.pod.addRoute(index, 0, allOf(x), nil); {
+			case errors.Is(err, unix.EEXIST): // runtimes attach networks at once, and another ADD was quicker
+			case err != nil:
+				return fail(types.ErrInternal, "%v", err)
+			default:
+				ways[f] = true
+				routes = append(routes, &types.Route{Dst: *netOf(allOf(x)), GW: gatewayOf(x).AsSlice()})
+			}
+			defaults[f] = true
 		}
-		if err != nil {
-			return fail(types.ErrInternal, "%v", err)
-		}
+	}
+	if err := a.answerThrough(index, ways); err != nil {
+		return fail(types.ErrInternal, "%v", err)
 	}
 	more, err := a.moreRoutes()
 	if err != nil {
@@ -195,15 +199,32 @@ func crc32(s string) uint32 {
 
 const rulePriority = 7073
 
-func (n *netns) answerThrough(index int, name string, from netip.Addr) error {
-	table := tableOf(name)
-	if err := n.addRoute(index, table, allOf(from), nil); err != nil {
+// answerThrough makes the table and its rules for the families that have no other way by the interface. Rules that are there are those of
+// an interface of that name which went without DEL, for addresses that may be anybody's by now.
+func (a *adding) answerThrough(index int, ways map[int]bool) error {
+	rest := slices.DeleteFunc(slices.Clone(a.ours), func(x netip.Addr) bool { return ways[family(x)] })
+	if len(rest) == 0 {
+		return nil
+	}
+	clear := func() error { return a.pod.removeRules(a.IfName) }
+	if err := clear(); err != nil {
 		return err
 	}
-	r := netlink.NewRule()
-	r.Family, r.Priority, r.Table, r.Src = family(from), rulePriority, table, netOf(netip.PrefixFrom(from, from.BitLen()))
-	if err := n.route.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("the rule for answers from %s cannot be added in the pod: %w", from, err)
+	a.undo.add(clear)
+	table, routed := tableOf(a.IfName), map[int]bool{}
+	for _, x := range rest {
+		f := family(x)
+		if !routed[f] { // an ipam plugin may give several addresses of a family
+			if err := a.pod.addRoute(index, table, allOf(x), nil); err != nil {
+				return err
+			}
+			routed[f] = true
+		}
+		r := netlink.NewRule()
+		r.Family, r.Priority, r.Table, r.Src = f, rulePriority, table, netOf(netip.PrefixFrom(x, x.BitLen()))
+		if err := a.pod.route.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("the rule for answers from %s cannot be added in the pod: %w", x, err)
+		}
 	}
 	return nil
 }
@@ -224,7 +245,7 @@ func (n *netns) removeRules(name string) error {
 	var errs []error
 	for _, f := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		rules, err := n.route.RuleListFiltered(f, &netlink.Rule{Table: tableOf(name)}, netlink.RT_FILTER_TABLE)
-		if err != nil {
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			continue // a family that the kernel has not
 		}
 		for _, r := range rules {
