@@ -2,9 +2,11 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -23,8 +25,8 @@ func del(args *skel.CmdArgs) error {
 	args.NetnsOverride = "1" // skel would end in an error where CNI_NETNS has become the host's own
 	conf, err := readConf(args)
 	if err != nil { // whatever ADD made of it, it is not what it was called with
-		fmt.Fprintln(os.Stderr, "penstock: DEL goes on with the default socket:", err)
-		conf.Socket = control.DefaultSocket
+		conf.salvage(args.StdinData)
+		fmt.Fprintf(os.Stderr, "penstock: DEL goes on with the socket %s: %v\n", conf.Socket, err)
 	}
 	if err := checkKeys(args.StdinData); err != nil { // "socket" misspelt, and another daemon is asked than the pod's
 		fmt.Fprintln(os.Stderr, "penstock: DEL goes on though the configuration is misspelt:", err)
@@ -47,6 +49,20 @@ func del(args *skel.CmdArgs) error {
 		return fail(types.ErrInternal, "the pod is not wholly taken off the network: %v", err)
 	}
 	return nil
+}
+
+// salvage reads each key by itself: some values end the reading of all that stands behind them.
+func (c *netConf) salvage(stdin []byte) {
+	var keys map[string]json.RawMessage
+	json.Unmarshal(stdin, &keys)
+	for key, v := range keys {
+		if one, err := json.Marshal(map[string]json.RawMessage{key: v}); err == nil {
+			json.Unmarshal(one, c)
+		}
+	}
+	if !filepath.IsAbs(c.Socket) {
+		c.Socket = control.DefaultSocket
+	}
 }
 
 // detach tells the daemon, or queues it.
