@@ -5,6 +5,7 @@ import (
 	"context"
 
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/control/server"
 )
 
 // await holds a request back until the daemon has its pods together.
@@ -30,7 +31,7 @@ func (d *Daemon) begin(ctx context.Context, k control.PodKey) (done func(), err 
 	if err != nil {
 		return nil, err
 	}
-	if ctx.Err() != nil {
+	if server.Gone(ctx) {
 		// Who asked is gone: a plugin that was killed, whose request came in behind the DEL that followed it.
 		done()
 		return nil, control.Errorf(control.NotReady, "nobody waits for what was asked about %s any more", k)

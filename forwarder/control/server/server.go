@@ -69,6 +69,7 @@ func New(b Backend, log *slog.Logger) *Server {
 	s := &Server{handing: handing, breakOff: breakOff, http: &http.Server{
 		Handler:           handler(b, log, streams, handing),
 		BaseContext:       func(net.Listener) context.Context { return requests },
+		ConnContext:       WithConn,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      requestTimeout + 10*time.Second,
