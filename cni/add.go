@@ -44,7 +44,7 @@ type adding struct {
 
 // add is ADD. What it did before a step failed it takes back; what it did before it was killed the next DEL, GC or start of the
 // daemon takes back.
-func add(args *skel.CmdArgs) (err error) {
+func add(args *skel.CmdArgs) error {
 	r, err := read(args)
 	if err != nil {
 		return err
@@ -62,8 +62,9 @@ func add(args *skel.CmdArgs) (err error) {
 
 	ctx, cancel := context.WithTimeout(context.Background(), waitForDaemon)
 	defer cancel()
+	done := false
 	defer func() {
-		if err != nil {
+		if !done { // a step has failed, or panicked
 			a.undo.run()
 		}
 	}()
@@ -79,7 +80,9 @@ func add(args *skel.CmdArgs) (err error) {
 			return err
 		}
 	}
-	return printResult(a.result, a.conf.CNIVersion)
+	err = printResult(a.result, a.conf.CNIVersion)
+	done = err == nil
+	return err
 }
 
 // printResult: the MTU of an interface came with CNI 1.1, and the library writes it into 1.0 results too.

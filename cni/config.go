@@ -215,6 +215,7 @@ func (c *netConf) previousResult() (*current.Result, error) {
 	if c.RawPrevResult == nil {
 		return nil, nil
 	}
+	dropNulls(c.RawPrevResult)
 	if err := version.ParsePrevResult(&c.PluginConf); err != nil {
 		return nil, fail(types.ErrDecodingFailure, "prevResult cannot be read: %v", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,35 +34,49 @@ var busyPause = time.Second
 
 // decodeResult reads a result of any version. One that names none has that of the configuration (CNI issue 895).
 func decodeResult(conf, result []byte) (*current.Result, error) {
-	var named struct {
-		CNIVersion any `json:"cniVersion"`
-	}
-	if err := json.Unmarshal(result, &named); err != nil {
+	all := map[string]any{}
+	if err := json.Unmarshal(result, &all); err != nil {
 		return nil, err
 	}
-	v, _ := named.CNIVersion.(string)
+	if all == nil { // of "null"
+		all = map[string]any{}
+	}
+	v, _ := all["cniVersion"].(string)
 	if v == "" {
 		var err error
 		if v, err = new(version.ConfigDecoder).Decode(conf); err != nil {
 			return nil, err
 		}
-		all := map[string]any{}
-		if err := json.Unmarshal(result, &all); err != nil {
-			return nil, err
-		}
-		if all == nil { // of "null"
-			all = map[string]any{}
-		}
 		all["cniVersion"] = v
-		if result, err = json.Marshal(all); err != nil {
-			return nil, err
-		}
+	}
+	dropNulls(all)
+	result, err := json.Marshal(all)
+	if err != nil {
+		return nil, err
 	}
 	r, err := create.Create(v, result)
 	if err != nil {
 		return nil, err
 	}
 	return current.NewResultFromResult(r)
+}
+
+// dropNulls takes what is null out of a result's lists, which the library turns into pointers to nothing. Interfaces are counted.
+func dropNulls(result map[string]any) {
+	for key, v := range result {
+		list, ok := v.([]any)
+		switch {
+		case !ok:
+		case strings.EqualFold(key, "interfaces"):
+			for i := range list {
+				if list[i] == nil {
+					list[i] = map[string]any{}
+				}
+			}
+		default:
+			result[key] = slices.DeleteFunc(list, func(x any) bool { return x == nil })
+		}
+	}
 }
 
 // delegate calls a verb of an ipam plugin, and returns what it printed. An error that the plugin has printed keeps its code. What

@@ -31,6 +31,15 @@ func TestMain(m *testing.M) {
 		if os.Getenv("TEST_WITHOUT_IPV6") != "" {
 			hasIPv6 = func() bool { return false }
 		}
+		if os.Getenv("TEST_PANIC") != "" {
+			asked := 0
+			hasIPv6 = func() bool {
+				if asked++; asked == 2 { // for routes, when the pod's interface is there
+					panic("on purpose")
+				}
+				return true
+			}
+		}
 		if d, err := time.ParseDuration(os.Getenv("TEST_PATIENCE")); err == nil {
 			waitForDaemon, detachTimeout = d, d
 		}
