@@ -113,7 +113,7 @@ func checkPod(pod *netns, want *current.Interface, addresses []netip.Addr, resul
 	if at.Flags&1 == 0 { // IFF_UP
 		wrong = append(wrong, want.Name+" is down")
 	}
-	if want.Mac != "" && at.HardwareAddr.String() != want.Mac {
+	if want.Mac != "" && !strings.EqualFold(at.HardwareAddr.String(), want.Mac) { // tuning writes it as it was asked
 		wrong = append(wrong, want.Name+" has the MAC "+at.HardwareAddr.String()+" and not "+want.Mac)
 	}
 	have, _ := pod.route.AddrList(link, netlink.FAMILY_ALL)

@@ -250,7 +250,14 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	p := w.newPod()
-	w.mustAdd(p, "1.1.0", nil)
+	r := w.mustAdd(p, "1.1.0", map[string]any{"runtimeConfig": map[string]any{"mac": "02:aa:00:00:00:01"}})
+	for mac, says := range map[string]string{"02:AA:00:00:00:01": "", "02:AA:00:00:00:02": "has the MAC 02:aa:00:00:00:01 and not 02:AA:00:00:00:02"} {
+		get(r, "interfaces", 1).(map[string]any)["mac"] = mac
+		a := w.run(call{verb: "CHECK", id: p.id, netns: p.path, conf: map[string]any{"attach": "veth", "prevResult": r}})
+		if (a.code == 0) != (says == "") || !strings.Contains(a.msg, says) {
+			t.Errorf("%s: %d %s", mac, a.code, a.msg)
+		}
+	}
 	if a := w.run(call{verb: "CHECK", id: p.id, netns: p.path}); a.code != 7 {
 		t.Errorf("without prevResult: %d %s", a.code, a.msg)
 	}
