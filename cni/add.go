@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -45,6 +46,9 @@ type adding struct {
 // add is ADD. What it did before a step failed it takes back; what it did before it was killed the next DEL, GC or start of the
 // daemon takes back.
 func add(args *skel.CmdArgs) error {
+	if err := checkEnvironment(args); err != nil {
+		return err
+	}
 	r, err := read(args)
 	if err != nil {
 		return err
@@ -93,6 +97,17 @@ func printResult(r *current.Result, v string) error {
 		}
 	}
 	return types.PrintResult(r, v)
+}
+
+// checkEnvironment refuses what skel lets pass. The path stays on record, and the daemon, which looks there, has another working directory.
+func checkEnvironment(args *skel.CmdArgs) error {
+	switch {
+	case !filepath.IsAbs(args.Netns):
+		return fail(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %s is not an absolute path", args.Netns)
+	case strings.ContainsFunc(args.IfName, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
+		return fail(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q is no device name: it has a space, a control character or one beyond ASCII in it", args.IfName)
+	}
+	return nil
 }
 
 // openPod opens CNI_NETNS. Skel compares it with the plugin's own only after ADD has done its work.

@@ -147,9 +147,12 @@ func TestRefusedEnvironment(t *testing.T) {
 		{"proc", call{netns: "/proc/self/status"}, "is not a network namespace"},
 		{"another kind", call{netns: "/proc/self/ns/mnt"}, "is not a network namespace"},
 		{"missing", call{netns: filepath.Join(dir, "none")}, "does not exist"},
+		{"relative", call{netns: "self/ns/net"}, "CNI_NETNS self/ns/net is not an absolute path"},
 		{"the host's", call{netns: "/proc/self/ns/net"}, "the host's own"},
 		{"name too long", call{ifname: "abcdefghijklmnop"}, "too long"},
 		{"name with a slash", call{ifname: "a/b"}, "/"},
+		{"name beyond ASCII", call{ifname: "é"}, `CNI_IFNAME "é" is no device name`},
+		{"name with a control character", call{ifname: "a\x1bb"}, `CNI_IFNAME "a\x1bb" is no device name`},
 		{"container", call{id: "a b"}, "containerID"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
