@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -50,6 +51,12 @@ func (d *Daemon) Check(ctx context.Context, r control.CheckRequest) (control.Por
 		say("it is not attached but %s", rec.Phase)
 	case p.lostTUN(d.lostPorts()):
 		say(tunDeleted)
+	case rec.Attach == control.AttachRouted:
+		for _, a := range rec.Addresses {
+			if device, err := d.machine.RouteDevice(a, netip.Addr{}); err == nil && (device == "" || device == d.state.Load().cfg.Host.Device) {
+				say("the host has lost its route to %s, which the plugin before penstock has made", a)
+			}
+		}
 	case rec.Attach == control.AttachVeth:
 		if l, err := d.machine.Link(rec.Device); err != nil {
 			say("its device %s: %v", rec.Device, err)

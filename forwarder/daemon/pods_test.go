@@ -281,6 +281,18 @@ func TestRouted(t *testing.T) {
 	if len(f.blocked) > 0 {
 		t.Errorf("blocked %v", f.blocked)
 	}
+	for device, well := range map[string]bool{"penstock0": false, "": false, "cni0": true} { // the route is another plugin's, and may go
+		f.mu.Lock()
+		f.routes4[a] = device
+		f.mu.Unlock()
+		_, err := r.client.Check(t.Context(), control.CheckRequest{Container: "r", Interface: "eth0"})
+		if (err == nil) != well || err != nil && !strings.Contains(err.Error(), "the host has lost its route to 10.244.1.40, which the plugin before penstock has made") {
+			t.Errorf("route to %q: %v", device, err)
+		}
+	}
+	f.mu.Lock()
+	f.routes4[a] = "cni0"
+	f.mu.Unlock()
 	// A veth whose address the bridge's route covers is out of reach.
 	f.mu.Lock()
 	f.routes4[netip.MustParseAddr("10.244.1.2")] = "cni0"

@@ -42,6 +42,7 @@ func (x *examination) hostRoutes(context.Context) {
 	for _, s := range w.Own {
 		x.ownPods(name, s)
 	}
+	x.routedPods(name)
 	if len(x.report.Checks) > before {
 		return
 	}
@@ -53,6 +54,27 @@ func (x *examination) hostRoutes(context.Context) {
 		x.ok(name, "nothing is in the way of the daemon's%s", unseen)
 	} else {
 		x.ok(name, "the host sends what is for pods to %s%s", x.device, unseen)
+	}
+}
+
+// routedPods looks for routed pods that the host does not reach by a device of their own any more: what comes for them goes round through
+// the node's TUN. The plugin that has made the route has forgotten it.
+func (x *examination) routedPods(name string) {
+	var lost []string
+	for _, p := range x.pods {
+		if p.Attach != control.AttachRouted || p.Phase != control.PhaseAttached {
+			continue
+		}
+		for _, a := range p.Addresses {
+			if device, err := hostnet.RouteDevice(a, netip.Addr{}); err == nil && (device == x.device || device == "") {
+				lost = append(lost, podName(p))
+				break
+			}
+		}
+	}
+	if len(lost) > 0 {
+		x.add(name, Failure, "put their routes back (of ptp: ip route add ADDRESS dev VETH), or delete the pods: their runtime makes them anew",
+			"the host has lost the routes by which it reaches these routed pods: %s", listed(lost))
 	}
 }
 

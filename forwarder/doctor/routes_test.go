@@ -153,6 +153,10 @@ func TestHostRoutes(t *testing.T) {
 	check(true, to{"eth1", "10.244.1.7/32"}, nil, sends)                                                                                          // and no longer, or not yet, on record
 	check(true, to{"eth1", "10.244.1.7/32"}, []control.Pod{pod(control.AttachTUN, "10.244.1.7")},
 		"failure: the host sends 10.244.1.7/32, of this node's own pods, to eth1 and not to penstock0: it cannot reach 10.244.1.7, and more veth and tun pods are refused there → give eth1 a CIDR of its own; "+routed)
+	ptp := pod(control.AttachRouted, "10.244.1.7")
+	ptp.Phase, ptp.Owner = control.PhaseAttached, "default/web"
+	check(true, to{"eth1", "10.244.1.7/32"}, []control.Pod{ptp}, sends)
+	check(true, nil, []control.Pod{ptp}, "failure: the host has lost the routes by which it reaches these routed pods: default/web 10.244.1.7 → put their routes back (of ptp: ip route add ADDRESS dev VETH), or delete the pods: their runtime makes them anew")
 	blocks := to{"blackhole", "10.244.1.0/26", "blackhole", "10.244.1.64/26"} // as Calico and BGP make them
 	check(true, blocks, nil, sends)
 	check(true, blocks, []control.Pod{pod(control.AttachVeth, "10.244.1.8")},
