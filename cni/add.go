@@ -202,11 +202,13 @@ func (a *adding) foreign(ctx context.Context) ([]netip.Addr, error) {
 	case a.previous != nil:
 		from = a.previous
 	case a.ipam != "":
+		if _, err := findPlugin(a.ipam); err == nil {
+			a.undo.add(a.releaseIPAM) // also if it fails, or is killed on the way (specification, section 4)
+		}
 		answer, err := delegate(ctx, a.ipam, "ADD", a.StdinData)
 		if err != nil {
-			return nil, delegateError(a.ipam, err) // it has undone what it did, or DEL will
+			return nil, delegateError(a.ipam, err)
 		}
-		a.undo.add(a.releaseIPAM)
 		if from, err = decodeResult(a.StdinData, answer); err != nil {
 			return nil, fail(types.ErrDecodingFailure, "the answer of ipam %s cannot be read: %v", a.ipam, err)
 		}
@@ -310,9 +312,17 @@ func (a *adding) attachPort(ctx context.Context) error {
 // release undoes reserve and attachPort. A daemon that is away does it later.
 func (a *adding) release() error { return detach(a.daemon, a.conf, a.CmdArgs, undoTimeout) }
 
+// releaseIPAM undoes foreign, once what the daemon had reserved is given back: a record that is there all the same is that of a pod which
+// was added before, and has its addresses from the ipam plugin under the same container and interface.
 func (a *adding) releaseIPAM() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
+	asking, enough := context.WithTimeout(ctx, undoTimeout/2) // a daemon that hangs leaves time for the plugin
+	defer enough()
+	pods, _ := a.daemon.Pods(asking)
+	if slices.ContainsFunc(pods, func(p control.Pod) bool { return p.Container == a.ContainerID && p.Interface == a.IfName }) {
+		return nil
+	}
 	_, err := delegate(ctx, a.ipam, "DEL", a.StdinData)
 	return err
 }

@@ -59,7 +59,10 @@ func fakeIPAM() {
 		fmt.Fprintln(f, os.Getenv("CNI_COMMAND"), os.Getenv("CNI_CONTAINERID"), os.Getenv("CNI_IFNAME"))
 		f.Close()
 	}
-	if answer := os.Getenv("FAKE_IPAM"); os.Getenv("CNI_COMMAND") == "ADD" || strings.Contains(answer, `"code"`) {
+	if os.Getenv("CNI_COMMAND") == "ADD" && os.Getenv("FAKE_IPAM_HANGS") != "" {
+		time.Sleep(time.Minute)
+	}
+	if answer := os.Getenv("FAKE_IPAM"); os.Getenv("CNI_COMMAND") == "ADD" {
 		fmt.Print(answer)
 		if strings.Contains(answer, `"code"`) {
 			os.Exit(1)
