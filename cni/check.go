@@ -70,7 +70,7 @@ func check(args *skel.CmdArgs) error {
 		return fail(types.ErrInternal, "%s of container %s is not as ADD left it: %s", args.IfName, args.ContainerID, strings.Join(wrong, "; "))
 	}
 	if ipam := c.delegated(); ipam != "" && attach != control.AttachRouted {
-		if _, err := delegate(ctx, ipam, "CHECK", asGiven(args.StdinData)); err != nil {
+		if _, err := delegate(ctx, ipam, "CHECK", asGiven(args.StdinData, args.Args)); err != nil {
 			return delegateError(ipam, err)
 		}
 	}
@@ -166,27 +166,46 @@ func checkHostEnd(host *netns, device string) []string {
 	return nil
 }
 
-// asGiven is the configuration for the CHECK of an ipam plugin that has fixed addresses in its own (static): it compares their
-// gateways with those in prevResult, which are the daemon's there. Where it knows an address, prevResult gets what it says of it.
-func asGiven(stdin []byte) []byte {
+// asGiven is the configuration for the CHECK of an ipam plugin that has fixed addresses (static): it compares their gateways with those in
+// prevResult, which are the daemon's there. Where it has a gateway for an address, by its configuration or by CNI_ARGS, prevResult gets that.
+func asGiven(stdin []byte, cniArgs string) []byte {
 	var conf map[string]any
 	if json.Unmarshal(stdin, &conf) != nil {
 		return stdin
 	}
 	ipam, _ := conf["ipam"].(map[string]any)
 	previous, _ := conf["prevResult"].(map[string]any)
-	given, _ := ipam["addresses"].([]any)
-	ips, _ := previous["ips"].([]any)
-	for _, g := range given {
-		for _, i := range ips {
-			configured, _ := g.(map[string]any)
-			ip, _ := i.(map[string]any)
-			a, _ := configured["address"].(string)
-			b, _ := ip["address"].(string)
-			x, err := parseAddress(a)
-			if y, err2 := parseAddress(b); err == nil && err2 == nil && x == y && configured["gateway"] != nil {
-				ip["gateway"] = configured["gateway"]
+	configured, _ := ipam["addresses"].([]any)
+	gateways := map[netip.Addr]any{}
+	var given []netip.Prefix // with the host's part
+	for _, c := range configured {
+		m, _ := c.(map[string]any)
+		s, _ := m["address"].(string)
+		if p, err := netip.ParsePrefix(s); err == nil {
+			given = append(given, p)
+			gateways[p.Addr()] = m["gateway"]
+		}
+	}
+	args := parseArgs(cniArgs)
+	for _, s := range strings.Split(args["IP"], ",") {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(s)); err == nil {
+			given = append(given, p)
+		}
+	}
+	for _, s := range strings.Split(args["GATEWAY"], ",") {
+		gw, err := netip.ParseAddr(strings.TrimSpace(s))
+		for _, p := range given {
+			if err == nil && p.Contains(gw) {
+				gateways[p.Addr()] = gw.String()
 			}
+		}
+	}
+	ips, _ := previous["ips"].([]any)
+	for _, i := range ips {
+		ip, _ := i.(map[string]any)
+		s, _ := ip["address"].(string)
+		if a, err := parseAddress(s); err == nil && gateways[a] != nil {
+			ip["gateway"] = gateways[a]
 		}
 	}
 	b, err := json.Marshal(conf)

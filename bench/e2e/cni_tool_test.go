@@ -214,8 +214,14 @@ func TestCNIDelegated(t *testing.T) {
 		}
 		p.Remove(t)
 	}
+	// By CNI_ARGS static has a gateway, too, and compares it in CHECK.
+	p := plug(t, a, a.List(nil, lab.Conf{"type": "penstock", "ipam": lab.Conf{"type": "static"}}), lab.WithArg("IP", "10.244.1.34/24"), lab.WithArg("GATEWAY", "10.244.1.1"))
+	if err := p.Check(); err != nil || p.IP4.String() != "10.244.1.34" {
+		t.Errorf("%s, %v", p.IP4, err)
+	}
+	p.Remove(t)
 	nothingLeft(t, a)
-	p := a.BarePod(t)
+	p = a.BarePod(t)
 	list := a.List(nil, lab.Conf{"type": "penstock", "capabilities": lab.Conf{"ips": true, "mac": true}})
 	if _, err := p.Plug(list, lab.WithCapability("ips", []string{"10.244.1.44/24"}), lab.WithCapability("mac", "02:00:00:00:44:44"),
 		lab.WithArg("K8S_POD_NAMESPACE", "default"), lab.WithArg("K8S_POD_NAME", "web-0")); err != nil {
