@@ -89,11 +89,15 @@ func add(args *skel.CmdArgs) error {
 	return err
 }
 
-// printResult: the MTU of an interface came with CNI 1.1, and the library writes it into 1.0 results too.
+// printResult: the MTU of an interface and all of a route but dst and gw came with CNI 1.1, and the library writes them into older
+// results too.
 func printResult(r *current.Result, v string) error {
 	if v != "1.1.0" {
 		for _, i := range r.Interfaces {
 			i.Mtu = 0
+		}
+		for i, o := range r.Routes {
+			r.Routes[i] = &types.Route{Dst: o.Dst, GW: o.GW}
 		}
 	}
 	return types.PrintResult(r, v)

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder/control"
 )
@@ -50,7 +52,7 @@ func check(args *skel.CmdArgs) error {
 	var wrong []string
 	mine, addresses := interfaceOf(previous, args)
 	if attach != control.AttachRouted {
-		wrong = append(wrong, checkPod(pod, mine, addresses, previous)...)
+		wrong = append(wrong, checkPod(pod, mine, addresses, previous, c.CNIVersion == "1.1.0")...)
 	}
 	q := control.CheckRequest{Container: args.ContainerID, Interface: args.IfName, Network: c.Name, Attach: attach, Addresses: addresses}
 	if attach == control.AttachVeth {
@@ -104,7 +106,8 @@ func interfaceOf(r *current.Result, args *skel.CmdArgs) (*current.Interface, []n
 	return r.Interfaces[index], addresses
 }
 
-func checkPod(pod *netns, want *current.Interface, addresses []netip.Addr, result *current.Result) (wrong []string) {
+// checkPod looks into the pod. Before CNI 1.1 a result does not say in which tables routes are.
+func checkPod(pod *netns, want *current.Interface, addresses []netip.Addr, result *current.Result, tables bool) (wrong []string) {
 	link, err := pod.route.LinkByName(want.Name)
 	if err != nil {
 		return []string{"the pod has no " + want.Name}
@@ -127,16 +130,19 @@ func checkPod(pod *netns, want *current.Interface, addresses []netip.Addr, resul
 			wrong = append(wrong, "answers from "+a.String()+" do not leave by "+want.Name+", as its routing rule or table has gone")
 		}
 	}
-	routes, _ := pod.route.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: at.Index}, netlink.RT_FILTER_OIF)
+	routes, _ := pod.route.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: at.Index, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	inTable := func(h netlink.Route, r *types.Route) bool {
+		if r.Table == nil {
+			return !tables || h.Table == unix.RT_TABLE_MAIN
+		}
+		return h.Table == cmp.Or(*r.Table, unix.RT_TABLE_MAIN)
+	}
 	for _, r := range result.Routes {
 		gw, _ := netip.AddrFromSlice(r.GW)
 		if gw = gw.Unmap(); gw != control.Gateway4 && gw != control.Gateway6 {
 			continue // another plugin's
 		}
-		if r.Table != nil && *r.Table != 254 {
-			continue // RouteListFiltered is about the main table
-		}
-		if !slices.ContainsFunc(routes, func(h netlink.Route) bool { return sameDst(h, r) }) {
+		if !slices.ContainsFunc(routes, func(h netlink.Route) bool { return sameDst(h, r) && inTable(h, r) }) {
 			wrong = append(wrong, "the pod has lost the route to "+prefixOf(r.Dst).String())
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -375,6 +376,27 @@ func (r *request) checkRoutes() error {
 		gw, given := netip.AddrFromSlice(route.GW)
 		if gw = gw.Unmap(); given && gw != control.Gateway4 && gw != control.Gateway6 {
 			return invalid("routes: %s by %s cannot work: leave gw out, every packet of the pod goes to the daemon", prefixOf(route.Dst), gw)
+		}
+		if err := checkRoute(route); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkRoute looks at what would be cut off or left out on its way to the kernel.
+func checkRoute(r *types.Route) error {
+	if r.Scope != nil && *r.Scope != 0 {
+		return invalid("routes: scope %d of %s cannot be: leave it out, every packet of the pod goes by the daemon", *r.Scope, prefixOf(r.Dst))
+	}
+	table := cmp.Or(r.Table, new(int))
+	for _, field := range []struct {
+		name  string
+		value int
+		max   int64
+	}{{"mtu", r.MTU, maxMTU}, {"advmss", r.AdvMSS, maxMTU}, {"priority", r.Priority, math.MaxUint32}, {"table", *table, math.MaxUint32}} {
+		if field.value < 0 || int64(field.value) > field.max {
+			return invalid("routes: %s %d of %s is not between 0 and %d", field.name, field.value, prefixOf(r.Dst), field.max)
 		}
 	}
 	return nil

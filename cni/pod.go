@@ -277,6 +277,9 @@ func (a *adding) moreRoutes() ([]*types.Route, error) {
 			}
 			return nil, invalid("routes: the pod has no address of the family of %s", dst)
 		}
+		if err := checkRoute(r); err != nil { // an ipam plugin's
+			return nil, err
+		}
 		r = r.Copy()
 		r.Dst, r.GW = *netOf(dst), gatewayOf(dst.Addr()).AsSlice()
 		routes = append(routes, r)
