@@ -424,7 +424,10 @@ func TestAsked(t *testing.T) {
 		t.Errorf("attach asked for %+v", q)
 	}
 	p = w.newPod()
-	r = w.mustAdd(p, "1.0.0", nil, "FOO=1", "IP=10.244.1.98")
+	r = w.mustAdd(p, "1.0.0", nil, "FOO=1", "IP=10.244.1.98", "K8S_POD_NAME=we\x1b[31mb\n\u202e", "K8S_POD_NAMESPACE=défaut")
+	if w.last("/v1/attach", &q); q.Owner != "défaut/we?[31mb??" {
+		t.Errorf("owner %q", q.Owner)
+	}
 	expect(t, r, "10.244.1.98/32", "ips", 0, "address")
 	if get(r, "ips", 1, "address") == nil {
 		t.Error("the family that was not asked for is missing")

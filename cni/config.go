@@ -300,7 +300,7 @@ func (r *request) readMAC() error {
 func (r *request) readAddresses() error {
 	args := parseArgs(r.CmdArgs.Args)
 	if name := args["K8S_POD_NAME"]; name != "" {
-		r.owner = args["K8S_POD_NAMESPACE"] + "/" + name
+		r.owner = strings.Map(printable, args["K8S_POD_NAMESPACE"]+"/"+name)
 	}
 	if r.previous != nil || r.ipam != "" {
 		return nil
@@ -325,6 +325,14 @@ func (r *request) readAddresses() error {
 		r.requested = append(r.requested, a)
 	}
 	return nil
+}
+
+// printable keeps a terminal from what only it would read: what stands for the pod is shown to people.
+func printable(r rune) rune {
+	if !unicode.IsPrint(r) {
+		return '?'
+	}
+	return r
 }
 
 // parseAddress takes an address with or without the length of its network, which is of no interest here.
