@@ -55,6 +55,7 @@ func (w *worker) serveNative(readable, failed bool) {
 			w.stranger(DropUnknownPeer, d)
 		case d.Truncated:
 			w.tally.received[Wire]++
+			w.frame.judged = false
 			w.drop(DropTruncated)
 		default:
 			before := w.taken()
@@ -74,43 +75,46 @@ func (w *worker) nativeDatagrams(p *peer, d ring.Datagram) (bytes int) {
 		segment = len(b)
 	}
 	var run native.Piece
+	var wire []byte // run as it came: its first header, and the bytes of all
 	have := false
 	for len(b) > 0 {
 		k := min(segment, len(b))
-		pc, ok := native.ParseUDP(b[:k:k])
+		came := b[:k:k]
+		pc, ok := native.ParseUDP(came)
 		b = b[k:]
 		switch {
 		case !ok:
-			w.refuseNative(p, DropNativeBad)
+			w.refuseNative(p, DropNativeBad, came)
 		case pc.Length == 0:
 			if have { // a fence ends the wait for more of a burst, so that what is here has to be in it
-				bytes += w.nativePiece(p, run, native.UDP)
+				bytes += w.nativePiece(p, run, native.UDP, wire)
 				have = false
 			}
-			bytes += w.nativeMessage(p, pc.Data, native.UDP)
+			bytes += w.nativeMessage(p, pc.Data, native.UDP, came)
 		case have && pc.Start == run.Start && pc.Tag == run.Tag && pc.Length == run.Length && pc.Offset == run.Offset+len(run.Data):
 			// It lies behind run's bytes in the same buffer: the slice grows over it.
-			run.Data = append(run.Data[:len(run.Data):cap(run.Data)], pc.Data...)
+			wire = append(wire, pc.Data...)
+			run.Data = wire[native.UDPLen:]
 		default:
 			if have {
-				bytes += w.nativePiece(p, run, native.UDP)
+				bytes += w.nativePiece(p, run, native.UDP, wire)
 			}
 			run, have = pc, true
 			run.TOS = d.TOS
-			run.Data = d.Data[len(d.Data)-len(b)-len(pc.Data) : len(d.Data)-len(b)]
+			wire = d.Data[len(d.Data)-len(b)-k : len(d.Data)-len(b)]
 		}
 	}
 	if have {
-		bytes += w.nativePiece(p, run, native.UDP)
+		bytes += w.nativePiece(p, run, native.UDP, wire)
 	}
 	return bytes
 }
 
-// nativeMessage takes a message; it is no frame, and counts as none. It returns the bytes of frames that it lets go.
-func (w *worker) nativeMessage(p *peer, b []byte, by native.Carrier) (bytes int) {
+// nativeMessage takes a message, that came in wire; it is no frame, and counts as none. It returns the bytes of frames that it lets go.
+func (w *worker) nativeMessage(p *peer, b []byte, by native.Carrier, wire []byte) (bytes int) {
 	m, ok := native.ParseMessage(b)
 	if !ok {
-		w.refuseNative(p, DropNativeBad)
+		w.refuseNative(p, DropNativeBad, wire)
 		return 0
 	}
 	switch m.Kind {
@@ -157,18 +161,22 @@ func (w *worker) fenced(p *peer, b []byte) (is bool, bytes int) {
 	return true, w.fences(nativeEvent{p, m, 0})
 }
 
-// refuseNative drops a piece.
-func (w *worker) refuseNative(p *peer, r Reason) {
+// refuseNative drops a piece, that came as wire: captures and the worker's standing take it for the frame in hand otherwise.
+func (w *worker) refuseNative(p *peer, r Reason, wire []byte) {
 	w.tally.received[Wire]++
+	w.frame.judged = false
+	if w.taps != nil {
+		w.tapped.hand, w.tapped.outer.Data = nil, wire
+	}
 	p.state.native.counts.refused.Add(1)
 	w.drop(r)
 }
 
-// nativePiece takes one piece, or several that have become one.
-func (w *worker) nativePiece(p *peer, pc native.Piece, by native.Carrier) int {
+// nativePiece takes one piece, or several that have become one; wire is how it came.
+func (w *worker) nativePiece(p *peer, pc native.Piece, by native.Carrier, wire []byte) int {
 	s := w.nativeStreamOf(p, pc.Tag, by)
 	if s == nil {
-		w.refuseNative(p, DropNativeUnknown)
+		w.refuseNative(p, DropNativeUnknown, wire)
 		return 0
 	}
 	p.state.native.counts.gotPieces.Add(1)
@@ -190,15 +198,15 @@ func (w *worker) nativePiece(p *peer, pc native.Piece, by native.Carrier) int {
 	}
 	switch verdict {
 	case native.Duplicate:
-		w.refuseNative(p, DropNativeDuplicate)
+		w.refuseNative(p, DropNativeDuplicate, wire)
 	case native.Late:
-		w.refuseNative(p, DropNativeLate)
+		w.refuseNative(p, DropNativeLate, wire)
 	case native.Stray:
-		w.refuseNative(p, DropNativeStray)
+		w.refuseNative(p, DropNativeStray, wire)
 	case native.Conflict:
-		w.refuseNative(p, DropNativeBad)
+		w.refuseNative(p, DropNativeBad, wire)
 	case native.NoBuffer:
-		w.refuseNative(p, DropNativeFull)
+		w.refuseNative(p, DropNativeFull, wire)
 	}
 	return bytes
 }
@@ -278,7 +286,7 @@ func (w *worker) nativeFrame(s *nativeStream, x *native.Frame) int {
 	f := &w.frame
 	*f = frame{mem: x.IP, by: p, native: true}
 	if w.taps != nil {
-		w.tapped.hand, w.tapped.outer.Data = nil, x.IP
+		w.tapped.hand = f // the datagrams that it came in may be long gone, and outer another peer's
 	}
 	switch {
 	case x.Kind == native.Lost:

@@ -290,6 +290,10 @@ func (w *worker) serveTCP(failed bool) {
 // nativeSegment takes a TCP segment, or several that were merged. The socket's filter has looked at address and port.
 func (w *worker) nativeSegment(x *ring.Frame) {
 	b := x.Bytes()
+	w.frame.judged = false
+	if w.taps != nil { // with its IP header, as a raw socket has it
+		w.tapped.hand, w.tapped.outer, w.tapped.key = nil, ring.Datagram{Data: b[min(encap.EthernetLen, len(b)):]}, endpointKey{kind: encap.KindIPIP}
+	}
 	if x.Truncated || len(b) < encap.EthernetLen {
 		w.tally.received[Wire]++
 		w.drop(DropTruncated)
@@ -310,7 +314,7 @@ func (w *worker) nativeSegment(x *ring.Frame) {
 	seg := ip[q.L4:]
 	outer := ring.Datagram{Data: ip, From: netip.AddrPortFrom(q.Src, binary.BigEndian.Uint16(seg)), TOS: q.TOS}
 	if w.taps != nil {
-		w.tapped.hand, w.tapped.outer, w.tapped.key = nil, outer, endpointKey{kind: encap.KindIPIP} // with its IP header, as a raw socket has it
+		w.tapped.outer = outer
 	}
 	h := w.view.Peer(q.Src)
 	if h == nil {
@@ -323,14 +327,14 @@ func (w *worker) nativeSegment(x *ring.Frame) {
 	known := x.Virtio.Flags&(encap.NeedsCsum|encap.DataValid) != 0
 	switch pc, ok := native.ParseTCP(seg); {
 	case !known && encap.Fold(encap.Sum(seg, encap.PseudoSum(&q, len(seg)))) != 0xffff:
-		w.refuseNative(p, DropNativeChecksum)
+		w.refuseNative(p, DropNativeChecksum, ip)
 	case !ok:
-		w.refuseNative(p, DropNativeBad)
+		w.refuseNative(p, DropNativeBad, ip)
 	case pc.Length == 0:
-		bytes = w.nativeMessage(p, pc.Data, native.TCP)
+		bytes = w.nativeMessage(p, pc.Data, native.TCP, ip)
 	default:
 		pc.TOS = q.TOS
-		bytes = w.nativePiece(p, pc, native.TCP)
+		bytes = w.nativePiece(p, pc, native.TCP, ip)
 	}
 	w.credit(p, before, bytes)
 }
