@@ -94,7 +94,7 @@ func (m *flowMemory) table(writer int) *flowTable {
 
 // setOf is the first index of the set in which h may stand.
 func setOf(words []atomic.Uint64, h uint64) int {
-	return int(h>>20) % (len(words) / flowWays) * flowWays
+	return int(h>>20%uint64(len(words)/flowWays)) * flowWays
 }
 
 func set(words []atomic.Uint64, h uint64) []atomic.Uint64 {

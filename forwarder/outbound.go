@@ -348,5 +348,5 @@ func (w *worker) toHost(f *frame) {
 	if w.taps != nil {
 		w.tapOut(f, nil, nil)
 	}
-	w.deliver(f, w.hostboxes[int(f.p.Hash)%len(w.hostboxes)], Host)
+	w.deliver(f, w.hostboxes[f.p.Hash%uint32(len(w.hostboxes))], Host)
 }

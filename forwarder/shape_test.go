@@ -13,6 +13,7 @@ import (
 // TestBucket: what a bucket lets pass, step by step, by a clock that we move.
 func TestBucket(t *testing.T) {
 	const ms = int64(time.Millisecond)
+	const much = math.MaxInt >> 22 // as bytes at a bit a second more than an hour, also where int has 32 bits
 	type step struct {
 		after int64 // ns since the step before
 		take  int   // bytes
@@ -33,8 +34,8 @@ func TestBucket(t *testing.T) {
 		{"least burst of next to nothing", 1, 0, []step{{0, 0, true, 1, 0}, {0, 1, false, -7, 8e9}, {8e9 - 1, 0, false, 0, 1}, {1, 0, true, 1, 0}}},
 		{"the clock goes back", 8e6, 80_000, []step{{0, 10_000, false, 0, 125}, {-5 * ms, 0, false, 0, 125}, {5 * ms, 0, false, 0, 125}, {1000, 0, true, 8, 0}}},
 		{"rests of bits are kept", 3, 0, []step{{0, 1, false, -7, 2666666667}, {333333333, 0, false, -7, 2333333334}, {1, 0, false, -6, 0}}},
-		{"years of sleep", 1e11, math.MaxUint64, []step{{0, 0, true, 1 << 60, 0}, {0, 1 << 50, true, 1<<60 - 1<<53, 0}, {math.MaxInt64 / 2, 0, true, 1 << 60, 0}}},
-		{"debt of years", 1, 0, []step{{0, 1 << 40, false, 1 - 1<<43, int64(time.Hour)}}},
+		{"years of sleep", 1e11, math.MaxUint64, []step{{0, 0, true, 1 << 60, 0}, {0, much, true, 1<<60 - 8*much, 0}, {math.MaxInt64 / 2, 0, true, 1 << 60, 0}}},
+		{"debt of years", 1, 0, []step{{0, much, false, 1 - 8*much, int64(time.Hour)}}},
 	} {
 		now := int64(1e6)
 		b := newBucket(c.rate, c.burst, now)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"testing"
@@ -190,7 +191,7 @@ func TestTUNBatchCutShort(t *testing.T) {
 			p.Begin(Virtio{})
 			p.Append(udpFrame(8, byte(i))[14:])
 		}
-		p.message(bad)[1].Len = 1 << 63
+		p.message(bad)[1].SetLen(math.MinInt)
 		n, err := q.Write(p, 0)
 		if n != bad || !errors.Is(err, unix.EINVAL) {
 			t.Fatalf("Write says %d, %v, want %d, EINVAL", n, err, bad)
