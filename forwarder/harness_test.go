@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -279,4 +280,14 @@ func parse(t testing.TB, b []byte) encap.Packet {
 		t.Fatalf("packet does not parse: %s (% x)", f, b[:min(len(b), 60)])
 	}
 	return p
+}
+
+// await waits for what another goroutine does.
+func await(t testing.TB, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not happen")
+		}
+	}
 }

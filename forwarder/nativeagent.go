@@ -121,27 +121,43 @@ func (n *nativePlane) forget(s *peerState) {
 func (n *nativePlane) handle(e nativeEvent) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	now := n.now()
 	a := n.agreement(e.peer)
-	known, _ := a.Known()
 	switch e.m.Kind {
 	case native.Fence:
-		if e.m.From == known.From && e.m.To == a.Self.From && n.passed(e) {
-			s := agree.Send{Message: a.Self, Size: native.MessageLen}
-			s.Kind, s.To, s.Nonce = native.Passed, known.From, e.m.Nonce
-			n.send(a, []agree.Send{s})
+		if a.names(e.m) {
+			n.answerFence(e)
 		}
 		return
 	case native.Passed:
-		if e.m.From == known.From && e.m.To == a.Self.From {
+		if a.names(e.m) {
 			if i := fenceWorker(e.m.Nonce); i < len(n.f.workers) {
 				n.f.workers[i].ask(func(w *worker) error { w.fencePassed(e.m.Nonce); return nil })
 			}
 		}
 		return
 	}
+	now := n.now()
 	n.send(a, a.Receive(now, e.m, e.by, nil))
 	n.publish(a, now)
+}
+
+// names reports whether a message is of this agreement, and not of one before a restart of either side.
+func (a *nativeAgreement) names(m native.Message) bool {
+	known, _ := a.Known()
+	return m.From == known.From && m.To == a.Self.From
+}
+
+// answerFence says when all has left that came before a fence. n.mu is held, but not over the wait for the workers: metrics and reloads
+// need it, and may change the agreement meanwhile.
+func (n *nativePlane) answerFence(e nativeEvent) {
+	n.mu.Unlock()
+	passed := n.passed(e)
+	n.mu.Lock()
+	if a := n.peers[e.peer.state]; passed && a != nil && a.names(e.m) {
+		s := agree.Send{Message: a.Self, Size: native.MessageLen}
+		s.Kind, s.To, s.Nonce = native.Passed, e.m.From, e.m.Nonce
+		n.send(a, []agree.Send{s})
+	}
 }
 
 // passed waits until all has left this node that came before a fence. Behind a UDP socket a flow's frames and the fence have one

@@ -230,3 +230,39 @@ func TestFenceOfAllWorkers(t *testing.T) {
 		t.Errorf("%d of 2 packets are received", n)
 	}
 }
+
+// TestFenceHoldsUpNobody: while a fence waits for the workers, who asks how peers are reached is answered, and an agreement may end: the
+// fence is answered only if it is still the same.
+func TestFenceHoldsUpNobody(t *testing.T) {
+	for _, ended := range []bool{false, true} {
+		s := testSettings(encap.KindIPIP)
+		s.Workers, s.Native = 2, Native{UDP: true, Port: 7471}
+		r := newRig(t, s)
+		n, p := r.f.native, r.f.peers[nodeB]
+		n.mu.Lock()
+		fence := nativeEvent{peer: p, m: native.Message{Kind: native.Fence, To: n.agreement(p).Self.From}}
+		n.mu.Unlock()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			n.handle(fence)
+		}()
+		await(t, r.f.workers[0].commands.waiting.Load)
+		if !n.mu.TryLock() {
+			t.Error("the plane is locked over the wait")
+		} else {
+			if ended {
+				n.forget(p.state)
+			}
+			n.mu.Unlock()
+		}
+		for _, w := range r.f.workers {
+			await(t, w.commands.waiting.Load)
+			w.obey()
+		}
+		<-done
+		if sent := len(n.sock.(*ring.FakeSocket).Sent()); (sent == 0) != ended {
+			t.Errorf("ended %v: %d answers", ended, sent)
+		}
+	}
+}
