@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/gopacket/layers"
+	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/ring"
@@ -338,17 +339,44 @@ func TestStop(t *testing.T) {
 	if turns, waiting := r.f.Progress(); len(turns) != 2 || len(waiting) != 2 {
 		t.Error("no progress told")
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if _, err := r.f.Attach(PortSpec{Container: "b", Interface: "e", Attach: AttachTUN, Device: "b", Addresses: addrs(podA2)}); err == nil {
-			t.Error("attached to a forwarder that has stopped")
+	spec := PortSpec{Container: "b", Interface: "e", Attach: AttachTUN, Device: "b", Addresses: addrs(podA2)}
+	lent := func() int {
+		fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	select {
-	case <-done:
-	case <-time.After(30 * time.Second):
-		t.Error("attach hangs after the stop")
+		return fd
+	}
+	queue, opened := lent(), len(r.udp)
+	for _, c := range []struct {
+		what string
+		do   func() error
+	}{
+		{"Attach", func() error { _, err := r.f.Attach(spec); return err }},
+		{"AttachQueue", func() error { _, err := r.f.AttachQueue(spec, queue); return err }},
+		{"Adopt", func() error { _, err := r.f.Adopt(spec, lent()); return err }},
+		{"Detach", func() error { return r.f.Detach("a1", "eth0") }},
+		{"SetPeers", func() error {
+			return r.f.SetPeers([]feed.Peer{{Name: "c", Address: stranger, Encap: "vxlan", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.3.0/24")}}})
+		}},
+		{"Reconfigure", func() error { return r.f.Reconfigure(r.f.settings) }},
+	} {
+		done := make(chan error, 1)
+		go func() { done <- c.do() }()
+		select {
+		case err := <-done:
+			if err == nil || !strings.Contains(err.Error(), "the daemon is stopping") {
+				t.Errorf("%s after the stop: %v", c.what, err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%s hangs after the stop", c.what)
+		}
+	}
+	if _, err := unix.FcntlInt(uintptr(queue), unix.F_GETFD, 0); err != unix.EBADF {
+		t.Errorf("the queue that was lent: %v", err)
+	}
+	if n := len(r.udp) - opened; n != 0 {
+		t.Errorf("%d sockets were opened after the stop", n)
 	}
 	r.check(nil)
 }

@@ -341,6 +341,7 @@ func (f *Forwarder) close() error {
 			errs = append(errs, f.closePort(p, false))
 		}
 	}
+	f.ports = nil // readers keep their copy: what was counted stays
 	for _, p := range f.hosts {
 		f.fds.remove(p.io.FD())
 		errs = append(errs, p.io.Close())

@@ -151,6 +151,9 @@ func (s *Settings) Resolve(spec feed.Peer) (feed.Peer, encap.Kind, error) {
 func (f *Forwarder) SetPeers(peers []feed.Peer) error {
 	f.control.Lock()
 	defer f.control.Unlock()
+	if f.stopped {
+		return fmt.Errorf("the peers are as they were: the daemon is stopping")
+	}
 	return f.publish(peers)
 }
 

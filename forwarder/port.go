@@ -161,6 +161,9 @@ func (f *Forwarder) byQueue(spec PortSpec, fd int, open func(*port) error, makes
 
 // attach is Attach with a way to open the device, which an attach that fails takes away again if it made it; f.control is held.
 func (f *Forwarder) attach(spec PortSpec, open func(*port) error, makes bool) (PortInfo, error) {
+	if f.stopped {
+		return PortInfo{}, stoppedAttach(spec)
+	}
 	if old := f.findPort(spec.Container, spec.Interface); old != nil {
 		if sameSpec(old.spec, spec) {
 			return old.info(), nil
@@ -243,6 +246,9 @@ func (f *Forwarder) routePort(p *port) error {
 func (f *Forwarder) Detach(container, iface string) error {
 	f.control.Lock()
 	defer f.control.Unlock()
+	if f.stopped { // its descriptor is closed, or about to be
+		return fmt.Errorf("%s/%s is not detached: the daemon is stopping", container, iface)
+	}
 	p := f.findPort(container, iface)
 	if p == nil && f.beingOpened(container, iface) {
 		return fmt.Errorf("%s/%s is being attached: detach it when that has ended", container, iface)

@@ -44,10 +44,14 @@ func (f *Forwarder) unlocked(p *port, open func() (ring.Port, error)) error {
 	if f.stopped {
 		f.withdraw(p, io)
 		io.Close()
-		return fmt.Errorf("%s/%s is not attached: the daemon is stopping", p.spec.Container, p.spec.Interface)
+		return stoppedAttach(p.spec)
 	}
 	p.io = io
 	return nil
+}
+
+func stoppedAttach(s PortSpec) error {
+	return fmt.Errorf("%s/%s is not attached: the daemon is stopping", s.Container, s.Interface)
 }
 
 // withdraw lets a TUN of ours vanish with its last descriptor.

@@ -126,6 +126,6 @@ func (p *Poller) Wake() {
 
 // Close closes the set; the descriptors in it stay open.
 func (p *Poller) Close() error {
-	_ = unix.Close(p.wake)
-	return unix.Close(p.fd)
+	_ = closeOnce(&p.wake)
+	return closeOnce(&p.fd)
 }

@@ -99,8 +99,14 @@ func (e *endpoint) Local() netip.AddrPort { return e.local }
 // FD is the descriptor.
 func (e *endpoint) FD() int { return e.fd }
 
-// Close closes the descriptor.
-func (e *endpoint) Close() error { return unix.Close(e.fd) }
+// Close closes the descriptor, once: its number is another's then.
+func (e *endpoint) Close() error { return closeOnce(&e.fd) }
+
+func closeOnce(fd *int) error {
+	n := *fd
+	*fd = -1
+	return unix.Close(n)
+}
 
 // option is one setsockopt of a set-up.
 type option struct {

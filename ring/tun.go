@@ -242,7 +242,7 @@ func (q *Queue) Attached() bool {
 }
 
 // Close detaches the queue. A device that is not persistent goes with its last.
-func (q *Queue) Close() error { return unix.Close(q.fd) }
+func (q *Queue) Close() error { return closeOnce(&q.fd) }
 
 // SetOffload sets what the device may hand us whole.
 func (q *Queue) SetOffload(o Offload) error {

@@ -106,7 +106,8 @@ func (u *Uring) Close() error {
 			_ = unix.Munmap(m)
 		}
 	}
-	return unix.Close(u.fd)
+	u.rings, u.entries, u.memory = nil, nil, nil
+	return closeOnce(&u.fd)
 }
 
 // Err says why the ring is of no use any more; nil: it works, or none was made.
