@@ -15,7 +15,8 @@ import (
 // ring's fakes, so that nothing leaves, and its counters are nobody's. A tap on
 // that worker tells what happened; traceexplain.go puts it into sentences.
 //
-// What it does not pass: buckets and queues of pods with a bound, and the memory of
+// What it does not pass: buckets and queues of pods with a bound, and the native
+// stream, so that it tells how a packet would go to a peer without it. The memory of
 // flows that the host has translated is read but not written.
 
 // TraceSpec is a packet and where it comes from. At most one of Container and Peer is set; with neither it comes from the host.

@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/encap/native"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
+	"github.com/penstock-net/penstock/ring"
 )
 
 // told is a trace as text.
@@ -163,6 +165,43 @@ func TestTraceSees(t *testing.T) {
 	} {
 		if _, err := r.f.Trace(c.s); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c.s, err)
+		}
+	}
+}
+
+// TestTraceNative: of a peer that frames go to as the native stream the trace says so, and that the rest is how they would go without it.
+func TestTraceNative(t *testing.T) {
+	for _, by := range []native.Carrier{native.TCP, native.UDP} {
+		x := newNativePairBy(t, encap.KindVXLAN, by)
+		spec := TraceSpec{Container: "a1", Interface: "eth0", TracePacket: TracePacket{Src: podA1, Dst: podB, Proto: "tcp"}}
+		for _, goes := range []bool{false, true} {
+			if goes {
+				x.wayBy(by, false, 0)
+			}
+			got, err := x.a.f.Trace(spec)
+			if err != nil || strings.Contains(told(got), "native: frames to this peer go as the native stream by "+by.String()+": ") != goes {
+				t.Errorf("by %s, goes %v: %v\n%s", by, goes, err, told(got))
+			}
+		}
+	}
+}
+
+// TestShapeOf: a run is as many datagrams as it has segments, and as long as one.
+func TestShapeOf(t *testing.T) {
+	one, run := ring.FakeDatagram{Data: make([]byte, 1400)}, ring.FakeDatagram{Data: make([]byte, 2800), Segment: 700}
+	for _, c := range []struct {
+		sends              []ring.FakeDatagram
+		datagrams, longest int
+	}{
+		{nil, 0, 0},
+		{[]ring.FakeDatagram{one}, 1, 1400},
+		{[]ring.FakeDatagram{run}, 4, 700},
+		{[]ring.FakeDatagram{one, run}, 5, 1400},
+		{[]ring.FakeDatagram{run, one}, 5, 1400},
+		{[]ring.FakeDatagram{{Data: make([]byte, 2801), Segment: 700}}, 5, 700},
+	} {
+		if n, longest := shapeOf(c.sends); n != c.datagrams || longest != c.longest {
+			t.Errorf("%d sends: %d datagrams of at most %d bytes, want %d of %d", len(c.sends), n, longest, c.datagrams, c.longest)
 		}
 	}
 }

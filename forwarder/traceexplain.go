@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
 )
 
 // explain tells what the tap and the fake sockets have seen. It decides nothing: what it adds are the names of what was
@@ -131,18 +132,14 @@ func (t *tracer) explainSend(say func(string, string, ...any), end *TapRecord) {
 	default:
 		why = fmt.Sprintf("the path's MTU of %d was learned from an error", l)
 	}
-	datagrams, longest := 0, 0
-	for _, d := range t.left {
-		n := 1
-		if longest = max(longest, len(d.Data)); d.Segment > 0 {
-			n, longest = (len(d.Data)+d.Segment-1)/d.Segment, max(longest-len(d.Data), d.Segment)
-		}
-		datagrams += n
-	}
+	datagrams, longest := shapeOf(t.left)
 	if datagrams > 1 {
 		say("mtu", "%d bytes exceed %d (%s) and may be cut: %d fragments", end.Length, mtu, why, datagrams)
 	} else {
 		say("mtu", "%d bytes fit %d (%s)", end.Length, mtu, why)
+	}
+	if way := p.state.native.way.Load(); way != nil {
+		say("native", "frames to this peer go as the native stream by %s: what follows is how they would go without it", way.carrier)
 	}
 	d := t.left[0]
 	say("encap", "%s, TOS %#02x, at most %d bytes of payload", encapText(p), d.TOS, longest)
@@ -170,6 +167,19 @@ func (t *tracer) explainSend(say func(string, string, ...any), end *TapRecord) {
 	default:
 		say("whole", "superframes to this peer are cut by the daemon until the way past the host's routing is known")
 	}
+}
+
+// shapeOf counts the datagrams of sends, and says how long the longest is.
+func shapeOf(sends []ring.FakeDatagram) (datagrams, longest int) {
+	for _, d := range sends {
+		n, size := 1, len(d.Data)
+		if d.Segment > 0 {
+			n, size = (size+d.Segment-1)/d.Segment, min(size, d.Segment)
+		}
+		datagrams += n
+		longest = max(longest, size)
+	}
+	return datagrams, longest
 }
 
 // routeText names the longest prefix that covers a, and where it leads.
