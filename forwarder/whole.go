@@ -193,7 +193,7 @@ func (w *worker) resend(e *egress, r *run) {
 	d, room, why := w.replays, r.peer.header.Len(), dropNone
 	limit := 1
 	if w.f.use.udpSegment && !r.peer.state.noSegment.Load() {
-		limit = min(int(w.f.use.maxSegments), maxRunBytes/(room+s.SegmentLen()))
+		limit = max(1, min(int(w.f.use.maxSegments), maxRunBytes/(room+s.SegmentLen())))
 	}
 	for sent, count := 0, s.Count(); sent < count; {
 		d.Reset()

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/ring"
@@ -52,7 +53,11 @@ func tcpSuperframe(n, mss int) ring.FakePacket {
 }
 
 func newWholeRig(t *testing.T, kind encap.Kind) (*rig, *fakeTunnel, *ring.FakeQueue) {
-	r := newRig(t, testSettings(kind))
+	return newWholeRigOf(t, testSettings(kind))
+}
+
+func newWholeRigOf(t *testing.T, s Settings) (*rig, *fakeTunnel, *ring.FakeQueue) {
+	r := newRig(t, s)
 	tap := &fakeTunnel{}
 	r.f.workers[0].tunnel = tap
 	pod := r.veth("a1", podA1)
@@ -225,6 +230,26 @@ func TestCutSuperframeRefused(t *testing.T) {
 			t.Errorf("%v: %d datagrams of 400", err, len(ds))
 		}
 	}
+}
+
+// TestCutSuperframeOfLongSegments: on an underlay whose MTU is nearly an IP packet's, one segment is longer than a run may be.
+func TestCutSuperframeOfLongSegments(t *testing.T) {
+	s := testSettings(encap.KindVXLAN)
+	s.UnderlayMTU = 65535
+	r, tap, pod := newWholeRigOf(t, s)
+	tap.err = syscall.EIO
+	pod.Inject(tcpSuperframe(65400, 65370))
+	done := make(chan struct{})
+	go func() { r.turn(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("it is cut for ever")
+	}
+	if n := len(r.udp[1].Sent()); n != 2 {
+		t.Errorf("%d datagrams, want 2", n)
+	}
+	r.check(nil)
 }
 
 // TestNotWhole: no way, ipip, or too long for an IP packet: cut, as ever.
