@@ -234,7 +234,9 @@ func (w *worker) writeReason(p *port, err error) Reason {
 	case syscall.ENETDOWN, syscall.ENXIO, syscall.ENODEV, syscall.EIO, syscall.EBADFD:
 		return DropPortDown
 	}
-	w.f.complain("writing to a port failed", "device", p.spec.Device, err)
+	if p.said.again(w.now) {
+		w.f.log.Warn("writing to a port failed", "device", p.spec.Device, "error", err)
+	}
 	return DropPortFailed
 }
 

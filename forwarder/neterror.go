@@ -3,6 +3,7 @@ package forwarder
 import (
 	"encoding/binary"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -121,7 +122,16 @@ func (w *worker) tooBigForPath(e *ring.SocketError, p *peer) bool {
 	return h != nil && h.kind == hopPeer && h.peer.state == p.state
 }
 
-// complain logs what happens per packet, at most once a minute and kind.
+// said is when something that may happen with every packet was last logged, in Unix seconds: once a minute will do.
+type said struct{ atomic.Int64 }
+
+// again reports whether it is to be logged now.
+func (s *said) again(now int64) bool {
+	last := s.Load()
+	return now-last >= 60 && s.CompareAndSwap(last, now)
+}
+
+// complain logs what happens again and again, at most once a minute and kind. It has a lock and allocates: of packets see said.
 func (f *Forwarder) complain(msg, key, value string, err error) {
 	now := time.Now().Unix()
 	f.complaints.Lock()

@@ -60,6 +60,7 @@ type peerState struct {
 
 	nobodyListens atomic.Int64 // Unix seconds, when its node last said so of what we send; anyone may forge it, so only doctor reads it
 	accounts      accounts     // by worker
+	said          said         // that sending failed
 	native        nativeState
 }
 

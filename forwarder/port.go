@@ -86,6 +86,7 @@ type port struct {
 	translated atomic.Bool   // the host has translated flows of this pod: look into the flow memory
 	accounts   accounts      // by worker; nil of the host's queues
 	lost       atomic.Bool   // its device has gone
+	said       said          // that writing failed
 }
 
 func (p *port) info() PortInfo {

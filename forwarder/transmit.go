@@ -392,7 +392,9 @@ func (w *worker) sendReason(p *peer, err error) Reason {
 	case syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ECONNREFUSED, syscall.ENETDOWN:
 		return DropUnderlayUnreachable
 	}
-	w.f.complain("sending to a peer failed", "peer", p.spec.Name, err)
+	if p.state.said.again(w.now) {
+		w.f.log.Warn("sending to a peer failed", "peer", p.spec.Name, "error", err)
+	}
 	return DropSendFailed
 }
 
