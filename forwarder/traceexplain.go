@@ -85,15 +85,16 @@ func (t *tracer) explain(in *port, from *peer) *Trace {
 
 // explainWay tells the checks that the packet passed up to its end.
 func (t *tracer) explainWay(say func(string, string, ...any), in *port, from *peer, p *encap.Packet, end *TapRecord) {
-	reason := end.Reason // dropNone: it passed all
+	past := reasonText[end.Reason].past
 	switch {
-	case in != nil && (reason == dropNone || reason > DropSpoofed):
+	case past < sourced:
+		return
+	case in != nil:
 		say("source", "%s is an address of that pod", p.Src)
-	case from != nil && (reason == dropNone || reason != DropInnerSource):
+	case from != nil:
 		say("source", "%s lies in the prefixes of %s", p.Src, from.spec.Name)
 	}
-	routed := reason == dropNone || reason >= DropNoRoute || reason == DropNotLocal
-	if reason == DropInnerSource || reason == DropSpoofed || !routed {
+	if past < routed {
 		return
 	}
 	say("route", "%s", t.routeText(p.Dst))

@@ -473,11 +473,9 @@ func (w *worker) drop(r Reason) {
 	}
 }
 
-// reject notes why frames in hand end, for the account of the peer that sent
-// them. Reasons from DropNoPod on befall what the rules have accepted, and so do
-// those of pieces of the native stream that were lost or came twice or late.
+// reject notes why frames in hand end, for the account of the peer that sent them.
 func (w *worker) reject(r Reason, n int) {
-	if r < DropNoPod && (r < DropNativeDuplicate || r > DropNativeLost) {
+	if reasonText[r].rejects {
 		w.tally.rejected += uint64(n)
 		w.tally.why = r
 	}
