@@ -289,7 +289,7 @@ func (f *Forwarder) takeWide(p *port, wide *ring.PacketSocket) error {
 	return nil
 }
 
-// narrow gives the wide ring back. On an error the port keeps it.
+// narrow gives the wide ring back. On an error the port keeps it, unless it is only that its descriptor could not be closed.
 func (f *Forwarder) narrow(p *port) error {
 	b := p.breadth
 	if !f.readUntil(p, b.socket.Leave) {

@@ -11,17 +11,65 @@
 //	                         anti-spoof   └─ the host ──┤
 //	                         route, TTL, MTU            ├─▶ outbox ─▶ port.writer ──▶ pod, host
 //	peer ─▶ socket ────────▶ inbound.go ────────────────┘   (merged writes)
-//	                         outer, decap, checksum,
-//	                         inner source, way back
+//	                         outer source, decap, parse,
+//	                         inner source, route, tunnel loop,
+//	                         checksum, ECN, way back, TTL, MTU
 //
-// To peers that agree, frames go as the native stream: native.go says how.
+// Its files, in the order in which to read them:
 //
-// Read it in a packet's order: worker.go (the loop), wait.go, priority.go and
-// thread.go (between turns), outbound.go, transmit.go
-// (frames become datagrams), inbound.go, deliver.go (frames become writes to a
-// port), answer.go (ICMP, ARP and neighbour answers). Beside that way stand
-// port.go, peer.go and endpoint.go (what ports, peers and sockets are),
-// flows.go (flows that the host has translated), drops.go and counters.go.
+//	the way
+//	  worker.go        the loop: a batch from one source, to its end
+//	  wait.go          awake, dozing or asleep between turns
+//	  priority.go      the worker's place among threads
+//	  thread.go        and its stay on one
+//	  outbound.go      what pods and the host send
+//	  transmit.go      frames become datagrams and runs
+//	  whole.go         superframes that leave uncut
+//	  inbound.go       what peers send
+//	  deliver.go       frames become writes to a port
+//	  merges.go        segments of a flow that become one write
+//	  fragment.go      what is too big
+//	  answer.go        ICMP, ARP and neighbour answers
+//	  flows.go         flows that the host has translated: their answers go through it
+//	  drops.go         why frames end
+//
+//	bounds
+//	  shape.go         the bucket of a pod's bandwidth
+//	  throttle.go      of what it sends
+//	  queue.go         of what it receives
+//	  breadth.go       a wide ring for a pod that is busy
+//	  flowshare.go     a pod's part of the memory of flows
+//
+//	the native stream, by which frames go to peers that agree
+//	  native.go        what it is here, and who decides
+//	  nativesend.go    frames become bursts, bursts datagrams
+//	  nativetcp.go     or TCP superframes on the uplink
+//	  nativereceive.go pieces become frames
+//	  nativehold.go    from one way to another in order
+//	  nativeagent.go   the decisions
+//
+//	control
+//	  forwarder.go     the whole: New, Start, Stop
+//	  settings.go      what it must know, and what may change
+//	  kernel.go        the descriptors that it works on
+//	  peer.go          next hops, peers, and the table made of them
+//	  endpoint.go      the sockets to peers
+//	  neterror.go      what the underlay says of them
+//	  port.go          pods, attached and detached
+//	  portopen.go      their devices and memory
+//	  routed.go        pods that the host's stack reaches
+//	  restore.go       devices of ours that somebody has deleted
+//	  registry.go      descriptors by name
+//
+//	tools
+//	  counters.go      what workers count
+//	  account.go       for each peer and pod
+//	  sizes.go         how large batches and runs are
+//	  tap.go           frames as they pass, for captures
+//	  tapped.go        the workers' side of it
+//	  trace.go         a packet that nobody sees
+//	  tracepacket.go   made
+//	  traceexplain.go  and told
 //
 // What holds everywhere:
 //

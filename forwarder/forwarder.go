@@ -29,9 +29,10 @@ type Forwarder struct {
 	address netip.Addr
 	vni     uint32 // the one network, as table knows it
 	use     use
+	caps    []ring.Capability
 	workers []*worker
 	hops    struct{ self, host, noRoute, noPod *hop }
-	hosts   []*port // penstock0's queues, by worker
+	keeper  *keeper
 
 	// Read by workers without waiting.
 	table       table.Table[hop]
@@ -46,6 +47,7 @@ type Forwarder struct {
 	// Changed under control only.
 	control       sync.Mutex
 	settings      Settings
+	hosts         []*port // penstock0's queues, by worker
 	ports         []*port
 	opening       []*port                 // claimed, but not there yet: the kernel is at work on them (portopen.go)
 	portList      atomic.Pointer[[]*port] // copy of ports for readers
@@ -57,15 +59,15 @@ type Forwarder struct {
 	endpoints     map[endpointKey]*endpoint
 	endpointSlots slots
 	stopped       bool
-	keeper        *keeper
-	widened       atomic.Uint64 // wide rings opened
-	switchedOff   [switches]atomic.Uint64
-	batching      atomic.Int32 // workers with an io_uring
-	first         atomic.Int32 // workers that may go before other threads
-	moving        sync.Mutex   // held by a worker that finds itself on another thread
+
+	// Written by workers, and by the keeper.
+	widened     atomic.Uint64 // wide rings opened
+	switchedOff [switches]atomic.Uint64
+	batching    atomic.Int32 // workers with an io_uring
+	first       atomic.Int32 // workers that may go before other threads
+	moving      sync.Mutex   // held by a worker that finds itself on another thread
 
 	fds        registry
-	caps       []ring.Capability
 	complaints struct {
 		sync.Mutex
 		last map[string]int64

@@ -11,7 +11,8 @@ import (
 // decisions:
 //
 //	outer source → borders (run, superframe, one) → decapsulate → parse →
-//	checksum → inner source → ECN → route → TTL → MTU → merge and deliver
+//	inner source → route → tunnel loop → checksum → ECN → way back → TTL →
+//	MTU → merge and deliver
 func (w *worker) inbound(l *lane, n int) {
 	for i := range n {
 		d := w.inbox.Datagram(i)

@@ -16,11 +16,10 @@ import "github.com/penstock-net/penstock/ring"
 // for it, on time that nobody else wants. Whether it will, the last wait tells: where
 // packets come seldom there is no asking, and what is idle costs nothing.
 //
-// Who asks hands the core on in between (sched_yield, which reaches as far as the scheduling
-// group), and has it back at once if nobody else needs it. If that takes long, a thread is there
-// that does, and would get its whole time slice each time, while a worker that blocks goes before
-// it when a packet comes (priority.go): then there is no asking for a while
-// (docs/decisions/0017-asking.md).
+// Between two looks the worker yields the core (sched_yield, which reaches as far as the
+// scheduling group). If it has it back late, another thread needs the core and would take a whole
+// time slice each time; a worker that blocks is woken before that thread (priority.go). So the
+// worker then stops asking for a while (docs/decisions/0017-asking.md).
 //
 // Before it sleeps it takes the first place among threads again.
 //
@@ -53,8 +52,8 @@ type attention struct {
 	dozed bool
 }
 
-// next waits once for events, for at most limit ms (-1: for ever). None may
-// come before that: commands are looked for in between.
+// next waits once for events, for at most limit ms (-1: no limit). It may return
+// early without any, so that the caller looks for commands.
 func (w *worker) next(events []ring.Event, limit int) (n int, err error) {
 	s := &w.attention
 	switch {

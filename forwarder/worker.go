@@ -25,14 +25,14 @@ const (
 )
 
 // worker is one goroutine on one thread with its own epoll set, ports,
-// sockets, memory and counters. Nothing in it is locked: only its goroutine
-// touches it, other goroutines hand it functions (do).
+// sockets, memory and counters. Only its goroutine touches it; others hand it
+// functions (do), and read what it publishes for them.
 type worker struct {
 	f     *Forwarder
 	index int
 
 	poller *ring.Poller
-	ports  []*port // that this worker reads, by index; the host's queue is hostPort
+	ports  []*port // that this worker reads, by index, without the host's queue
 	host   *port
 	native *nativeWorker
 	tunnel tunnel  // queue of the TAP for whole superframes; nil: none

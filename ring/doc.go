@@ -33,9 +33,10 @@
 //
 // # What blocks
 //
-// Nothing but Poller.Wait with a timeout. Reads and writes are raw system
-// calls on non-blocking descriptors; none of these is ever known to Go's
-// netpoller, which would wake for every packet. The libraries that open devices
+// Nothing but Poller.Wait with a timeout and Poller.Doze, and a Uring with an
+// operation that did not end at once, which was never observed. Reads and writes
+// are raw system calls on non-blocking descriptors; none of these is ever known
+// to Go's netpoller, which would wake for every packet. The libraries that open devices
 // and sockets for us (songgao/water, mdlayher/packet) do register theirs, so
 // their descriptors are closed, or duplicated and closed, before traffic flows.
 //

@@ -2,7 +2,7 @@ package native
 
 // Stream is what a receiver knows of one stream of a peer. Bursts are handed out in the order in which they begin in
 // the stream, frames as soon as they are there; what comes of a burst in front of the open one is late. The zero
-// Stream with Piece set is ready.
+// Stream with Size set is ready.
 //
 //	for ; ; {
 //		verdict := s.Add(p, buffers)
