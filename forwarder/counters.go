@@ -3,6 +3,8 @@ package forwarder
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/penstock-net/penstock/encap"
 )
 
 // Direction names where a frame comes from or goes to.
@@ -189,4 +191,63 @@ type PortCounters struct {
 	Dropped                      uint64
 	RingDrops                    uint64 // frames the kernel could not queue for us: never received, so not in the law
 	LastSeen                     int64
+}
+
+// Counters sums what the workers have published.
+func (f *Forwarder) Counters() Counters {
+	c := Counters{Received: map[string]uint64{}, Generated: map[string]uint64{}, Forwarded: map[ForwardedKey]Volume{}, Dropped: map[string]uint64{}}
+	encaps := [encapKinds]string{encap.KindUDP.String(), encap.KindVXLAN.String(), encap.KindIPIP.String(), "none", "native"}
+	for _, w := range f.workers {
+		l := &w.ledger
+		for d := range l.received {
+			c.Received[Direction(d).String()] += l.received[d].Load()
+			for e := range l.forwarded[d] {
+				v := Volume{l.forwarded[d][e].packets.Load(), l.forwarded[d][e].bytes.Load()}
+				if (Direction(d) == Wire) == (e == encapNone) || e == encapNative && f.native == nil {
+					continue // the wire has an encapsulation, pods and the host have none
+				}
+				k := ForwardedKey{Direction(d).String(), encaps[e]}
+				sum := c.Forwarded[k]
+				c.Forwarded[k] = Volume{sum.Packets + v.Packets, sum.Bytes + v.Bytes}
+			}
+		}
+		for g := range l.generated {
+			c.Generated[Generated(g).String()] += l.generated[g].Load()
+		}
+		for _, r := range Reasons() {
+			c.Dropped[r.String()] += l.dropped[r].Load()
+		}
+		c.Sends += l.sends.Load()
+		c.Runs += l.runs.Load()
+		c.Writes += l.writes.Load()
+		c.Merged += l.merged.Load()
+		c.TUNBatches += l.tunBatches.Load()
+		c.Priorities += l.priorities.Load()
+		c.Asking += time.Duration(l.asking.Load())
+		c.Segmented += l.segmented.Load()
+		c.Whole += l.whole.Load()
+		l.batches.addTo(&c.Batches)
+		l.runSizes.addTo(&c.RunSizes)
+		c.RunSizes.Sum += l.datagrams.Load()
+		c.Workers = append(c.Workers, WorkerCounters{Turns: w.progress.Load(), Asleep: w.asleep.Load(), CPU: time.Duration(w.stay.cpu.Load())})
+	}
+	for _, n := range c.Received {
+		c.Batches.Sum += n
+	}
+	c.Widened = f.widened.Load()
+	c.SwitchedOff = map[string]uint64{}
+	for i, name := range switchNames {
+		c.SwitchedOff[name] = f.switchedOff[i].Load()
+	}
+	now := time.Now().Unix()
+	for _, p := range *f.peerList.Load() {
+		t := p.state.accounts.total()
+		c.Peers = append(c.Peers, PeerCounters{Name: p.spec.Name, Address: p.spec.Address.String(), Sent: t.sent,
+			Got: t.got, Dropped: t.dropped, MTU: p.innerMTU(now), LastSeen: t.lastSeen, Rejected: t.rejected, LastRejected: t.rejection >> 8,
+			RejectedAs: Reason(t.rejection & 0xff), NobodyListens: p.state.nobodyListens.Load(), Native: f.native.status(p)})
+	}
+	for _, p := range *f.portList.Load() {
+		c.Ports = append(c.Ports, p.counters())
+	}
+	return c
 }

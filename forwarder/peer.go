@@ -262,92 +262,109 @@ func (f *Forwarder) adoptStates(next []*peer) (fresh []*peer) {
 // fillTable publishes a View made of these peers, the settings and the ports.
 // It changes only what differs, so that a small change of a big table is cheap.
 func (f *Forwarder) fillTable(peers []*peer) error {
-	s := &f.settings
+	routes, err := f.wantedRoutes(peers)
+	if err != nil {
+		return err
+	}
 	return f.table.Update(func(x *table.Txn[hop]) error {
-		routes := map[netip.Prefix]*hop{
-			netip.PrefixFrom(netip.IPv4Unspecified(), 0): f.hops.host,
-			netip.PrefixFrom(netip.IPv6Unspecified(), 0): f.hops.host,
-		}
-		add := func(p netip.Prefix, h *hop, what string) error {
-			p = p.Masked()
-			if old := routes[p]; old != nil && old != h && old.kind != hopHost && old.kind != hopNoRoute {
-				return fmt.Errorf("%s: %s is taken already", what, p)
-			}
-			routes[p] = h
-			return nil
-		}
-		for _, c := range s.Cluster {
-			if err := add(c, f.hops.noRoute, "network.cidrs"); err != nil {
-				return err
-			}
-		}
-		for _, p := range peers {
-			for _, c := range p.spec.PodCIDRs {
-				for _, own := range s.PodCIDRs {
-					if own.Overlaps(c) {
-						return fmt.Errorf("peer %s: %s overlaps this node's own pods %s", p.spec.Name, c, own)
-					}
-				}
-				if !slices.ContainsFunc(s.Cluster, func(n netip.Prefix) bool { return n.Bits() <= c.Bits() && n.Contains(c.Addr()) }) {
-					return fmt.Errorf("peer %s: %s is not in the pods' network %s", p.spec.Name, c, s.Cluster)
-				}
-				if err := add(c, p.hop, "peer "+p.spec.Name); err != nil {
-					return err
-				}
-			}
-		}
-		for _, c := range s.PodCIDRs {
-			if err := add(c, f.hops.noPod, "node.podCIDRs"); err != nil {
-				return err
-			}
-		}
-		for _, a := range s.hostAddresses() {
-			routes[netip.PrefixFrom(a, a.BitLen())] = f.hops.self
-		}
-		for _, p := range f.ports {
-			for _, a := range p.addresses {
-				routes[netip.PrefixFrom(a, a.BitLen())] = p.hop
-			}
-		}
-
-		n := x.Network(s.VNI)
-		for p, old := range n.Routes() {
-			if routes[p] == nil {
-				n.DeleteRoute(p)
-			} else if sameHop(old, routes[p]) {
-				delete(routes, p)
-			}
-		}
-		for p, h := range routes {
-			n.SetRoute(p, h)
-		}
-
-		wanted := map[netip.Addr]bool{}
-		stations := map[table.MAC]bool{}
-		for _, p := range peers {
-			wanted[p.spec.Address] = true
-			if x.Peer(p.spec.Address) != p.hop {
-				x.SetPeer(p.spec.Address, p.hop)
-			}
-			if p.kind == encap.KindVXLAN {
-				stations[p.spec.MAC] = true
-				if n.Station(p.spec.MAC) != p.hop {
-					n.SetStation(p.spec.MAC, p.hop)
-				}
-			}
-		}
-		for a := range x.Peers() {
-			if !wanted[a] {
-				x.DeletePeer(a)
-			}
-		}
-		for m := range n.Stations() {
-			if !stations[m] {
-				n.DeleteStation(m)
-			}
-		}
+		n := x.Network(f.settings.VNI)
+		syncRoutes(n, routes)
+		syncPeers(x, n, peers)
 		return nil
 	})
+}
+
+// wantedRoutes is where every prefix is to lead, or why that cannot be.
+func (f *Forwarder) wantedRoutes(peers []*peer) (map[netip.Prefix]*hop, error) {
+	s := &f.settings
+	routes := map[netip.Prefix]*hop{
+		netip.PrefixFrom(netip.IPv4Unspecified(), 0): f.hops.host,
+		netip.PrefixFrom(netip.IPv6Unspecified(), 0): f.hops.host,
+	}
+	add := func(p netip.Prefix, h *hop, what string) error {
+		p = p.Masked()
+		if old := routes[p]; old != nil && old != h && old.kind != hopHost && old.kind != hopNoRoute {
+			return fmt.Errorf("%s: %s is taken already", what, p)
+		}
+		routes[p] = h
+		return nil
+	}
+	for _, c := range s.Cluster {
+		if err := add(c, f.hops.noRoute, "network.cidrs"); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range peers {
+		for _, c := range p.spec.PodCIDRs {
+			for _, own := range s.PodCIDRs {
+				if own.Overlaps(c) {
+					return nil, fmt.Errorf("peer %s: %s overlaps this node's own pods %s", p.spec.Name, c, own)
+				}
+			}
+			if !slices.ContainsFunc(s.Cluster, func(n netip.Prefix) bool { return n.Bits() <= c.Bits() && n.Contains(c.Addr()) }) {
+				return nil, fmt.Errorf("peer %s: %s is not in the pods' network %s", p.spec.Name, c, s.Cluster)
+			}
+			if err := add(c, p.hop, "peer "+p.spec.Name); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, c := range s.PodCIDRs {
+		if err := add(c, f.hops.noPod, "node.podCIDRs"); err != nil {
+			return nil, err
+		}
+	}
+	for _, a := range s.hostAddresses() {
+		routes[netip.PrefixFrom(a, a.BitLen())] = f.hops.self
+	}
+	for _, p := range f.ports {
+		for _, a := range p.addresses {
+			routes[netip.PrefixFrom(a, a.BitLen())] = p.hop
+		}
+	}
+	return routes, nil
+}
+
+// syncRoutes makes n's routes the wanted ones, of which it leaves those that were not there.
+func syncRoutes(n *table.NetworkTxn[hop], wanted map[netip.Prefix]*hop) {
+	for p, old := range n.Routes() {
+		if wanted[p] == nil {
+			n.DeleteRoute(p)
+		} else if sameHop(old, wanted[p]) {
+			delete(wanted, p)
+		}
+	}
+	for p, h := range wanted {
+		n.SetRoute(p, h)
+	}
+}
+
+// syncPeers makes the table's peers and VTEPs these.
+func syncPeers(x *table.Txn[hop], n *table.NetworkTxn[hop], peers []*peer) {
+	wanted := map[netip.Addr]bool{}
+	stations := map[table.MAC]bool{}
+	for _, p := range peers {
+		wanted[p.spec.Address] = true
+		if x.Peer(p.spec.Address) != p.hop {
+			x.SetPeer(p.spec.Address, p.hop)
+		}
+		if p.kind == encap.KindVXLAN {
+			stations[p.spec.MAC] = true
+			if n.Station(p.spec.MAC) != p.hop {
+				n.SetStation(p.spec.MAC, p.hop)
+			}
+		}
+	}
+	for a := range x.Peers() {
+		if !wanted[a] {
+			x.DeletePeer(a)
+		}
+	}
+	for m := range n.Stations() {
+		if !stations[m] {
+			n.DeleteStation(m)
+		}
+	}
 }
 
 // sameHop reports that replacing a by b would change nothing.

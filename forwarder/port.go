@@ -374,6 +374,12 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 		p.mac.Store(packMAC(encap.MAC(m)))
 	}
 	p.translated.Store(f.flows.size() > 0)
+	p.worker = f.leastLoaded()
+	return p, nil
+}
+
+// leastLoaded is the worker that reads the fewest ports.
+func (f *Forwarder) leastLoaded() (least int) {
 	load := make([]int, len(f.workers))
 	for _, o := range f.claimed() {
 		if o.hop.kind != hopRouted {
@@ -381,11 +387,11 @@ func (f *Forwarder) newPort(spec PortSpec) (*port, error) {
 		}
 	}
 	for w := range load {
-		if load[w] < load[p.worker] {
-			p.worker = w
+		if load[w] < load[least] {
+			least = w
 		}
 	}
-	return p, nil
+	return least
 }
 
 // ownPodAddress reports whether a lies in this node's pod CIDRs.
