@@ -75,7 +75,7 @@ type Forwarder struct {
 
 // use is what the switches and the kernel together allow.
 type use struct {
-	udpSegment, udpGRO, tunOffload, tunBatch, mergeWrites, uso, whole, priority, polling bool
+	udpSegment, udpGRO, tunOffload, tunBatch, mergeWrites, uso, tunnelGSO, priority, polling bool
 
 	packetRing  ring.PacketRing
 	flood       float64 // frames a second from which on a wide ring is V3; 0: never
@@ -176,7 +176,7 @@ func (f *Forwarder) choose() error {
 		mergeWrites: o.MergeWrites,
 		priority:    f.settings.Priority && f.found("priority"),
 		polling:     f.settings.Polling,
-		whole:       o.TunnelGSO && f.found("tunnelGSO"),
+		tunnelGSO:   o.TunnelGSO && f.found("tunnelGSO"),
 		uso:         f.found("tunUSO"),
 		maxSegments: 1,
 	}
@@ -237,7 +237,7 @@ func (f *Forwarder) openHost() (err error) {
 
 // openTunnels attaches a queue of the TAP for whole superframes to each worker.
 func (f *Forwarder) openTunnels() error {
-	if !f.use.whole {
+	if !f.use.tunnelGSO {
 		return nil
 	}
 	ts, err := f.env.openTunnel(GSODevice, f.settings.Workers)
@@ -397,7 +397,7 @@ type Capability struct {
 func (f *Forwarder) Capabilities() []Capability {
 	used := map[string]bool{
 		"tun": true, "packetVnetHdr": true, "packetIgnoreOutgoing": true, "packetQdiscBypass": true,
-		"tunnelGSO": f.use.whole, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "tunBatch": f.batching.Load() > 0, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
+		"tunnelGSO": f.use.tunnelGSO, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "tunBatch": f.batching.Load() > 0, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
 		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3 || f.use.flood > 0,
 		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1, "priority": f.first.Load() > 0,
 	}

@@ -31,12 +31,12 @@ func (w *worker) tooBig(f *frame, mtu int, to *destination) {
 		w.drop(faultReason[fault])
 		return
 	}
-	if w.whole == nil {
-		w.whole = make([]byte, 65536)
+	if w.assembled == nil {
+		w.assembled = make([]byte, 65536)
 	}
 	for i, n := 0, s.Count(); i < n; i++ {
 		w.flush() // of the fragments that refer to the datagram before
-		b := w.whole
+		b := w.assembled
 		payload, _ := s.Next(b)
 		g := frame{mem: b[:s.HeaderLen()+copy(b[s.HeaderLen():], payload)], in: f.in, by: f.by}
 		if fault := encap.Parse(g.ip(), &g.p); fault != encap.OK {

@@ -177,9 +177,9 @@ func putOuter(b []byte, d *ring.Datagram, to netip.AddrPort) int {
 // tapRun shows the packets of a run that did not leave, without their encapsulation.
 func (w *worker) tapRun(r *run, reason Reason) {
 	s := tapSlot{stage: Dropped, reason: reason, peer: r.peer}
-	if r.whole != nil {
+	if r.superframe != nil {
 		s.segment = r.v.GSOSize
-		w.tap(s, r.whole[r.at:])
+		w.tap(s, r.superframe[r.at:])
 		return
 	}
 	room := r.peer.header.Len()

@@ -161,7 +161,7 @@ func (t *tracer) explainSend(say func(string, string, ...any), end *TapRecord) {
 		say("run", "UDP_SEGMENT is not used: each packet is a send of its own")
 	}
 	switch {
-	case p.kind != encap.KindVXLAN || !f.use.whole:
+	case p.kind != encap.KindVXLAN || !f.use.tunnelGSO:
 		say("whole", "superframes to this peer are cut by the daemon")
 	case p.state.path.Load() != nil:
 		say("whole", "superframes to this peer leave whole through %s, next hop %s", GSODevice, p.state.path.Load().NextHop)

@@ -51,10 +51,10 @@ type run struct {
 	frames      int32 // frames that end in it
 	inner       int32 // bytes of these frames' IP packets
 
-	flow  uint32       // of the packet that began it
-	whole []byte       // a superframe for the TAP, from its virtio header on; else nil
-	at    int32        // where in whole the inner packet begins
-	v     encap.Virtio // the inner packet's
+	flow       uint32       // of the packet that began it
+	superframe []byte       // a superframe for the TAP, from its virtio header on; else nil
+	at         int32        // where in superframe the inner packet begins
+	v          encap.Virtio // the inner packet's
 }
 
 // arena is where a batch's runs, deliveries and their pieces stand.
@@ -125,7 +125,7 @@ type source struct {
 	n          int
 	open       [openRuns]int32
 	last       [flowBuckets]int32 // the latest run with a datagram of the flow, plus 1
-	whole      wholeHeader
+	outer      wholeHeader        // of superframes that leave whole
 }
 
 const (
@@ -275,11 +275,11 @@ func (w *worker) join(e *egress) {
 	a := &w.arena
 	for i := e.first; i >= 0; i = a.runs[i].next {
 		r := &a.runs[i]
-		if r.closed || r.whole != nil || r.next < 0 {
+		if r.closed || r.superframe != nil || r.next < 0 {
 			continue
 		}
 		n := &a.runs[r.next]
-		if n.whole != nil || n.count != 1 || n.continues || n.unfinished || n.peer != r.peer || n.tos != r.tos || n.segment >= r.segment ||
+		if n.superframe != nil || n.count != 1 || n.continues || n.unfinished || n.peer != r.peer || n.tos != r.tos || n.segment >= r.segment ||
 			r.bytes+n.bytes > maxRunBytes || r.count >= w.f.use.maxSegments {
 			continue
 		}
@@ -297,13 +297,13 @@ func (w *worker) flushEgress(e *egress) {
 	d, a := w.datagrams, &w.arena
 	w.join(e)
 	for next := e.first; next >= 0; {
-		if a.runs[next].whole != nil {
+		if a.runs[next].superframe != nil {
 			next = w.sendWhole(e, next)
 			continue
 		}
 		d.Reset()
 		n := 0
-		for next >= 0 && n < len(w.loaded) && a.runs[next].whole == nil && load(d, a, &a.runs[next]) {
+		for next >= 0 && n < len(w.loaded) && a.runs[next].superframe == nil && load(d, a, &a.runs[next]) {
 			w.loaded[n] = next
 			n++
 			next = a.runs[next].next

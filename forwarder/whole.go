@@ -87,7 +87,7 @@ func (f *Forwarder) UplinkUsed(peer netip.Addr) bool {
 }
 
 // SendsWhole reports whether superframes leave whole once their way is known.
-func (f *Forwarder) SendsWhole() bool { return f.use.whole }
+func (f *Forwarder) SendsWhole() bool { return f.use.tunnelGSO }
 
 // wholeHeader is a worker's outer header to one peer from one of its sockets.
 type wholeHeader struct {
@@ -110,7 +110,7 @@ func (w *worker) transmitWhole(f *frame, p *peer) bool {
 	}
 	w.makeRoom()
 	e, t := w.egressOf(p, &f.p), w.transmits[p.state.index]
-	h := &t.sources[e.index].whole
+	h := &t.sources[e.index].outer
 	if h.peer != p || h.path != path {
 		*h = wholeHeader{encap.NewWhole(e.sock.Local(), p.to.AddrPort(), p.header), p, path}
 		h.SetLink(path.Source, path.NextHop)
@@ -127,7 +127,7 @@ func (w *worker) transmitWhole(f *frame, p *peer) bool {
 	at := f.at - n - ring.TunnelHeaderLen
 	v.Put(f.mem[at:])
 	r := w.beginRun(p, e, f.p.Hash, tos)
-	r.closed, r.whole, r.at, r.v = true, f.mem[at:], int32(f.at-at), f.v
+	r.closed, r.superframe, r.at, r.v = true, f.mem[at:], int32(f.at-at), f.v
 	r.frames, r.inner, r.count = 1, int32(f.p.Len), 1
 	return true
 }
@@ -139,11 +139,11 @@ const wholeAtOnce = 32
 // what the kernel does not take is cut. It returns the run behind those it has tried.
 func (w *worker) sendWhole(e *egress, first int32) (next int32) {
 	a, n := &w.arena, 0
-	for i := first; i >= 0 && a.runs[i].whole != nil && n < wholeAtOnce; i = a.runs[i].next {
-		w.wholes[n], w.loaded[n] = a.runs[i].whole, i
+	for i := first; i >= 0 && a.runs[i].superframe != nil && n < wholeAtOnce; i = a.runs[i].next {
+		w.superframes[n], w.loaded[n] = a.runs[i].superframe, i
 		n++
 	}
-	n = w.tunnel.Write(w.wholes[:n], w.refusals[:])
+	n = w.tunnel.Write(w.superframes[:n], w.refusals[:])
 	for i, at := range w.loaded[:n] {
 		r := &a.runs[at]
 		next = r.next
@@ -182,7 +182,7 @@ func (w *worker) overtaken(r *run, from, n int) bool {
 // resend cuts a superframe that could not leave whole, outside the arena, whose
 // runs are being sent.
 func (w *worker) resend(e *egress, r *run) {
-	b := r.whole[r.at:]
+	b := r.superframe[r.at:]
 	var p encap.Packet
 	var s encap.Segments
 	if encap.Parse(b, &p) != encap.OK || s.Init(b, &p, r.v) != encap.OK {

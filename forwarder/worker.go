@@ -31,32 +31,53 @@ type worker struct {
 	f     *Forwarder
 	index int
 
-	poller *ring.Poller
-	ports  []*port // that this worker reads, by index, without the host's queue
-	host   *port
-	native *nativeWorker
-	tunnel tunnel  // queue of the TAP for whole superframes; nil: none
-	lanes  []*lane // by endpoint index
+	// It waits,
+	poller    *ring.Poller
+	attention attention
+	standing  standing
+	stay      stay
+	alarms    alarms // of ports whose pods have a bound
+	blockable int    // ports whose ring the kernel can block
+	unblocked int64  // ms since start when they were last looked at
+	lookAt    int64  // ms since start when they are looked at in any case
+	lively    bool   // frames came since
+	stopping  bool
+	done      chan struct{}
+	commands  struct {
+		sync.Mutex
+		list    []command
+		waiting atomic.Bool
+	}
 
-	flows   *flowMemory // the forwarder's
+	// reads from these,
+	ports  []*port // by index, without the host's queue
+	host   *port
+	lanes  []*lane // by endpoint index
+	native *nativeWorker
+	uring  *ring.Uring // by which TUN queues are read and written; nil: a system call each
+	slab   *ring.Slab  // what is read from ports; reset for each drain
+	inbox  *ring.Inbox
+	frames [batchFrames]ring.Frame
+
+	// judges by these, as they are at the batch's begin,
 	view    *table.View[hop]
 	network *table.Network[hop]
 	live    *live
-	now     int64 // Unix seconds at the batch's begin
-	nanos   int64 // monotonic, the same moment
+	now     int64       // Unix seconds
+	nanos   int64       // monotonic, the same moment
+	flows   *flowMemory // the forwarder's
 
-	uring    *ring.Uring // by which TUN queues are read and written; nil: a system call each
-	slab     *ring.Slab  // what is read from ports; reset for each drain
-	scratch  *ring.Slab  // what is written besides; reset after each flush
-	inbox    *ring.Inbox
-	frames   [batchFrames]ring.Frame
-	frame    frame                          // the packet in hand
-	question [encap.NeighbourAdvertLen]byte // that asks a pod for its MAC
-	answer   frame                          // our answer to it
-	onError  func(*ring.SocketError)
-	segments encap.Segments
-	whole    []byte // a datagram that fragment.go puts together; made when it is first needed
+	// a packet at a time,
+	frame     frame                          // the one in hand
+	answer    frame                          // ours to it
+	question  [encap.NeighbourAdvertLen]byte // that asks a pod for its MAC
+	limiter   answerLimiter
+	segments  encap.Segments
+	assembled []byte // a datagram that fragment.go puts together; made when it is first needed
+	onError   func(*ring.SocketError)
 
+	// gathers what leaves,
+	scratch   *ring.Slab // headers; reset after each flush
 	arena     arena
 	merges    merges
 	transmits []*transmit // by peerState.index
@@ -64,40 +85,25 @@ type worker struct {
 	hostboxes []*outbox   // by the host queue's worker
 	egresses  []*egress   // with something to flush
 	boxes     []*outbox   // with something to flush
-	datagrams *ring.Datagrams
-	replays   *ring.Datagrams
-	loaded    [maxMessages]int32 // which run or delivery each message is
-	wholes    [wholeAtOnce][]byte
-	refusals  [wholeAtOnce]syscall.Errno
-	spare     []byte // headers of segments that are sent outside the arena
-	packets   *ring.Packets
 
-	taps   *taps       // that show this batch; nil: none
-	tapsAt *atomicTaps // where they stand
-	tapped tapping
+	// hands it to the kernel,
+	datagrams   *ring.Datagrams
+	replays     *ring.Datagrams
+	packets     *ring.Packets
+	loaded      [maxMessages]int32  // which run or delivery each message is
+	tunnel      tunnel              // queue of the TAP for whole superframes; nil: none
+	superframes [wholeAtOnce][]byte // of one write to it
+	refusals    [wholeAtOnce]syscall.Errno
+	spare       []byte // headers of segments that are sent outside the arena
 
-	alarms  alarms // of ports whose pods have a bound
-	limiter answerLimiter
-	tally   tally
-	ledger  ledger
-
-	commands struct {
-		sync.Mutex
-		list    []command
-		waiting atomic.Bool
-	}
-	blockable int   // ports whose ring the kernel can block
-	unblocked int64 // ms since start when they were last looked at
-	lookAt    int64 // ms since start when they are looked at in any case
-	lively    bool  // frames came since
-
-	attention attention
-	standing  standing
-	progress  atomic.Uint64 // turns of the loop: for the watchdog
-	asleep    atomic.Bool   // waiting for packets
-	stay      stay
-	done      chan struct{}
-	stopping  bool
+	// and counts, and shows, what became of it.
+	tally    tally
+	ledger   ledger
+	progress atomic.Uint64 // turns of the loop: for the watchdog
+	asleep   atomic.Bool   // waiting for packets
+	taps     *taps         // that show this batch; nil: none
+	tapsAt   *atomicTaps   // where they stand
+	tapped   tapping
 }
 
 type command struct {
