@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/penstock-net/penstock/encap"
+	"github.com/penstock-net/penstock/ring"
 )
 
 // Direction names where a frame comes from or goes to.
@@ -49,7 +50,8 @@ const (
 	switches
 )
 
-var switchNames = [switches]string{"udpSegment", "tunnelGSO", "nativeTCP", "tunBatch", "priority"}
+var switchNames = [switches]string{switchUDPSegment: ring.CapUDPSegment, switchTunnelGSO: ring.CapTunnelGSO, switchNativeTCP: "nativeTCP",
+	switchTUNBatch: ring.CapTUNBatch, switchPriority: ring.CapPriority}
 
 // tally is what a worker has counted since its last publish: plain words that
 // only the worker touches, so that counting costs an add. A frame is one

@@ -169,15 +169,15 @@ func (f *Forwarder) found(name string) bool {
 func (f *Forwarder) choose() error {
 	o := f.settings.Offload
 	f.use = use{
-		udpSegment:  o.UDPSegment && f.found("udpSegment"),
-		udpGRO:      o.UDPGRO && f.found("udpGRO"),
-		tunOffload:  o.TUNOffload && f.found("tunOffload"),
-		tunBatch:    o.TUNBatch && f.found("tunBatch"),
+		udpSegment:  o.UDPSegment && f.found(ring.CapUDPSegment),
+		udpGRO:      o.UDPGRO && f.found(ring.CapUDPGRO),
+		tunOffload:  o.TUNOffload && f.found(ring.CapTUNOffload),
+		tunBatch:    o.TUNBatch && f.found(ring.CapTUNBatch),
 		mergeWrites: o.MergeWrites,
-		priority:    f.settings.Priority && f.found("priority"),
+		priority:    f.settings.Priority && f.found(ring.CapPriority),
 		polling:     f.settings.Polling,
-		tunnelGSO:   o.TunnelGSO && f.found("tunnelGSO"),
-		uso:         f.found("tunUSO"),
+		tunnelGSO:   o.TunnelGSO && f.found(ring.CapTunnelGSO),
+		uso:         f.found(ring.CapTUNUSO),
 		maxSegments: 1,
 	}
 	if f.use.udpSegment {
@@ -186,9 +186,9 @@ func (f *Forwarder) choose() error {
 	switch o.PacketRing {
 	case "", "auto":
 		f.use.packetRing = ring.RecvMMsg
-		if f.found("packetV2") {
+		if f.found(ring.CapPacketV2) {
 			f.use.packetRing = ring.RingV2
-			if f.found("packetV3") && ring.BlockTimerIsPrecise() {
+			if f.found(ring.CapPacketV3) && ring.BlockTimerIsPrecise() {
 				f.use.flood = floodRate
 			}
 		}
@@ -396,10 +396,22 @@ type Capability struct {
 // Capabilities lists what was probed and chosen.
 func (f *Forwarder) Capabilities() []Capability {
 	used := map[string]bool{
-		"tun": true, "packetVnetHdr": true, "packetIgnoreOutgoing": true, "packetQdiscBypass": true,
-		"tunnelGSO": f.use.tunnelGSO, "tunOffload": f.use.tunOffload, "tunUSO": f.use.tunOffload && f.use.uso, "tunBatch": f.batching.Load() > 0, "udpSegment": f.use.udpSegment, "udpGRO": f.use.udpGRO,
-		"packetV2": f.use.packetRing == ring.RingV2, "packetV3": f.use.packetRing == ring.RingV3 || f.use.flood > 0,
-		"udpNoCheck6": f.address.Is6(), "rawIPIP": f.tunnelPorts.ipip.Load(), "reusePort": len(f.workers) > 1, "priority": f.first.Load() > 0,
+		ring.CapTUN:                  true,
+		ring.CapTUNOffload:           f.use.tunOffload,
+		ring.CapTUNUSO:               f.use.tunOffload && f.use.uso,
+		ring.CapTUNBatch:             f.batching.Load() > 0,
+		ring.CapTunnelGSO:            f.use.tunnelGSO,
+		ring.CapPacketVnetHdr:        true,
+		ring.CapPacketV2:             f.use.packetRing == ring.RingV2,
+		ring.CapPacketV3:             f.use.packetRing == ring.RingV3 || f.use.flood > 0,
+		ring.CapPacketIgnoreOutgoing: true,
+		ring.CapPacketQdiscBypass:    true,
+		ring.CapUDPSegment:           f.use.udpSegment,
+		ring.CapUDPGRO:               f.use.udpGRO,
+		ring.CapUDPNoCheck6:          f.address.Is6(),
+		ring.CapRawIPIP:              f.tunnelPorts.ipip.Load(),
+		ring.CapReusePort:            len(f.workers) > 1,
+		ring.CapPriority:             f.first.Load() > 0,
 	}
 	var cs []Capability
 	for _, c := range f.caps {

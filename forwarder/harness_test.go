@@ -65,7 +65,7 @@ func newRigOf(t testing.TB, s Settings, p feed.Peer) *rig {
 	env := environment{
 		probe: func() []ring.Capability {
 			var cs []ring.Capability
-			for _, n := range []string{"tun", "tunOffload", "tunUSO", "packetV2", "udpSegment", "udpGRO", "rawIPIP"} {
+			for _, n := range []string{ring.CapTUN, ring.CapTUNOffload, ring.CapTUNUSO, ring.CapPacketV2, ring.CapUDPSegment, ring.CapUDPGRO, ring.CapRawIPIP} {
 				cs = append(cs, ring.Capability{Name: n, Found: true})
 			}
 			return cs

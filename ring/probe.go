@@ -13,11 +13,31 @@ import (
 
 // Capability is one thing the kernel may be able to do.
 type Capability struct {
-	Name   string
+	Name   string // Cap…
 	Needs  string // the first kernel that has it
 	Found  bool
 	Detail string // what was found, or why not
 }
+
+// The names of capabilities.
+const (
+	CapTUN                  = "tun"
+	CapTUNOffload           = "tunOffload"
+	CapTUNUSO               = "tunUSO"
+	CapTUNBatch             = "tunBatch"
+	CapTunnelGSO            = "tunnelGSO"
+	CapPacketVnetHdr        = "packetVnetHdr"
+	CapPacketV2             = "packetV2"
+	CapPacketV3             = "packetV3"
+	CapPacketIgnoreOutgoing = "packetIgnoreOutgoing"
+	CapPacketQdiscBypass    = "packetQdiscBypass"
+	CapUDPSegment           = "udpSegment"
+	CapUDPGRO               = "udpGRO"
+	CapUDPNoCheck6          = "udpNoCheck6"
+	CapRawIPIP              = "rawIPIP"
+	CapReusePort            = "reusePort"
+	CapPriority             = "priority"
+)
 
 // Probe tries every capability on throwaway descriptors in the network
 // namespace of the calling thread, which must not be scheduled away: lock it.
@@ -40,24 +60,24 @@ var probes = []struct {
 	name, needs string
 	try         func() (string, error)
 }{
-	{"tun", "2.6.27 (virtio header), 3.8 (multi-queue)", probeTUN},
-	{"tunOffload", "2.6.27", func() (string, error) {
+	{CapTUN, "2.6.27 (virtio header), 3.8 (multi-queue)", probeTUN},
+	{CapTUNOffload, "2.6.27", func() (string, error) {
 		return probeOffload(OffloadCSUM | OffloadTSO4 | OffloadTSO6 | OffloadTSOECN)
 	}},
-	{"tunUSO", "6.2", func() (string, error) { return probeOffload(OffloadCSUM | OffloadUSO4 | OffloadUSO6) }},
-	{"tunBatch", "5.11 (io_uring)", probeUring},
-	{"tunnelGSO", "6.17", probeTunnelGSO},
-	{"packetVnetHdr", "2.6.34", packetOptions(packetOption{unix.PACKET_VNET_HDR, 1, "PACKET_VNET_HDR"})},
-	{"packetV2", "4.6 (with virtio headers)", func() (string, error) { return probeRing(RingV2) }},
-	{"packetV3", "4.6 (with virtio headers)", func() (string, error) { return probeRing(RingV3) }},
-	{"packetIgnoreOutgoing", "4.20", packetOptions(packetOption{unix.PACKET_IGNORE_OUTGOING, 1, "PACKET_IGNORE_OUTGOING"})},
-	{"packetQdiscBypass", "3.14", packetOptions(packetOption{unix.PACKET_QDISC_BYPASS, 1, "PACKET_QDISC_BYPASS"})},
-	{"udpSegment", "4.18", probeSegment},
-	{"udpGRO", "5.0", probeGRO},
-	{"udpNoCheck6", "3.16", probeNoCheck6},
-	{"rawIPIP", "any, with CAP_NET_RAW", probeRaw},
-	{"reusePort", "3.9", probeReusePort},
-	{"priority", "LimitNICE=-19 or CAP_SYS_NICE", probePriority},
+	{CapTUNUSO, "6.2", func() (string, error) { return probeOffload(OffloadCSUM | OffloadUSO4 | OffloadUSO6) }},
+	{CapTUNBatch, "5.11 (io_uring)", probeUring},
+	{CapTunnelGSO, "6.17", probeTunnelGSO},
+	{CapPacketVnetHdr, "2.6.34", packetOptions(packetOption{unix.PACKET_VNET_HDR, 1, "PACKET_VNET_HDR"})},
+	{CapPacketV2, "4.6 (with virtio headers)", func() (string, error) { return probeRing(RingV2) }},
+	{CapPacketV3, "4.6 (with virtio headers)", func() (string, error) { return probeRing(RingV3) }},
+	{CapPacketIgnoreOutgoing, "4.20", packetOptions(packetOption{unix.PACKET_IGNORE_OUTGOING, 1, "PACKET_IGNORE_OUTGOING"})},
+	{CapPacketQdiscBypass, "3.14", packetOptions(packetOption{unix.PACKET_QDISC_BYPASS, 1, "PACKET_QDISC_BYPASS"})},
+	{CapUDPSegment, "4.18", probeSegment},
+	{CapUDPGRO, "5.0", probeGRO},
+	{CapUDPNoCheck6, "3.16", probeNoCheck6},
+	{CapRawIPIP, "any, with CAP_NET_RAW", probeRaw},
+	{CapReusePort, "3.9", probeReusePort},
+	{CapPriority, "LimitNICE=-19 or CAP_SYS_NICE", probePriority},
 }
 
 // probeQueue makes a device that goes with its only descriptor. It cannot be

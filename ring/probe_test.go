@@ -29,7 +29,7 @@ func TestProbe(t *testing.T) {
 		if c.Name == "" || c.Needs == "" || c.Detail == "" {
 			t.Errorf("incomplete: %+v", c)
 		}
-		if !c.Found && c.Name != "tunUSO" && c.Name != "tunnelGSO" && c.Name != "priority" {
+		if !c.Found && c.Name != CapTUNUSO && c.Name != CapTunnelGSO && c.Name != CapPriority {
 			t.Errorf("%s is missing: %s", c.Name, c.Detail)
 		}
 	}
