@@ -127,11 +127,12 @@ func (w *worker) flushShaped(b *outbox) {
 		p.Reset()
 		n := 0
 		for next >= 0 && n < len(w.loaded) && q.n == 0 && q.open() && b.load(p, a, &a.deliveries[next]) {
-			q.take(w.deliveryCost(&a.deliveries[next]))
-			b.midway = a.deliveries[next].unfinished
+			d := &a.deliveries[next]
+			q.take(shapedLength(d.length(a), d.v))
+			b.midway = d.unfinished
 			w.loaded[n] = next
 			n++
-			next = a.deliveries[next].next
+			next = d.next
 		}
 		if n > 0 {
 			w.write(b, w.loaded[:n])
@@ -146,13 +147,12 @@ func (w *worker) flushShaped(b *outbox) {
 	}
 }
 
-// deliveryCost is what a write costs.
-func (w *worker) deliveryCost(d *delivery) int {
-	n := 0
-	for i := d.first; i >= 0; i = w.arena.pieces[i].next {
-		n += len(w.arena.pieces[i].b)
+// length is how long a write is, without the link header.
+func (d *delivery) length(a *arena) (n int) {
+	for i := d.first; i >= 0; i = a.pieces[i].next {
+		n += len(a.pieces[i].b)
 	}
-	return shapedLength(n, d.v)
+	return n
 }
 
 // queue copies a write to the end of q, which is locked, or drops it.
@@ -160,10 +160,8 @@ func (w *worker) queue(q *queue, b *outbox, d *delivery) {
 	begins := !b.midway
 	b.midway = d.unfinished
 	link, v := b.head(d)
-	size := len(link)
-	for i := d.first; i >= 0; i = w.arena.pieces[i].next {
-		size += len(w.arena.pieces[i].b)
-	}
+	length := d.length(&w.arena)
+	size := len(link) + length
 	if q.waits >= q.limit && q.n > 0 || !q.room(size) {
 		w.unwritten(b, d, DropShaped)
 		return
@@ -176,7 +174,7 @@ func (w *worker) queue(q *queue, b *outbox, d *delivery) {
 		b.broken = dropNone
 	}
 	e := q.slot(q.n)
-	*e = waiting{at: q.tail, size: size, cost: w.deliveryCost(d), v: v, frames: frames, bytes: bytes, worker: int32(w.index),
+	*e = waiting{at: q.tail, size: size, cost: shapedLength(length, d.v), v: v, frames: frames, bytes: bytes, worker: int32(w.index),
 		begins: begins, unfinished: d.unfinished, to: d.to}
 	mem := q.mem[q.tail : q.tail+size : q.tail+size]
 	n := copy(mem, link)
