@@ -191,8 +191,8 @@ func (r *spillReader) init() {
 }
 
 // read takes the next frame of the socket's queue into the slab, which has
-// room, and completes f. false: there is none, although a slot says so.
-func (r *spillReader) read(s *PacketSocket, slab *Slab, f *Frame) bool {
+// room, and completes f; if there is none, although a slot says so, f stays as it is.
+func (r *spillReader) read(s *PacketSocket, slab *Slab, f *Frame) {
 	mem := slab.Alloc(FrameRoom)
 	buf := mem[Headroom-VirtioLen:]
 	r.iov.Base = &buf[0]
@@ -206,12 +206,11 @@ func (r *spillReader) read(s *PacketSocket, slab *Slab, f *Frame) bool {
 	}
 	if errno != 0 || got < VirtioLen {
 		slab.Trim(FrameRoom)
-		return false
+		return
 	}
 	slab.Trim(len(buf) - got)
 	f.Virtio, _ = ParseVirtio(buf)
 	end := Headroom - VirtioLen + got
 	f.Mem, f.Start = mem[:end:end], Headroom
 	f.Truncated = r.hdr.Flags&unix.MSG_TRUNC != 0
-	return true
 }

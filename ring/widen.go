@@ -158,16 +158,14 @@ func (s *PacketSocket) Left() bool {
 }
 
 // Shed ends the reading of the wide socket, which the caller closes.
-func (s *PacketSocket) Shed() *PacketSocket {
+func (s *PacketSocket) Shed() {
 	s.statsMu.Lock()
 	defer s.statsMu.Unlock()
-	w := s.wide
-	if w != nil {
-		st, _ := w.Stats()
+	if s.wide != nil {
+		st, _ := s.wide.Stats()
 		s.shed.add(st)
 	}
 	s.wide, s.leaving, s.chosen, s.settled = nil, false, false, false
-	return w
 }
 
 // Crowded tells whether since the last call a ring was found nearly full, or with

@@ -152,6 +152,13 @@ func (r *reader) widen(ns *testNS, cfg PacketConfig) {
 	r.do(r.s.Settled)
 }
 
+// shed ends the reading of the wide socket and closes it.
+func shed(s *PacketSocket) error {
+	wide := s.wide
+	s.Shed()
+	return wide.Close()
+}
+
 func (r *reader) narrow() {
 	r.t.Helper()
 	for left := false; !left; {
@@ -163,7 +170,7 @@ func (r *reader) narrow() {
 		for !r.s.Left() {
 			r.read(slab, fs)
 		}
-		must(r.t, r.s.Shed().Close())
+		must(r.t, shed(r.s))
 	})
 }
 
@@ -266,7 +273,7 @@ func TestWidenCounts(t *testing.T) {
 	if !rx.Left() {
 		t.Error("the wide ring is not read to its end")
 	}
-	must(t, rx.Shed().Close())
+	must(t, shed(rx))
 	send(t, tx, some(9)...) // one too many
 	same(t, collect(t, rx, 8, 8), some(8))
 	st, err := rx.Stats()

@@ -72,7 +72,7 @@ func TestWidenBlocks(t *testing.T) {
 		if !rx.Left() {
 			t.Fatal("the wide ring is not read to its end")
 		}
-		must(t, rx.Shed().Close())
+		must(t, shed(rx))
 		total += 9
 	}
 	if st, err := rx.Stats(); err != nil || st != (Stats{Received: uint64(total)}) {

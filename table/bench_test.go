@@ -123,7 +123,7 @@ var ways = []struct {
 func BenchmarkRoute(b *testing.B) {
 	for s := range shapes {
 		routes := makeRoutes(s, 100_000)
-		t := New[next]()
+		t := new(Table[next])
 		hops := fill(b, t, routes)
 		addrs := addrsIn(routes, 1<<16)
 		for _, w := range ways {
@@ -198,7 +198,7 @@ func BenchmarkLoad(b *testing.B) {
 				runtime.ReadMemStats(&before)
 				var t *Table[next]
 				for b.Loop() {
-					t = New[next]()
+					t = new(Table[next])
 					fill(b, t, routes)
 				}
 				b.StopTimer()
@@ -221,7 +221,7 @@ func BenchmarkUpdate(b *testing.B) {
 		for _, n := range []int{1, 100, 500, 1_000, 2_000, 10_000} {
 			b.Run(fmt.Sprintf("%s/%d", shapes[s].name, n), func(b *testing.B) {
 				b.ReportAllocs()
-				t := New[next]()
+				t := new(Table[next])
 				hops := fill(b, t, routes)
 				i := 0
 				for b.Loop() {

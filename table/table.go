@@ -18,9 +18,6 @@ type Table[H any] struct {
 	mu sync.Mutex // held by the one writer; readers never take it
 }
 
-// New returns an empty table.
-func New[H any]() *Table[H] { return new(Table[H]) }
-
 // Load returns the present View, never nil. It is one atomic load: take it once
 // per batch, so that the whole batch is decided by one state.
 func (t *Table[H]) Load() *View[H] {

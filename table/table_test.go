@@ -19,7 +19,7 @@ func TestWholeUpdates(t *testing.T) {
 	macs := []MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}, {2, 1, 0, 0, 0, 1}}
 	peers := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}
 
-	table := New[next]()
+	table := new(Table[next])
 	var counter atomic.Int64
 	update := func() error {
 		return table.Update(func(x *Txn[next]) error {
@@ -112,7 +112,7 @@ func TestMillionRoutes(t *testing.T) {
 	for s, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
 			routes := makeRoutes(s, million)
-			table := New[next]()
+			table := new(Table[next])
 			hops := fill(t, table, routes)
 			n := table.Load().Network(1)
 			if n.RouteCount() != len(routes) {
@@ -137,7 +137,7 @@ func TestMillionRoutes(t *testing.T) {
 // TestSwap moves ten thousand routes at once and looks at them meanwhile.
 func TestSwap(t *testing.T) {
 	routes := makeRoutes(0, 10_000)
-	table := New[next]()
+	table := new(Table[next])
 	a, b := &next{1}, &next{2}
 	swap := func(h *next) {
 		if err := table.Update(func(x *Txn[next]) error {
@@ -187,7 +187,7 @@ func TestRefusals(t *testing.T) {
 		{"peer 192.0.2.1: it has no next hop", func(x *Txn[next]) { x.SetPeer(a, nil) }},
 		{"its address is missing", func(x *Txn[next]) { x.SetPeer(netip.Addr{}, h) }},
 	} {
-		table := New[next]()
+		table := new(Table[next])
 		err := table.Update(func(x *Txn[next]) error {
 			x.SetPeer(a, h)
 			c.do(x)
@@ -205,7 +205,7 @@ func TestRefusals(t *testing.T) {
 
 // TestDeleteNothing: taking away what is not or cannot be there is no error.
 func TestDeleteNothing(t *testing.T) {
-	table := New[next]()
+	table := new(Table[next])
 	if err := table.Update(func(x *Txn[next]) error {
 		x.DeletePeer(netip.Addr{})
 		x.DeletePeer(netip.MustParseAddr("192.0.2.1"))
@@ -220,7 +220,7 @@ func TestDeleteNothing(t *testing.T) {
 }
 
 func TestPanicPublishesNothing(t *testing.T) {
-	table := New[next]()
+	table := new(Table[next])
 	func() {
 		defer func() { _ = recover() }()
 		_ = table.Update(func(x *Txn[next]) error {
@@ -238,7 +238,7 @@ func TestPanicPublishesNothing(t *testing.T) {
 
 func TestKeptTransactionPanics(t *testing.T) {
 	var kept *NetworkTxn[next]
-	_ = New[next]().Update(func(x *Txn[next]) error { kept = x.Network(1); return nil })
+	_ = new(Table[next]).Update(func(x *Txn[next]) error { kept = x.Network(1); return nil })
 	defer func() {
 		if recover() == nil {
 			t.Fatal("a transaction could be used after its Update")
@@ -311,7 +311,7 @@ func TestGrowAndShrink(t *testing.T) {
 
 // TestChangeWhileRanging deletes and adds what is being ranged over.
 func TestChangeWhileRanging(t *testing.T) {
-	table := New[next]()
+	table := new(Table[next])
 	routes := makeRoutes(0, 500)
 	fill(t, table, routes)
 	h := &next{-1}
@@ -348,7 +348,7 @@ func TestChangeWhileRanging(t *testing.T) {
 }
 
 func TestNoAllocation(t *testing.T) {
-	table := New[next]()
+	table := new(Table[next])
 	routes := append(makeRoutes(0, 1000), makeRoutes(1, 1000)...)
 	fill(t, table, routes)
 	a4, a6, mac := routes[5].Addr(), routes[1500].Addr(), MAC{2}

@@ -22,9 +22,6 @@ func Pieces(n, piece int) int {
 // DirectoryLen is the length of each copy of the directory of a burst of so many pieces.
 func DirectoryLen(pieces int) int { return (pieces - 1) * entryLen }
 
-// BurstLen is the length of a burst with n bytes of frames.
-func BurstLen(n, piece int) int { return n + 2*DirectoryLen(Pieces(n, piece)) }
-
 // PutDirectory writes a burst's directory to dst, which has DirectoryLen bytes. ends says for each frame how many bytes
 // of frames there are up to its end.
 func PutDirectory(dst []byte, piece int, ends []uint16) {

@@ -70,11 +70,14 @@ func TestOuter(t *testing.T) {
 	}
 }
 
+// burstLen is the length of a burst with n bytes of frames.
+func burstLen(n, piece int) int { return n + 2*DirectoryLen(Pieces(n, piece)) }
+
 // TestRoom: a burst with so many bytes of frames fits, and one with more does not, or hardly.
 func TestRoom(t *testing.T) {
 	for _, piece := range []int{MinPiece, 1220, 1440, 1460, 8900, 16384} {
 		for _, head := range []int{0, UDPLen} {
-			size := func(n int) int { return BurstLen(n, piece) + Pieces(n, piece)*head }
+			size := func(n int) int { return burstLen(n, piece) + Pieces(n, piece)*head }
 			n := Room(piece, head, MaxBurst)
 			if size(n) > MaxBurst || Pieces(n, piece) > MaxPieces {
 				t.Errorf("%d bytes in pieces of %d take %d", n, piece, size(n))

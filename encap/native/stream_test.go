@@ -116,8 +116,8 @@ func build(t testing.TB, frames []sent, size int) []byte {
 		frames[i].to += len(dir)
 	}
 	burst := bytes.Join([][]byte{dir, b, dir}, nil)
-	if len(burst) != BurstLen(len(b), size) || (len(burst)+size-1)/size != Pieces(len(b), size) {
-		t.Fatalf("a burst of %d bytes in %d pieces, said were %d and %d", len(burst), (len(burst)+size-1)/size, BurstLen(len(b), size), Pieces(len(b), size))
+	if len(burst) != burstLen(len(b), size) || (len(burst)+size-1)/size != Pieces(len(b), size) {
+		t.Fatalf("a burst of %d bytes in %d pieces, said were %d and %d", len(burst), (len(burst)+size-1)/size, burstLen(len(b), size), Pieces(len(b), size))
 	}
 	return burst
 }
