@@ -145,7 +145,7 @@ func newForwarder(s Settings, env environment) (_ *Forwarder, err error) {
 	if err := f.openTunnels(); err != nil {
 		return nil, err
 	}
-	f.settle()
+	f.storeLive()
 	if err := f.openNative(); err != nil {
 		return nil, err
 	}
@@ -270,8 +270,8 @@ func (f *Forwarder) openUrings() {
 	}
 }
 
-// settle makes what workers read of the settings.
-func (f *Forwarder) settle() {
+// storeLive makes what workers read of the settings.
+func (f *Forwarder) storeLive() {
 	s := &f.settings
 	l := &live{copyDSCP: s.CopyDSCP, clampMSS: s.ClampMSS, podMTU: s.PodMTU}
 	for _, a := range s.hostAddresses() {

@@ -68,8 +68,8 @@ func (s *standing) rank(span int64) ring.Priority {
 	return ring.PriorityFirst
 }
 
-// ranked changes the thread's priority behind a turn, if it is due.
-func (w *worker) ranked() {
+// judgeStanding changes the thread's priority behind a turn, if it is due.
+func (w *worker) judgeStanding() {
 	s := &w.standing
 	span := w.nanos - s.begun
 	if span < rankSpan || !s.used {
@@ -81,8 +81,8 @@ func (w *worker) ranked() {
 	s.begun, s.loose, s.stream, s.bytes = w.nanos, 0, 0, 0
 }
 
-// rested is told before the worker sleeps: what wakes it is the first packet of something else.
-func (w *worker) rested() {
+// goFirst lets the worker go first again before it sleeps: what wakes it is the first packet of something else.
+func (w *worker) goFirst() {
 	if s := &w.standing; s.used && s.now == ring.PriorityEven {
 		w.take(ring.PriorityFirst)
 		s.begun, s.loose, s.stream, s.bytes = w.nanos, 0, 0, 0

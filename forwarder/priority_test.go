@@ -73,7 +73,7 @@ func TestRanked(t *testing.T) {
 			if w.nanos = w.standing.begun + int64(i+1)*rankSpan/5; len(asked) > 0 {
 				t.Errorf("%v in turn %d", asked, i)
 			}
-			w.ranked()
+			w.judgeStanding()
 		}
 		return asked
 	}

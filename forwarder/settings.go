@@ -157,10 +157,10 @@ func (f *Forwarder) replace(next Settings, peers []feed.Peer) error {
 	}
 	next.Log = old.Log
 	f.settings = next
-	f.settle()
+	f.storeLive()
 	if err := f.publish(peers); err != nil {
 		f.settings = old
-		f.settle()
+		f.storeLive()
 		return err
 	}
 	if next.UnderlayMTU != old.UnderlayMTU { // what was learned may have been of the device as it was

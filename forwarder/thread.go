@@ -31,8 +31,8 @@ type stay struct {
 	cpu     atomic.Uint64
 }
 
-// settle locks the worker to its first thread.
-func (w *worker) settle() {
+// lockThread locks the worker to its first thread.
+func (w *worker) lockThread() {
 	runtime.LockOSThread()
 	w.f.moving.Lock()
 	defer w.f.moving.Unlock()

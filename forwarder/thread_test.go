@@ -96,7 +96,7 @@ func TestMovesInTurn(t *testing.T) {
 func TestTime(t *testing.T) {
 	w := newRig(t, testSettings(encap.KindUDP)).f.workers[0]
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // there is no other thread for them
-	w.settle()
+	w.lockThread()
 	defer runtime.UnlockOSThread()
 	for range 20 {
 		go func() {
@@ -155,7 +155,7 @@ func TestMoves(t *testing.T) {
 	begin := processTime(t)
 	for i, w := range r.f.workers {
 		go func() {
-			w.settle()
+			w.lockThread()
 			w.standing.used = true
 			w.take(stands[i])
 			for !stop.Load() {
@@ -210,7 +210,7 @@ func TestMoves(t *testing.T) {
 // TestRenew: a worker renews its place when it is due, not oftener, and not for the time that it has slept.
 func TestRenew(t *testing.T) {
 	w := newRig(t, testSettings(encap.KindUDP)).f.workers[0]
-	w.settle()
+	w.lockThread()
 	defer runtime.UnlockOSThread()
 	for i, c := range []struct {
 		nanos  int64

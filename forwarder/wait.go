@@ -70,7 +70,7 @@ func (w *worker) next(events []ring.Event, limit int) (n int, err error) {
 		s.dozed = true
 	default:
 		if limit < 0 || limit > dozeMs {
-			w.rested()
+			w.goFirst()
 			w.takeTime()
 			w.stay.slept = true
 		}

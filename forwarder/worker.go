@@ -150,7 +150,7 @@ func laneToken(endpoint, socket int) uint64 {
 // at most, so that no source starves another; what is left shows again at the
 // next wait, as epoll is level triggered.
 func (w *worker) run() {
-	w.settle()
+	w.lockThread()
 	defer close(w.done)
 	events := make([]ring.Event, pollEvents)
 	w.attention.used = w.f.use.polling
@@ -189,7 +189,7 @@ func (w *worker) run() {
 		if w.native != nil {
 			limit = w.nativeTimers(limit)
 		}
-		w.ranked()
+		w.judgeStanding()
 		w.renew()
 	}
 	if w.native != nil {
