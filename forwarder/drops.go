@@ -123,7 +123,7 @@ var reasonText = [reasons]struct {
 	DropNativeUnknown:   {"native_unknown", "a piece of a native stream that its peer has not announced", "nothing, for a moment after a restart of either node: the peer finds out and goes by the encapsulation", true, unknown},
 	DropNativeDuplicate: {"native_duplicate", "a piece of the native stream that has come before", "the underlay duplicates packets", false, unknown},
 	DropNativeLate:      {"native_late", "a piece of the native stream that came after its burst had been handed on", "the underlay reorders packets", false, unknown},
-	DropNativeStray:     {"native_stray", "a piece of the native stream far from where the stream is, and none before it that it follows", "nothing for one a stream behind an outage of the underlay; more are forged: look for who sends to native.port, on the peer's node or in its name", false, unknown},
+	DropNativeStray:     {"native_stray", "a piece of the native stream far from where the stream is, and none before it that it follows", "nothing, if it is one behind an outage of the underlay; several are forged: look for who sends to native.port on the peer's node, or in its name", false, unknown},
 	DropNativeFull:      {"native_full", "too many bursts of the native stream were incomplete at a time", "the underlay loses or reorders much: native.carrier: off may serve better", false, unknown},
 	DropNativeLost:      {"native_lost", "a frame of the native stream lost a piece on its way", "the underlay loses packets; TCP superframes are handed on in parts and do not count here", false, unknown},
 
