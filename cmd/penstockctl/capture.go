@@ -60,7 +60,7 @@ told at the end; forwarding never waits for a capture.`,
 	c.Flags().StringVar(&f.Reason, "reason", "", "only what is dropped for this reason")
 	c.Flags().IntVarP(&f.count, "count", "c", 0, "end after this many frames (0: by Ctrl-C)")
 	c.Flags().IntVarP(&f.Snap, "snaplen", "s", 0, "bytes of each frame (0: all)")
-	c.Flags().StringVarP(&f.file, "write", "w", "", "write pcapng to this file, or to standard output (-)")
+	c.Flags().StringVarP(&f.file, "write", "w", "", "write pcapng to this file (mode 0600), or to standard output (-)")
 	c.RegisterFlagCompletionFunc("pod", t.completeOne(func(ctx context.Context, client *control.Client) (names []string, err error) {
 		ports, err := client.Ports(ctx)
 		for _, p := range ports {
@@ -144,7 +144,7 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 	case f.file == "-":
 		to, err = newPcapng(t.out, f.Request, reasons)
 	case f.file != "":
-		file, e := os.Create(f.file)
+		file, e := createPrivate(f.file)
 		if e != nil {
 			return fmt.Errorf("the capture cannot be written: %w", e)
 		}
@@ -170,6 +170,23 @@ func (t *tool) runCapture(ctx context.Context, f *captureFlags) error {
 	}
 	fmt.Fprintln(t.errs)
 	return err
+}
+
+// createPrivate is os.Create for what pods say to each other: of a regular file, new or not, only the owner may read it.
+func createPrivate(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode().IsRegular() && info.Mode().Perm() != 0o600 {
+		err = f.Chmod(0o600)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // pump moves frames until the count, the user or the daemon ends it. That the user ends it is no error.

@@ -139,3 +139,28 @@ func TestCaptureFile(t *testing.T) {
 		t.Errorf("%d %v", status, err)
 	}
 }
+
+// TestCaptureIsPrivate: what pods say to each other is in a file that nobody else may read, also where one stood that everybody could.
+func TestCaptureIsPrivate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.pcapng")
+	socket := serve(t, &fake{})
+	for _, was := range []os.FileMode{0, 0o644} {
+		if was != 0 {
+			if err := os.Chmod(path, was); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if status, _, errs := ctl(t, "--socket", socket, "capture", "-c", "3", "-w", path); status != 0 {
+			t.Fatal(errs)
+		}
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 || fi.Size() == 0 {
+			t.Errorf("%v before: %v %v", was, fi.Mode(), err)
+		}
+	}
+	if status, _, errs := ctl(t, "--socket", socket, "capture", "-c", "3", "-w", "/dev/null"); status != 0 {
+		t.Error(errs)
+	}
+	if fi, err := os.Stat("/dev/null"); err != nil || fi.Mode().Perm() != 0o666 {
+		t.Errorf("the mode of a device was changed: %v %v", fi.Mode(), err)
+	}
+}
