@@ -126,9 +126,13 @@ func (s *state) carrier() hostnet.Carrier {
 // hostConfig is what the host's stack must look like.
 func (s *state) hostConfig(log *slog.Logger) hostnet.Config {
 	c := s.cfg
+	peers := make([]netip.Addr, len(s.peers))
+	for i, p := range s.peers {
+		peers[i] = p.Address
+	}
 	return hostnet.Config{
 		Device: c.Host.Device, MTU: s.podMTU, Address: c.Node.Address, PodCIDRs: c.Node.PodCIDRs, Cluster: c.Network.CIDRs,
-		Tunnels: s.tunnels(), Masquerade: c.Host.Masquerade, Forward: c.Host.Forward, Carrier: s.carrier(), Log: log,
+		Tunnels: s.tunnels(), Peers: peers, Masquerade: c.Host.Masquerade, Forward: c.Host.Forward, Carrier: s.carrier(), Log: log,
 	}
 }
 

@@ -45,6 +45,7 @@ type Config struct {
 	PodCIDRs   []netip.Prefix // this node's
 	Cluster    []netip.Prefix // all pods' (network.cidrs)
 	Tunnels    []Tunnel       // what we and our peers listen on; none: no notrack rules
+	Peers      []netip.Addr   // nodes that believe what comes from Address; to their tunnels nobody else may send by it
 	Masquerade bool           // pods → outside leave with the host's address
 	Forward    bool           // accepts in iptables' FORWARD
 	Carrier    Carrier        // of the native stream; zero: none
@@ -93,6 +94,10 @@ func (c Config) normal() (Config, error) {
 		}
 	}
 	c.Address = c.Address.Unmap().WithZone("")
+	// Nothing goes from Address to one of the other family.
+	c.Peers = slices.DeleteFunc(slices.Clone(c.Peers), func(a netip.Addr) bool { return a.Is4() != c.Address.Is4() })
+	slices.SortFunc(c.Peers, netip.Addr.Compare)
+	c.Peers = slices.Compact(c.Peers)
 	var err error
 	if c.PodCIDRs, err = masked("node.podCIDRs", c.PodCIDRs); err != nil {
 		errs = append(errs, err)

@@ -7,6 +7,7 @@
 //	 │                prerouting           drop of the native stream's TCP  │
 //	 │                output               no ICMP redirects to pods        │
 //	 │                postrouting          masquerade pods → outside        │
+//	 │                leaving              nobody else to peers' tunnels    │
 //	 │ iptables: FORWARD → PENSTOCK-FWD    accepts, where asked for         │
 //	 └─┬────────────────────────────────────────────────────┬───────────────┘
 //	   │ penstock0: MTU, up, 10.244.1.0/32                  ╳ netdev penstock: one ingress

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 )
 
@@ -27,7 +28,13 @@ func (h *Host) Reconfigure(ctx context.Context, cfg Config) (Report, error) {
 	if cfg.Device != h.cfg.Device {
 		return Report{}, fmt.Errorf("host.device cannot change from %s to %s while the daemon runs; restart it", h.cfg.Device, cfg.Device)
 	}
+	was := h.cfg
 	h.cfg, h.log = cfg, cfg.Log
+	was.Peers, was.Log = cfg.Peers, cfg.Log
+	if reflect.DeepEqual(was, cfg) { // peers come and go, whatever else ails the host
+		var r Report
+		return r, applyNFT(&h.cfg, &r)
+	}
 	return h.apply(ctx)
 }
 

@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
@@ -12,13 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftBuffer holds the acknowledgements of a whole transaction, which the kernel queues before we read the first: a
-// thousand devices answer with two thousand messages of less than 1 KiB each.
+// nftBuffer holds a whole transaction, which with some thousand peers is larger than a socket's usual buffer, and its acknowledgements,
+// which the kernel queues before we read the first: a thousand devices answer with two thousand messages of less than 1 KiB each.
 const nftBuffer = 4 << 20
 
 // OpenNFT opens nftables of this namespace.
 func OpenNFT() (*nftables.Conn, error) {
-	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetReadBuffer(nftBuffer) }))
+	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetReadBuffer(nftBuffer), c.SetWriteBuffer(nftBuffer))
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("cannot open nftables' netlink socket: %w", err)
 	}
@@ -32,11 +36,11 @@ func applyNFT(c *Config, r *Report) error {
 		return err
 	}
 	want := inetTable(c)
-	have, found, err := readTable(conn)
+	have, err := readTable(conn, nftables.TableFamilyINet)
 	if err != nil {
 		return nftError("read", err)
 	}
-	if found && have == sumOf(want) {
+	if have != nil && have.sum == sumOf(want) && slices.Equal(have.peers, c.Peers) {
 		return nil
 	}
 	table := &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
@@ -44,6 +48,9 @@ func applyNFT(c *Config, r *Report) error {
 	conn.AddTable(table)
 	conn.DelTable(table)
 	conn.AddTable(table)
+	if err := addPeers(conn, table, c.Peers); err != nil {
+		return nftError("write a set of", err)
+	}
 	for _, ch := range want {
 		chain := conn.AddChain(&nftables.Chain{Name: ch.name, Table: table, Type: ch.typ, Hooknum: ch.hook, Priority: ch.prio})
 		for _, rule := range ch.rules {
@@ -55,7 +62,7 @@ func applyNFT(c *Config, r *Report) error {
 		return nftError("replace", err)
 	}
 	verb := ""
-	if found {
+	if have != nil {
 		verb = ", replaced"
 	}
 	r.add("nft table inet %s (%s)%s", TableName, summary(want), verb)
@@ -68,19 +75,24 @@ func nftError(what string, err error) error {
 	case errors.Is(err, unix.EPERM):
 		hint = "; the daemon needs CAP_NET_ADMIN"
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPROTONOSUPPORT):
-		hint = "; the kernel needs nf_tables with ct, masq and nat for the family inet (5.2 or newer)"
+		hint = "; the kernel needs nf_tables with ct, masq, nat and sets for the family inet (5.2 or newer)"
 	}
 	return fmt.Errorf("cannot %s the nft table inet %s: %w%s", what, TableName, err, hint)
 }
 
-// readTable reads what the kernel has as `inet penstock`, if it is there, as the sum over what we would have written to make it so. The kernel hands rules back in a form that does not compare
+// foundTable is what the kernel has under our name: a sum over what we would have written to make it so.
+type foundTable struct {
+	sum   string
+	peers []netip.Addr // of the set
+}
+
+// readTable reads a table of ours; nil if there is none. The kernel hands rules back in a form that does not compare
 // with what was sent, so each rule carries a hash of itself in its comment: rules that were added, removed or replaced by
 // hand do not have it.
-func readTable(conn *nftables.Conn) (sum string, found bool, err error) {
-	const family = nftables.TableFamilyINet
+func readTable(conn *nftables.Conn, family nftables.TableFamily) (*foundTable, error) {
 	tables, err := conn.ListTablesOfFamily(family)
 	if err != nil {
-		return "", false, err
+		return nil, err
 	}
 	var table *nftables.Table
 	for _, t := range tables {
@@ -89,34 +101,35 @@ func readTable(conn *nftables.Conn) (sum string, found bool, err error) {
 		}
 	}
 	if table == nil {
-		return "", false, nil
+		return nil, nil
 	}
 	chains, err := conn.ListChainsOfTableFamily(family)
 	if err != nil {
-		return "", false, err
+		return nil, err
 	}
-	var all []string
+	var found []string
 	for _, ch := range chains {
 		if ch.Table.Name != TableName {
 			continue
 		}
 		ch.Table = table
 		if ch.Hooknum == nil || ch.Priority == nil {
-			all = append(all, "plain chain "+ch.Name)
+			found = append(found, "plain chain "+ch.Name)
 			continue
 		}
 		lines := []string{chainLine(ch.Name, ch.Type, *ch.Hooknum, *ch.Priority)}
 		rules, err := conn.GetRules(table, ch)
 		if err != nil {
-			return "", false, err
+			return nil, err
 		}
 		for _, rule := range rules {
 			comment, _ := userdata.GetString(rule.UserData, userdata.TypeComment)
 			lines = append(lines, comment)
 		}
-		all = append(all, lines...)
+		found = append(found, lines...)
 	}
-	return fmt.Sprint(all), true, nil
+	peers, err := readPeers(conn, table)
+	return &foundTable{fmt.Sprint(found), peers}, err
 }
 
 func sumOf(chains []chain) string {

@@ -78,7 +78,7 @@ func inetTable(c *Config) []chain {
 		}
 	}
 	var out []chain
-	for _, ch := range []chain{prerouting, output, postrouting} {
+	for _, ch := range []chain{prerouting, output, postrouting, leavingChain(c)} {
 		if len(ch.rules) > 0 {
 			out = append(out, ch)
 		}
