@@ -105,6 +105,8 @@ type nativePlane struct {
 	index  int         // of the device that tcp is on
 	frames *ring.Packets
 	peers  map[*peerState]*nativeAgreement
+
+	unopened string // why the port is not ours; empty if it is
 }
 
 // nativeEvent is a message from a peer that a worker received.
@@ -140,7 +142,6 @@ func (f *Forwarder) openNative() error {
 	if may == 0 {
 		return nil
 	}
-	local := netip.AddrPortFrom(s.Address, s.Native.Port)
 	n := &nativePlane{f: f, inbox: make(chan nativeEvent, nativeInbox), poked: make(chan struct{}, 1), stop: make(chan struct{}),
 		out: ring.NewDatagrams(1, 4), frames: ring.NewPackets(1, 4), full: make([]byte, 1<<16), may: may, peers: map[*peerState]*nativeAgreement{}}
 	var err error
@@ -149,16 +150,11 @@ func (f *Forwarder) openNative() error {
 	}
 	f.fds.add("native/messages", n.sock.FD())
 	f.native = n
-	for i, w := range f.workers {
-		sock, err := f.env.openUDP(ring.UDPConfig{Local: local, ReusePort: true, GRO: true, Errors: true, RecvBuffer: receiveBuffer, SendBuffer: sendBuffer})
-		if err != nil {
-			return fmt.Errorf("the native stream: %w", err)
-		}
-		f.fds.add(fmt.Sprintf("native/udp/%d", i), sock.FD())
-		w.native = newNativeWorker(sock)
-		if err := w.poller.Add(sock.FD(), tokenNative); err != nil {
-			return fmt.Errorf("poll the native stream's socket: %w", err)
-		}
+	for _, w := range f.workers {
+		w.native = newNativeWorker()
+	}
+	if n.openPort(s) != nil {
+		f.log.Warn(n.unopened + "; frames go by the encapsulation, trying again")
 	}
 	n.openTCP(s)
 	n.renew(s)
@@ -183,6 +179,9 @@ func (n *nativePlane) renew(s *Settings) {
 	if tcp < native.MinPiece || n.tcp == nil {
 		n.self.Carriers &^= native.TCP
 	}
+	if n.unopened != "" {
+		n.self.Carriers = 0
+	}
 	for s := range n.peers {
 		n.forget(s)
 	}
@@ -195,7 +194,7 @@ func (f *Forwarder) closeNative() {
 	}
 	n.closeTCP()
 	for _, w := range f.workers {
-		if w.native != nil {
+		if w.native != nil && w.native.sock != nil {
 			f.fds.remove(w.native.sock.FD())
 			w.native.sock.Close()
 		}

@@ -41,8 +41,8 @@ type nativeWorker struct {
 // nativeBuffers is how many bursts a worker may have incomplete.
 const nativeBuffers = 64
 
-func newNativeWorker(sock ring.Socket) *nativeWorker {
-	return &nativeWorker{sock: sock, sends: ring.NewDatagrams(nativeSends, nativeSends*1024), buffers: native.NewBuffers(nativeBuffers),
+func newNativeWorker() *nativeWorker {
+	return &nativeWorker{sends: ring.NewDatagrams(nativeSends, nativeSends*1024), buffers: native.NewBuffers(nativeBuffers),
 		fences: make([]nativeEvent, 0, inboxMessages)}
 }
 

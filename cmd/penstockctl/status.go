@@ -104,6 +104,9 @@ func (t *tool) printStatus(s control.Status, before control.TotalTraffic, second
 	if s.State != nil {
 		fmt.Fprintln(t.out, t.colour(red, "no pod can be added: "+s.State.String())+"\n")
 	}
+	for _, why := range s.Unopened {
+		fmt.Fprintln(t.out, t.colour(yellow, why)+"\n")
+	}
 	encap := s.Encap
 	if s.Port != 0 {
 		encap += fmt.Sprintf(", port %d", s.Port)

@@ -41,6 +41,7 @@ type Status struct {
 	Ports         int            `json:"ports"`
 	Waiting       int            `json:"waiting,omitempty"`  // tun pods whose queue `penstock adopt` must bring
 	State         *StateTrouble  `json:"state,omitempty"`    // why no pod can be added; readiness is about those that are there
+	Unopened      []string       `json:"unopened,omitempty"` // what cannot be listened on and is tried again: debug.listen, metrics.listen, native.port
 	Config        string         `json:"config"`             // path of the configuration file
 	Rejected      string         `json:"rejected,omitempty"` // why the last reload of it was
 	LogLevel      string         `json:"logLevel"`

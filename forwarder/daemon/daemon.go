@@ -138,7 +138,7 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	g, background := errgroup.WithContext(background)
 	g.Go(func() error { return d.server.Serve(d.listener) })
 	for _, l := range d.debug {
-		g.Go(l.serve)
+		g.Go(func() error { return l.serve(background) })
 	}
 	g.Go(func() error { return d.watchUnderlay(background) })
 	g.Go(func() error { return d.watchHost(background) })

@@ -1,14 +1,12 @@
 package daemon
 
 import (
-	"errors"
+	"bytes"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -17,27 +15,10 @@ import (
 	"github.com/penstock-net/penstock/forwarder/config"
 )
 
-// debugListener is one TCP listener: debug.listen has everything, metrics.listen has metrics and health alone, so that it may
-// be opened to a scraper.
-type debugListener struct {
-	net.Listener
-	server *http.Server
-}
-
-func (l *debugListener) serve() error {
-	if err := l.server.Serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("the listener on %s failed: %w", l.Addr(), err)
-	}
-	return nil
-}
-
-// close breaks off what is under way: a profile that runs for minutes must not hold up a stop.
-func (l *debugListener) close() error { return l.server.Close() }
-
 func (d *Daemon) listenDebug(cfg *config.Config, undo *undoList) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(newCollector(d), d.timed.operations, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	health := d.healthMux(promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}))
+	health := d.healthMux(fromMemory(promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)})))
 	if err := d.listenHTTP("debug.listen", cfg.Debug.Listen, !cfg.Debug.AllowRemote, withProfiles(health), undo); err != nil {
 		return err
 	}
@@ -56,21 +37,32 @@ func (d *Daemon) listenHTTP(key, address string, loopback bool, h http.Handler, 
 			return fmt.Errorf("%s: %s is not a loopback address, and whoever reaches it may profile the daemon: use 127.0.0.1, or set debug.allowRemote", key, address)
 		}
 	}
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return fmt.Errorf("%s cannot be opened: %w", key, err)
-	}
-	undo.add(l.Close)
-	d.debug = append(d.debug, &debugListener{Listener: l, server: &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug), // a scraper that hangs up is no news
-	}})
-	d.log.Info("listening", "for", key, "address", l.Addr().String())
+	l := newDebugListener(key, address, h, d.log)
+	l.listen()
+	undo.add(l.close)
+	d.debug = append(d.debug, l)
 	return nil
 }
+
+// fromMemory has an answer written after next is done with it: a client that does not read holds up its own connection, and not one
+// of the places for scrapes.
+func fromMemory(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := answer{header: w.Header(), status: http.StatusOK}
+		next.ServeHTTP(&a, r)
+		w.WriteHeader(a.status)
+		_, _ = w.Write(a.Bytes())
+	})
+}
+
+type answer struct {
+	bytes.Buffer
+	header http.Header
+	status int
+}
+
+func (a *answer) Header() http.Header    { return a.header }
+func (a *answer) WriteHeader(status int) { a.status = status }
 
 // healthMux has /metrics, /healthz (the daemon lives) and /readyz (it forwards, 503 and the reason if it does not).
 func (d *Daemon) healthMux(metrics http.Handler) *http.ServeMux {

@@ -9,9 +9,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
@@ -178,5 +183,165 @@ func TestRefusedWhileStarting(t *testing.T) {
 	}
 	if _, err := d.Reload(t.Context()); control.CodeOf(err) != control.NotReady {
 		t.Errorf("reload: %v", err)
+	}
+}
+
+// TestListenersAreBounded: whoever reaches a listener holds as many connections as it has and no more, none for long, and keeps nobody from a scrape by not reading.
+func TestListenersAreBounded(t *testing.T) {
+	debug, metrics := freePort(t), freePort(t)
+	run(t, newFake(), fmt.Sprintf("debug: {listen: %q}\nmetrics: {listen: %q}\n", debug, metrics))
+	files := func() int { l, _ := os.ReadDir("/proc/self/fd"); return len(l) }
+	dial := func(address, request string) net.Conn {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if _, err := io.WriteString(c, request); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	// Answers that nobody reads.
+	for range 8 {
+		c := dial(metrics, "")
+		go io.WriteString(c, strings.Repeat("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 3000))
+	}
+	time.Sleep(100 * time.Millisecond)
+	for range 20 {
+		if status, body := get(t, metrics, "/metrics"); status != http.StatusOK && !strings.Contains(body, "Limit of concurrent") { // the others' scrapes go on for a moment
+			t.Fatalf("%d %s", status, body)
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if status, _ := get(t, metrics, "/metrics"); status == http.StatusOK {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("clients that do not read keep others from metrics")
+		}
+	}
+	// Bodies that do not come: those beyond the limit wait in the kernel, and cost the daemon nothing.
+	const body = "POST /debug/pprof/symbol HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+	before := files()
+	first := dial(debug, body)
+	const clients = 3 * listenConnections
+	for range clients - 1 {
+		dial(debug, body)
+	}
+	time.Sleep(200 * time.Millisecond)
+	if n := files() - before - clients; n > listenConnections+8 { // the other listener's are closed meanwhile, if anything
+		t.Errorf("the daemon holds %d connections", n)
+	}
+	first.SetReadDeadline(time.Now().Add(listenRead + 20*time.Second))
+	if _, err := io.ReadAll(first); err != nil {
+		t.Errorf("a body that does not come is waited for: %v", err)
+	}
+}
+
+// TestProfileOutlastsReads: a profile runs as long as it was asked to, past the time that its request had to be read in.
+func TestProfileOutlastsReads(t *testing.T) {
+	l := newDebugListener("debug.listen", "127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done():
+		case <-time.After(300 * time.Millisecond):
+			io.WriteString(w, "whole")
+		}
+	}), slog.New(slog.DiscardHandler))
+	l.server.ReadTimeout = 50 * time.Millisecond
+	open := l.listen()
+	go l.serve(t.Context())
+	defer l.close()
+	if status, body := get(t, open.Addr().String(), "/"); status != 200 || body != "whole" {
+		t.Errorf("%d %q", status, body)
+	}
+}
+
+// TestListenerHeld: one that somebody else has is told, and opened when it is free.
+func TestListenerHeld(t *testing.T) {
+	held, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := held.Addr().String()
+	r := run(t, newFake(), fmt.Sprintf("debug: {listen: %q}\n", address))
+	s, err := r.client.Status(t.Context())
+	if err != nil || len(s.Unopened) != 1 || !strings.Contains(s.Unopened[0], "debug.listen cannot be opened") || !s.Ready {
+		t.Fatalf("%+v %v", s, err)
+	}
+	held.Close()
+	for end := time.Now().Add(30 * time.Second); len(s.Unopened) > 0; time.Sleep(50 * time.Millisecond) {
+		if s, err = r.client.Status(t.Context()); err != nil || time.Now().After(end) {
+			t.Fatalf("%+v %v", s, err)
+		}
+	}
+	if status, _ := get(t, address, "/healthz"); status != 200 {
+		t.Error(status)
+	}
+}
+
+// TestNotifyWithoutDescriptors: the watchdog is fed by the socket that the first word went by.
+func TestNotifyWithoutDescriptors(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	t.Setenv("NOTIFY_SOCKET", path)
+	listen := func() *net.UnixConn {
+		c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	heard := func(c *net.UnixConn) string {
+		b := make([]byte, 100)
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		n, _ := c.Read(b)
+		return string(b[:n])
+	}
+	c := listen()
+	log := slog.New(slog.DiscardHandler)
+	notify(log, "STATUS=Starting")
+	if got := heard(c); got != "STATUS=Starting" {
+		t.Errorf("%q", got)
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	notify(log, "WATCHDOG=1")
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if got := heard(c); got != "WATCHDOG=1" {
+		t.Errorf("%q", got)
+	}
+	c.Close()
+	os.Remove(path)
+	c = listen()
+	defer c.Close()
+	notify(log, "READY=1") // whoever listens has begun anew
+	if got := heard(c); got != "READY=1" {
+		t.Errorf("%q", got)
+	}
+}
+
+// hungUp is a client that has gone.
+type hungUp struct{ http.ResponseWriter }
+
+func (hungUp) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// TestHangUpIsNoNews: who collects metrics and logs what goes wrong does not notice that a client hangs up, which anybody may do as often as he likes.
+func TestHangUpIsNoNews(t *testing.T) {
+	asked := false
+	h := fromMemory(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked = true
+		if _, err := io.WriteString(w, "metric 1"); err != nil {
+			t.Error(err)
+		}
+	}))
+	if h.ServeHTTP(hungUp{httptest.NewRecorder()}, httptest.NewRequest("GET", "/metrics", nil)); !asked {
+		t.Error("nobody was asked")
 	}
 }

@@ -342,6 +342,9 @@ func (f fakePlane) Capabilities() []forwarder.Capability {
 func (f fakePlane) HostFlows() hostflow.Sink { return fakeSink{} }
 func (f fakePlane) TrackFlows()              {}
 func (f fakePlane) SendsWhole() bool         { return false }
+func (f fakePlane) ReopenNative()            {}
+func (f fakePlane) NativeUnopened() string   { return "" }
+
 func (f fakePlane) RestoreDevices() ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

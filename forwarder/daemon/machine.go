@@ -42,6 +42,8 @@ type plane interface {
 	TrackFlows() // a tracker is at work
 	SendsWhole() bool
 	RestoreDevices() (made []string, err error)
+	ReopenNative()          // its port, if somebody else had it
+	NativeUnopened() string // why its port is not ours; empty if it is
 	UplinkUsed(netip.Addr) bool
 	SetUplinkPath(netip.Addr, *forwarder.UplinkPath)
 	SetDirectPath(netip.Addr, *forwarder.UplinkPath)

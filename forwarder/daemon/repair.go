@@ -108,6 +108,7 @@ func (d *Daemon) judgeHost(err error, now time.Time) {
 func (d *Daemon) repairHost(ctx context.Context) error {
 	d.change.Lock()
 	defer d.change.Unlock()
+	d.plane.ReopenNative()
 	made, err := d.plane.RestoreDevices()
 	if len(made) > 0 {
 		d.log.Warn("somebody had deleted devices that are ours; they were made anew", "devices", made)

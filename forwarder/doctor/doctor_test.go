@@ -137,6 +137,17 @@ func TestRejectedReload(t *testing.T) {
 	}
 }
 
+// TestUnopened: a port that somebody else holds is a warning, as pods do not depend on it.
+func TestUnopened(t *testing.T) {
+	var x examination
+	x.up, x.status.Ready = true, true
+	x.status.Unopened = []string{"native.port 7471 cannot be opened: address already in use"}
+	x.daemon()
+	if got := x.report.Checks[0]; got.Result != Warning || got.Finding != "it is ready, but native.port 7471 cannot be opened: address already in use" || got.Remedy == "" {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestClocks(t *testing.T) {
 	var x examination
 	at := func(ms int64) outcome {

@@ -26,6 +26,8 @@ func (x *examination) daemon() {
 		x.ok("daemon", "penstockd %s runs, up %d s; it is not ready as long as pods wait for their queues: see pods", x.status.Version, x.status.UptimeSeconds)
 	case !x.status.Ready:
 		x.add("daemon", Failure, "if this stays, look at its log: journalctl -u penstockd -n 50", "it is not ready: %s", x.status.Reason)
+	case len(x.status.Unopened) > 0:
+		x.add("daemon", Warning, "ss -lnptu says who has the port: stop it, and within a minute the daemon has it", "it is ready, but %s", strings.Join(x.status.Unopened, "; "))
 	default:
 		x.ok("daemon", "penstockd %s is ready, up %d s", x.status.Version, x.status.UptimeSeconds)
 	}
