@@ -80,7 +80,7 @@ func TestReloadsDoNotOverlap(t *testing.T) {
 	if err := errors.Join(<-reloaded, <-reloaded); err != nil || !first || overlapped {
 		t.Errorf("the first was taken over: %v, the second before the first was whole: %v, %v", first, overlapped, err)
 	}
-	if did := f.deeds(); !slices.Equal(did, []string{"peers 1", "peers 2"}) {
+	if did := f.deeds(); !slices.Equal(did, []string{"peers 1", "hostreconfigure 1450", "peers 2", "hostreconfigure 1450"}) {
 		t.Errorf("did %q", did)
 	}
 }
