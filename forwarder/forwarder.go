@@ -336,12 +336,7 @@ func (f *Forwarder) Stop(ctx context.Context) error {
 
 // close closes every descriptor. No worker runs.
 func (f *Forwarder) close() error {
-	var errs []error
-	for _, p := range f.ports {
-		if p.io != nil {
-			errs = append(errs, f.closePort(p, false))
-		}
-	}
+	errs := []error{f.closePorts()}
 	f.ports = nil // readers keep their copy: what was counted stays
 	for _, p := range f.hosts {
 		f.fds.remove(p.io.FD())

@@ -1,9 +1,11 @@
 package forwarder
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/encap"
@@ -218,14 +220,39 @@ const (
 
 // closePort closes the descriptor; with remove, a TUN's device goes too.
 func (f *Forwarder) closePort(p *port, remove bool) error {
+	f.leavePort(p)
+	if remove {
+		f.withdraw(p, p.io)
+	}
+	return p.io.Close()
+}
+
+// leavePort forgets the port's descriptors, which are still to be closed, and drops what waits for it.
+func (f *Forwarder) leavePort(p *port) {
 	f.onWorker(p.worker, func(w *worker) error { w.abandon(p); return nil })
 	f.fds.remove(p.io.FD())
 	if b := p.breadth; b != nil && b.wide != nil {
 		f.fds.remove(b.wide.FD()) // closed with the narrow one
 		b.wide, b.size = nil, 0
 	}
-	if remove {
-		f.withdraw(p, p.io)
+}
+
+// closesAtOnce is how many sockets wait together for the grace periods that each needs.
+const closesAtOnce = 64
+
+// closePorts closes all ports; their devices stay. No worker runs. A packet socket is closed at the price of two or three grace periods
+// of RCU (packet_release in net/packet/af_packet.c), in which no pod is served: some 50 ms, so that all wait for the same ones.
+func (f *Forwarder) closePorts() error {
+	errs := make([]error, len(f.ports))
+	var g errgroup.Group
+	g.SetLimit(closesAtOnce)
+	for i, p := range f.ports {
+		if p.io == nil {
+			continue // a routed pod's
+		}
+		f.leavePort(p) // here, as it touches the workers' memory
+		g.Go(func() error { errs[i] = p.io.Close(); return nil })
 	}
-	return p.io.Close()
+	_ = g.Wait()
+	return errors.Join(errs...)
 }

@@ -1,9 +1,13 @@
 package forwarder
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/ring"
@@ -126,3 +130,47 @@ type keptQueue struct {
 }
 
 func (q *keptQueue) Close() error { q.closed = true; return q.FakeQueue.Close() }
+
+// TestPortsCloseTogether: the kernel has all sockets wait for the same grace periods, and each one's error is told.
+func TestPortsCloseTogether(t *testing.T) {
+	r := newRig(t, testSettings(encap.KindUDP))
+	devices := []string{"p1", "p2", "p3"}
+	var inside atomic.Int32
+	all := make(chan struct{})
+	r.f.env.openPacket = func(c ring.PacketConfig) (ring.Port, func() (ring.Stats, error), error) {
+		q := ring.NewFakeQueue()
+		return &slowQueue{FakeQueue: q, close: func() error {
+			if inside.Add(1) == int32(len(devices)) {
+				close(all)
+			}
+			select {
+			case <-all:
+			case <-time.After(5 * time.Second):
+				t.Error("it is not closed together with the others")
+			}
+			return errors.Join(q.Close(), fmt.Errorf("%s cannot be closed", c.Device))
+		}}, nil, nil
+	}
+	for i, d := range devices {
+		a := podA1.As4()
+		a[3] += byte(i)
+		if _, err := r.f.Attach(PortSpec{Container: d, Interface: "eth0", Attach: AttachVeth, Device: d, MAC: "02:00:00:00:00:01", Addresses: addrs(netip.AddrFrom4(a))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err, want := r.f.Stop(t.Context()), "p1 cannot be closed\np2 cannot be closed\np3 cannot be closed"; err == nil || err.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+	for _, d := range r.f.Descriptors() {
+		if strings.HasPrefix(d.Name, "pod/") {
+			t.Errorf("%s stays", d.Name)
+		}
+	}
+}
+
+type slowQueue struct {
+	*ring.FakeQueue
+	close func() error
+}
+
+func (q *slowQueue) Close() error { return q.close() }

@@ -49,6 +49,7 @@ type fake struct {
 	stopTime time.Duration // that the forwarder was given to stop
 
 	step    func() // before each deed; mu is held
+	opens   func() // while a port is opened; mu is not held
 	boot    string
 	netns   map[string]string     // path to id
 	routes4 map[netip.Addr]string // device by address; penstock0 if not there
@@ -265,6 +266,9 @@ func (f fakePlane) Replace(s forwarder.Settings, p []feed.Peer) error {
 	return nil
 }
 func (f fakePlane) Attach(s forwarder.PortSpec) (forwarder.PortInfo, error) {
+	if f.opens != nil {
+		f.opens()
+	}
 	if err := f.do("attach", s.Device); err != nil {
 		return forwarder.PortInfo{}, err
 	}

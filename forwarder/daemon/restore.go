@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/podstate"
 )
@@ -21,7 +23,7 @@ const reservedGrace = 2 * time.Minute
 // restorePods brings back the pods of a predecessor, in this order:
 //
 //	files → addresses → pods of another boot go → queued deletes → deletes cut short → drops of all veths that are there
-//	→ ports of all pods that are there; pods whose device or namespace is gone go → devices that no pod has go
+//	→ pods whose device or namespace is gone go → ports of all that are there, side by side → devices that no pod has go
 //
 // What fails for one pod is logged and does not keep the daemon from starting. No worker runs and no request is served yet.
 func (d *Daemon) restorePods(ctx context.Context, s *state) error {
@@ -40,15 +42,16 @@ func (d *Daemon) restorePods(ctx context.Context, s *state) error {
 	}
 	queues := d.machine.StoredQueues() // by device name
 	blocked := d.blockRestored()
-	counts := map[string]int{}
+	var found []*returning
 	for _, p := range d.pods.list() {
 		fd, stored := queues[p.rec.Device]
 		if !stored {
 			fd = -1
 		}
 		delete(queues, p.rec.Device)
-		counts[d.restore(&p, fd, blocked)]++
+		found = append(found, d.examine(&p, fd, blocked))
 	}
+	counts := d.restore(found)
 	for device, fd := range queues {
 		closeFD(fd)
 		d.machine.ForgetQueue(device)
@@ -187,75 +190,100 @@ const (
 	failed   = "failed"
 )
 
-// restore brings one pod back, or takes it away for good. It owns fd, a queue of its TUN, if that is not negative.
-func (d *Daemon) restore(p *pod, fd int, blocked map[string]bool) string {
+// returning is a pod at the start.
+type returning struct {
+	p    *pod
+	what string       // becomes of it, if open succeeds
+	open func() error // makes its port; nil: it gets none
+	err  error
+}
+
+// opensAtOnce is how many ports are opened side by side. Nobody else waits for the kernel's locks yet, so they are more than ADDs (gate.go).
+const opensAtOnce = 64
+
+// restore opens the ports, says of each pod in their order why it was not brought back, and counts what has become of them.
+func (d *Daemon) restore(found []*returning) map[string]int {
+	var g errgroup.Group
+	g.SetLimit(opensAtOnce)
+	for _, r := range found {
+		if r.open != nil {
+			g.Go(func() error { r.err = r.open(); return nil })
+		}
+	}
+	_ = g.Wait()
+	counts := map[string]int{}
+	for _, r := range found {
+		if r.err != nil {
+			r.what, r.p.problem = failed, r.err.Error()
+			d.pods.put(r.p)
+			d.log.Error("a pod was not brought back", "pod", r.p.rec.Key(), "error", r.err)
+		}
+		counts[r.what]++
+	}
+	return counts
+}
+
+// examine finds out what becomes of a pod, and takes away for good one that is gone. It owns fd, a queue of the pod's TUN, if that is
+// not negative, and hands it to open.
+func (d *Daemon) examine(p *pod, fd int, blocked map[string]bool) *returning {
 	rec := p.rec
 	k := rec.Key()
-	what, err := failed, error(nil)
 	used := false
 	defer func() {
 		if fd >= 0 && !used {
 			closeFD(fd)
 		}
-		if err != nil {
-			p.problem = err.Error()
-			d.pods.put(p)
-			d.log.Error("a pod was not brought back", "pod", k, "error", err)
-		}
 	}()
-	take := func(why string) string {
-		if err = d.remove(p, true); err != nil {
-			return failed
+	is := func(what string) *returning { return &returning{p: p, what: what} }
+	take := func(why string) *returning {
+		if err := d.remove(p, true); err != nil {
+			return &returning{p: p, what: failed, err: err}
 		}
 		d.log.Info("collected a pod that is gone", "pod", k, "why", why)
-		return gone
+		return is(gone)
 	}
-	link, linkErr := d.machine.Link(rec.Device)
+	link, err := d.machine.Link(rec.Device)
 	switch {
 	case p.problem != "":
-		return failed
+		return is(failed)
 	case rec.Phase == control.PhaseDetaching:
 		return take("its delete had begun")
 	case d.netnsGone(rec):
 		return take("its network namespace is gone")
 	case rec.Phase == control.PhaseReserved:
-		if time.Since(rec.Created) > reservedGrace && (rec.NetnsID == "" || linkErr != nil) {
+		if time.Since(rec.Created) > reservedGrace && (rec.NetnsID == "" || err != nil) {
 			return take("its ADD never ended")
 		}
-		return kept
-	case rec.Attach == control.AttachVeth && errors.Is(linkErr, errNoLink):
+		return is(kept)
+	case rec.Attach == control.AttachVeth && errors.Is(err, errNoLink):
 		return take("its device is gone")
-	case linkErr != nil && !errors.Is(linkErr, errNoLink):
-		err = linkErr
-		return failed
+	case err != nil && !errors.Is(err, errNoLink):
+		return &returning{p: p, what: failed, err: err}
 	}
 	p.index = link.Index
 	spec := specOf(rec)
 	attach := func() error { _, err := d.plane.Attach(spec); return err }
+	returns := func(open func() error) *returning { return &returning{p: p, what: restored, open: open} }
 	switch {
 	case rec.Attach == control.AttachTUN && fd >= 0:
 		used = true
-		err = d.openPort(p, func() error { _, err := d.plane.Adopt(spec, fd); return err })
-		what = restored
-	case rec.Attach == control.AttachTUN && linkErr == nil: // it was never moved
-		err, what = d.openPort(p, attach), restored
+		return returns(func() error { return d.openPort(p, func() error { _, err := d.plane.Adopt(spec, fd); return err }) })
+	case rec.Attach == control.AttachTUN && err == nil: // it was never moved
 	case rec.Attach == control.AttachTUN && rec.NetnsID == "":
 		return take("nobody said where its device is")
 	case rec.Attach == control.AttachTUN:
-		return waits
+		return is(waits)
 	case rec.Attach == control.AttachVeth && blocked[rec.Device]:
-		if err = attach(); err == nil {
+		return returns(func() error {
+			if err := attach(); err != nil {
+				return err
+			}
 			p.open = true
 			d.pods.put(p)
-		}
-		what = restored
-	default:
-		err, what = d.openPort(p, attach), restored
+			return nil
+		})
 	}
-	if err != nil {
-		return failed
-	}
-	return what
+	return returns(func() error { return d.openPort(p, attach) })
 }
 
 // netnsThere is whether we can see a pod's namespace.

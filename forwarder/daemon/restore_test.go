@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -402,3 +403,46 @@ func TestCleanupRemovesPods(t *testing.T) {
 type testWriter struct{}
 
 func (testWriter) Write(b []byte) (int, error) { return len(b), nil }
+
+// TestPodsReturnTogether: the kernel has all ports of a start wait for the same grace periods, and each pod that fails is told, in their
+// order, and counted.
+func TestPodsReturnTogether(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	names := []string{"a", "bb", "ccc"} // their devices' indexes are from their length
+	for _, c := range names {
+		if _, err := r.plug(t, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.stop()
+	f.ports = nil
+	var inside atomic.Int32
+	all := make(chan struct{})
+	f.opens = func() {
+		if inside.Add(1) == int32(len(names)) {
+			close(all)
+		}
+		select {
+		case <-all:
+		case <-time.After(5 * time.Second):
+			t.Error("it is not opened together with the others")
+		}
+	}
+	f.failing("attach", errors.New("no ring"))
+	f.failing("load", errors.New("broken on purpose")) // it ends behind that
+	var log strings.Builder
+	d, _ := newDaemon(f, Options{Config: r.path, Log: &log})
+	if err := d.run(t.Context(), nil); err == nil {
+		t.Fatal("it started")
+	}
+	var told []string
+	for line := range strings.Lines(log.String()) {
+		if _, pod, ok := strings.Cut(line, `"a pod was not brought back","pod":{"container":"`); ok {
+			told = append(told, pod[:strings.IndexByte(pod, '"')])
+		}
+	}
+	if fmt.Sprint(told) != "[a bb ccc]" || !strings.Contains(log.String(), `"restored":0,"waiting":0,"reserved":0,"gone":0,"failed":3`) {
+		t.Errorf("told %v\n%s", told, log.String())
+	}
+}
