@@ -49,6 +49,7 @@ type Forwarder struct {
 	hosts         []*port // penstock0's queues, by worker
 	ports         []*port
 	opening       []*port                 // claimed, but not there yet: the kernel is at work on them (portopen.go)
+	most          int64                   // that one of those that Expect knows of may have of limits.totalBuffer; 0: no bound
 	portList      atomic.Pointer[[]*port] // copy of ports for readers
 	portSlots     slots
 	peers         map[netip.Addr]*peer

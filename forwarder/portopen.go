@@ -157,7 +157,6 @@ func (f *Forwarder) reserveTUN(p *port, fd int) error {
 // reserve takes the port's share of limits.totalBuffer and returns how much of
 // it is for the socket: none of a TUN's.
 func (f *Forwarder) reserve(p *port) (socket int64, err error) {
-	s := &f.settings
 	if p.queue != nil {
 		p.buffer = p.queue.size()
 	}
@@ -170,11 +169,21 @@ func (f *Forwarder) reserve(p *port) (socket int64, err error) {
 	left := f.makeRoom(p.buffer + socket)
 	socket = min(socket, left-p.buffer)
 	if socket < least {
-		return 0, fmt.Errorf("%s/%s: no packet buffer left, limits.totalBuffer %d bytes are taken by %d pods: raise it or lower limits.podBuffer",
-			p.spec.Container, p.spec.Interface, s.TotalBuffer, len(f.claimed()))
+		return 0, f.noBuffer(p.spec)
 	}
 	p.buffer += socket
 	return socket, nil
+}
+
+func (f *Forwarder) noBuffer(s PortSpec) error {
+	pods := 0
+	for _, o := range f.claimed() {
+		if o.buffer > 0 { // a TUN has none unless it is bounded
+			pods++
+		}
+	}
+	return fmt.Errorf("%s/%s: no packet buffer left, limits.totalBuffer %d bytes are taken by %d pods: raise it or lower limits.podBuffer",
+		s.Container, s.Interface, f.settings.TotalBuffer, pods)
 }
 
 // share is how much of limits.totalBuffer a veth pod may take when it is attached. With a V2 ring the rest of limits.podBuffer
@@ -192,7 +201,38 @@ func (f *Forwarder) share() int64 {
 	if free < s.TotalBuffer/4 {
 		share = min(share, minPortBuffer)
 	}
+	if f.most > 0 {
+		share = min(share, f.most)
+	}
 	return share
+}
+
+// Expect says which pods are about to be attached, all that a predecessor had, so that the order in which they come does not decide which
+// of them gets how much of limits.totalBuffer, or none at all. They share three quarters of it, as those that came one by one did before new
+// ones got the least. Nil: they are attached.
+func (f *Forwarder) Expect(specs []PortSpec) {
+	f.control.Lock()
+	defer f.control.Unlock()
+	f.most = 0
+	left, veths := f.settings.TotalBuffer/4*3, int64(0)
+	for _, s := range specs {
+		if s.Attach == AttachVeth {
+			veths++
+		}
+		left -= s.Bandwidth.queueMemory()
+	}
+	if veths > 0 {
+		f.most = max(left/veths, minPortBuffer)
+	}
+}
+
+// queueMemory is what the queue of a pod with this bound takes of limits.totalBuffer.
+func (b Bandwidth) queueMemory() int64 {
+	if !bounded(b.IngressRate) {
+		return 0
+	}
+	_, slots, mem := queueSize(b.IngressRate)
+	return queueMemory(slots, mem)
 }
 
 // adoptPort takes over a queue of the port's TUN.

@@ -174,3 +174,55 @@ type slowQueue struct {
 }
 
 func (q *slowQueue) Close() error { return q.close() }
+
+// TestReturningPodsFit: those that had found room together find it again, in whatever order they come, and leave some for others.
+func TestReturningPodsFit(t *testing.T) {
+	s := testSettings(encap.KindUDP)
+	s.TotalBuffer = 16 << 20
+	r := newRig(t, s)
+	var specs []PortSpec
+	a := podA1
+	add := func(name, attach string) PortSpec {
+		a = a.Next()
+		spec := PortSpec{Container: name, Interface: "eth0", Attach: attach, Device: name, Addresses: addrs(a)}
+		if attach == AttachVeth {
+			spec.MAC = "02:00:00:00:00:01"
+		} else {
+			spec.Bandwidth = Bandwidth{IngressRate: 1e6, IngressBurst: 1e6}
+		}
+		return spec
+	}
+	attach := func(s PortSpec) error { _, err := r.f.Attach(s); return err }
+	for i := range 10 {
+		specs = append(specs, add(fmt.Sprintf("v%d", i), AttachVeth), add(fmt.Sprintf("t%d", i), AttachTUN))
+	}
+	for i := range 4 {
+		specs = append(specs, add(fmt.Sprintf("w%d", i), AttachVeth))
+	}
+	r.f.Expect(specs)
+	for _, s := range specs {
+		if err := attach(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.f.Expect(nil)
+	if left := r.f.bufferLeft(); left < s.TotalBuffer/4 {
+		t.Errorf("%d bytes are left of %d", left, s.TotalBuffer)
+	}
+	plain := add("plain", AttachTUN)
+	plain.Bandwidth = Bandwidth{}
+	if err := attach(plain); err != nil {
+		t.Fatal(err)
+	}
+	new := 0
+	for err := error(nil); err == nil; new++ {
+		if err = attach(add(fmt.Sprintf("n%d", new), AttachVeth)); err != nil {
+			if want := fmt.Sprintf("taken by %d pods", 24+new); !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %q", err, want)
+			}
+		}
+	}
+	if new < 3 {
+		t.Errorf("room for %d new pods", new)
+	}
+}

@@ -55,11 +55,16 @@ type waiting struct {
 // limit may wait, so that a superframe always finds room in an empty one. Frames
 // of less than 128 bytes fill the slots before they fill the limit.
 func newQueue(rate, burst uint64, workers int, now int64) *queue {
-	limit := min(max(during(rate, shapeDelay), minQueue), maxQueue)
-	slots := limit/128 + 64
+	limit, slots, mem := queueSize(rate)
+	return &queue{bucket: newBucket(rate, burst, now), limit: limit, slots: make([]waiting, slots), mem: make([]byte, mem), broken: make([]Reason, workers)}
+}
+
+// queueSize is what a queue of shapeDelay of a rate has.
+func queueSize(rate uint64) (limit, slots, mem int) {
 	const longest = longestPacket + encap.EthernetLen
-	return &queue{bucket: newBucket(rate, burst, now), limit: limit, slots: make([]waiting, slots),
-		mem: make([]byte, limit+slots*encap.EthernetLen+2*longest), broken: make([]Reason, workers)}
+	limit = min(max(during(rate, shapeDelay), minQueue), maxQueue)
+	slots = limit/128 + 64
+	return limit, slots, limit + slots*encap.EthernetLen + 2*longest
 }
 
 // minQueue is what TCP needs to move without running into its timers: eight
@@ -77,7 +82,9 @@ func (q *queue) cuts() bool { return q.limit < longestPacket }
 const maxQueue = 32 << 20
 
 // size is the memory of the queue.
-func (q *queue) size() int64 { return int64(len(q.mem) + len(q.slots)*64) }
+func (q *queue) size() int64 { return queueMemory(len(q.slots), len(q.mem)) }
+
+func queueMemory(slots, mem int) int64 { return int64(mem + slots*64) }
 
 // room finds where size bytes fit in one piece; false: nowhere.
 func (q *queue) room(size int) bool {

@@ -48,13 +48,14 @@ type fake struct {
 
 	stopTime time.Duration // that the forwarder was given to stop
 
-	step    func() // before each deed; mu is held
-	opens   func() // while a port is opened; mu is not held
-	boot    string
-	netns   map[string]string     // path to id
-	routes4 map[netip.Addr]string // device by address; penstock0 if not there
-	holders map[netip.Addr]string // devices of addresses beside the underlay's
-	stored  map[string]int        // descriptors with systemd
+	step     func() // before each deed; mu is held
+	expected []int  // pods of a predecessor, at each call
+	opens    func() // while a port is opened; mu is not held
+	boot     string
+	netns    map[string]string     // path to id
+	routes4  map[netip.Addr]string // device by address; penstock0 if not there
+	holders  map[netip.Addr]string // devices of addresses beside the underlay's
+	stored   map[string]int        // descriptors with systemd
 
 	watch  func(hostnet.Underlay, error) error // of WatchUnderlay, once it runs
 	routes func()
@@ -264,6 +265,11 @@ func (f fakePlane) Replace(s forwarder.Settings, p []feed.Peer) error {
 	}
 	f.settings, f.peers = s, p
 	return nil
+}
+func (f fakePlane) Expect(s []forwarder.PortSpec) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.expected = append(f.expected, len(s))
 }
 func (f fakePlane) Attach(s forwarder.PortSpec) (forwarder.PortInfo, error) {
 	if f.opens != nil {

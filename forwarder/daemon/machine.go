@@ -26,6 +26,7 @@ type plane interface {
 	SetPeers([]feed.Peer) error
 	Reconfigure(forwarder.Settings) error
 	Replace(forwarder.Settings, []feed.Peer) error // both in one step
+	Expect([]forwarder.PortSpec)                   // that will be attached; nil: they are
 	Attach(forwarder.PortSpec) (forwarder.PortInfo, error)
 	AttachQueue(forwarder.PortSpec, int) (forwarder.PortInfo, error) // owns the descriptor
 	Adopt(forwarder.PortSpec, int) (forwarder.PortInfo, error)       // likewise

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/penstock-net/penstock/forwarder"
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/podstate"
 )
@@ -203,6 +204,14 @@ const opensAtOnce = 64
 
 // restore opens the ports, says of each pod in their order why it was not brought back, and counts what has become of them.
 func (d *Daemon) restore(found []*returning) map[string]int {
+	var expected []forwarder.PortSpec
+	for _, r := range found {
+		if r.open != nil || r.what == waits {
+			expected = append(expected, specOf(r.p.rec))
+		}
+	}
+	d.plane.Expect(expected)
+	defer d.plane.Expect(nil)
 	var g errgroup.Group
 	g.SetLimit(opensAtOnce)
 	for _, r := range found {

@@ -436,6 +436,9 @@ func TestPodsReturnTogether(t *testing.T) {
 	if err := d.run(t.Context(), nil); err == nil {
 		t.Fatal("it started")
 	}
+	if n := f.expected[len(f.expected)-2:]; n[0] != len(names) || n[1] != 0 {
+		t.Errorf("the forwarder is told of %v pods", n)
+	}
 	var told []string
 	for line := range strings.Lines(log.String()) {
 		if _, pod, ok := strings.Cut(line, `"a pod was not brought back","pod":{"container":"`); ok {
