@@ -175,6 +175,26 @@ func (f *Forwarder) reserve(p *port) (socket int64, err error) {
 	return socket, nil
 }
 
+// Fits is the error of an Attach that finds too little of limits.totalBuffer, asked before anything is made on the host for it.
+func (f *Forwarder) Fits(s PortSpec) error {
+	f.control.Lock()
+	defer f.control.Unlock()
+	left := f.settings.TotalBuffer - s.Bandwidth.queueMemory()
+	for _, o := range f.claimed() { // wide rings give way
+		left -= o.buffer
+	}
+	least := int64(0)
+	if s.Attach == AttachVeth {
+		if least = minPortBuffer; bounded(s.Bandwidth.EgressRate) {
+			least = min(least, (&throttle{bucket: bucket{rate: s.Bandwidth.EgressRate}}).socketBuffer())
+		}
+	}
+	if left < least {
+		return f.noBuffer(s)
+	}
+	return nil
+}
+
 func (f *Forwarder) noBuffer(s PortSpec) error {
 	pods := 0
 	for _, o := range f.claimed() {

@@ -216,7 +216,12 @@ func TestReturningPodsFit(t *testing.T) {
 	}
 	new := 0
 	for err := error(nil); err == nil; new++ {
-		if err = attach(add(fmt.Sprintf("n%d", new), AttachVeth)); err != nil {
+		spec := add(fmt.Sprintf("n%d", new), AttachVeth)
+		fits := r.f.Fits(spec)
+		if err = attach(spec); (err == nil) != (fits == nil) || err != nil && err.Error() != fits.Error() {
+			t.Errorf("%v, and before it was %v", err, fits)
+		}
+		if err != nil {
 			if want := fmt.Sprintf("taken by %d pods", 24+new); !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, want %q", err, want)
 			}

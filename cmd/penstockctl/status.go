@@ -118,6 +118,10 @@ func (t *tool) printStatus(s control.Status, before control.TotalTraffic, second
 	if s.Rejected != "" {
 		config += "; its last reload was rejected: " + strings.ReplaceAll(s.Rejected, "\n", "; ")
 	}
+	pods := fmt.Sprintf("%s, MTU %d, %d attached", prefixes(s.PodCIDRs), s.MTU, s.Ports)
+	if s.Failed > 0 {
+		pods += fmt.Sprintf(", %d without network (penstockctl pods)", s.Failed)
+	}
 	now := s.Traffic
 	facts := &table{out: t.out, flexible: 1, bare: true}
 	for _, f := range [][2]string{
@@ -125,7 +129,7 @@ func (t *tool) printStatus(s control.Status, before control.TotalTraffic, second
 		{"ready", ready},
 		{"address", fmt.Sprintf("%s on %s, MTU %d", s.Address, s.Underlay, s.UnderlayMTU)},
 		{"encap", encap},
-		{"pods", fmt.Sprintf("%s, MTU %d, %d attached", prefixes(s.PodCIDRs), s.MTU, s.Ports)},
+		{"pods", pods},
 		{"cluster", fmt.Sprintf("%s, %s", prefixes(s.ClusterCIDRs), counted(s.Peers, "peer"))},
 		{"rates", fmt.Sprintf("%s frames/s and %sbit/s forwarded, %s frames/s dropped", rate(grew(before.Forwarded.Packets, now.Forwarded.Packets, seconds)),
 			rate(8*grew(before.Forwarded.Bytes, now.Forwarded.Bytes, seconds)), rate(grew(before.Dropped, now.Dropped, seconds)))},

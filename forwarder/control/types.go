@@ -39,6 +39,7 @@ type Status struct {
 	ClusterCIDRs  []netip.Prefix `json:"clusterCIDRs"`
 	Peers         int            `json:"peers"`
 	Ports         int            `json:"ports"`
+	Failed        int            `json:"failed,omitempty"`   // pods on record as attached that have no network; their problem in pods says why
 	Waiting       int            `json:"waiting,omitempty"`  // tun pods whose queue `penstock adopt` must bring
 	State         *StateTrouble  `json:"state,omitempty"`    // why no pod can be added; readiness is about those that are there
 	Unopened      []string       `json:"unopened,omitempty"` // what cannot be listened on and is tried again: debug.listen, metrics.listen, native.port

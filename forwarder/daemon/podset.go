@@ -109,6 +109,18 @@ func (ps *pods) waiting() (n int) {
 	return n
 }
 
+// failed counts the pods that should have a network and have none: no port, or one that has lost its device.
+func (ps *pods) failed() (n int) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.all {
+		if p.phase() == control.PhaseAttached && (p.problem != "" || !p.open && !p.opening) {
+			n++
+		}
+	}
+	return n
+}
+
 // deviceOwner says which other pod has a device.
 func (ps *pods) deviceOwner(device string, but control.PodKey) (control.PodKey, bool) {
 	ps.mu.Lock()

@@ -22,7 +22,8 @@ import (
 // What cannot be put back is tried again, and said once.
 const (
 	repairInterval = 200 * time.Millisecond // at most one look in this time, however much changes around us
-	repairShare    = 20                     // and looking takes a twentieth of the time at most
+	repairShare    = 20                     // and looking takes a twentieth of the time,
+	repairPause    = 5 * time.Second        // but who has lost something waits no longer than this for the next look
 	repairRetry    = time.Second            // after a look that has failed
 	repairTick     = time.Minute            // a look in any case: no message is worth more than what it is about
 	repairForward  = 10 * time.Second
@@ -54,10 +55,15 @@ func (d *Daemon) watchHost(ctx context.Context) error {
 		after = time.After(wait)
 		select {
 		case <-ctx.Done():
-		case <-time.After(max(repairInterval, repairShare*time.Since(began))):
+		case <-time.After(pauseAfter(time.Since(began))):
 		}
 	}
 	return g.Wait()
+}
+
+// pauseAfter is how long not to look after a look that took so long.
+func pauseAfter(took time.Duration) time.Duration {
+	return min(max(repairInterval, repairShare*took), repairPause)
 }
 
 // repairTick is when to look in any case. iptables says nothing of its chains.
@@ -193,6 +199,18 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 			errs = append(errs, d.tell(ctx, k, fmt.Sprintf("its device %s has gone: delete the pod", p.rec.Device)))
 		}
 	}
+	return few(errs)
+}
+
+// maxTold is how many pods one line of the log names: with hundreds it is longer than journald's lines.
+const maxTold = 3
+
+// few joins the first errors, of a pod each, and counts the others.
+func few(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if n := len(errs) - maxTold; n > 0 {
+		errs = append(errs[:maxTold:maxTold], fmt.Errorf("and so with %d more pods: penstockctl pods", n))
+	}
 	return errors.Join(errs...)
 }
 
@@ -287,6 +305,13 @@ func (d *Daemon) reopen(ctx context.Context, k control.PodKey) error {
 		}
 		if strings.HasPrefix(p.problem, sharedAddress) {
 			return nil // no device mends that
+		}
+		if !p.open { // what follows writes nftables three times
+			if err := d.plane.Fits(specOf(p.rec)); err != nil {
+				p.problem = err.Error()
+				d.pods.put(p)
+				return fmt.Errorf("the device of %s is there and cannot be attached: %w", k, err)
+			}
 		}
 		if err := d.closePort(p); err != nil {
 			return err

@@ -312,3 +312,38 @@ func TestHostLacksIsAsked(t *testing.T) {
 		}
 	}
 }
+
+// TestPodsWithoutRoom: pods for which there is no memory are counted, cost no change of nftables at each look, and are a short line in the
+// log; when there is room they are attached. They hold up no look for long.
+func TestPodsWithoutRoom(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "")
+	for _, c := range []string{"a", "bb", "ccc", "dddd", "eeeee"} {
+		if _, err := r.plug(t, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.failing("fits", errors.New("no packet buffer left"))
+	f.failing("attach", errors.New("no packet buffer left"))
+	r = r.again(t)
+	f.deeds()
+	err := r.repairPods(t.Context())
+	if err == nil || strings.Count(err.Error(), "no packet buffer left") != maxTold || !strings.HasSuffix(err.Error(), "and so with 2 more pods: penstockctl pods") {
+		t.Errorf("error %v", err)
+	}
+	for _, did := range f.deeds() {
+		if strings.HasPrefix(did, "block") || strings.HasPrefix(did, "unblock") || strings.HasPrefix(did, "attach") {
+			t.Errorf("it did %s", did)
+		}
+	}
+	if s, err := r.client.Status(t.Context()); err != nil || s.Failed != 5 || s.Ports != 0 {
+		t.Errorf("%d pods without network, %d ports, %v", s.Failed, s.Ports, err)
+	}
+	f.failing("fits", nil)
+	f.failing("attach", nil)
+	r.moved()
+	soon(t, "the pods are attached", func() bool { return r.pods.failed() == 0 })
+	if got := pauseAfter(9 * time.Second); got != repairPause {
+		t.Errorf("after a look of 9 s there is none for %s", got)
+	}
+}

@@ -27,7 +27,7 @@ func (d *Daemon) Status(context.Context) (control.Status, error) {
 		Encap: s.kind.String(), Port: c.Encap.Port, VNI: c.Encap.VNI, MTU: s.podMTU, UnderlayMTU: s.underlay.MTU, Underlay: s.underlay.Device,
 		Device: c.Host.Device, Ready: ready, Reason: reason, Capabilities: d.capabilities(),
 		Version: control.Version(), Started: d.started.UTC(), UptimeSeconds: int64(time.Since(d.started).Seconds()), Workers: d.workers,
-		PodCIDRs: c.Node.PodCIDRs, ClusterCIDRs: c.Network.CIDRs, Peers: len(s.peers), Ports: d.plane.PortCount(), Waiting: d.pods.waiting(), State: d.pods.store.Writable(), Unopened: d.unopened(),
+		PodCIDRs: c.Node.PodCIDRs, ClusterCIDRs: c.Network.CIDRs, Peers: len(s.peers), Ports: d.plane.PortCount(), Waiting: d.pods.waiting(), Failed: d.pods.failed(), State: d.pods.store.Writable(), Unopened: d.unopened(),
 		Config: d.path, Rejected: d.reloads.failure(), LogLevel: d.LogLevel(),
 	}, nil
 }
