@@ -128,6 +128,21 @@ func TestMonitoringRules(t *testing.T) {
 	}
 }
 
+// TestMonitoringSilentPeers: packets that this node's kernel refuses, or has no route for, are dropped and not sent, and the peer's
+// silence is told all the same; a daemon that is down has no series that could be 0.
+func TestMonitoringSilentPeers(t *testing.T) {
+	groups, _ := rulefmt.ParseFile("../../docs/monitoring/alerts.yaml", false, model.LegacyValidation)
+	expr := map[string]string{}
+	for _, r := range groups.Groups[0].Rules {
+		expr[r.Alert] = r.Expr
+	}
+	for alert, want := range map[string]string{"PenstockPeerSilent": "penstock_peer_dropped_packets_total", "PenstockDown": "unless penstock_ready"} {
+		if !strings.Contains(expr[alert], want) {
+			t.Errorf("%s does not ask for %s: %s", alert, want, expr[alert])
+		}
+	}
+}
+
 func TestMonitoringDashboard(t *testing.T) {
 	_, families := everyMetric(t)
 	b, err := os.ReadFile("../../docs/monitoring/dashboard.json")
