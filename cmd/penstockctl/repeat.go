@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,7 +17,7 @@ import (
 // repeat draws again and again: count times, or with 0 until the user has enough. On a terminal each picture takes the place of
 // the one before, and q ends it as Ctrl-C does; elsewhere they follow each other.
 func (t *tool) repeat(ctx context.Context, every time.Duration, count int, draw func(context.Context, *bytes.Buffer) error) error {
-	live := count == 0 && t.output != "json" && t.terminal()
+	live := count == 0 && t.output != "json" && t.terminal() && drawable(os.Getenv("TERM"))
 	var keys <-chan byte
 	if live {
 		restore, err := quietTerminal(os.Stdin)
@@ -65,16 +67,35 @@ func (t *tool) repeat(ctx context.Context, every time.Duration, count int, draw 
 	}
 }
 
-// fitHeight keeps the lines that a window has room for.
+// drawable is whether a terminal of this name understands where to draw.
+func drawable(term string) bool { return term != "" && term != "dumb" }
+
+// fitHeight keeps the lines that a window has room for: each part between empty lines has its share, and says how much more there is.
 func fitHeight(s string, height int) string {
-	if height <= 1 {
+	if height <= 1 || strings.Count(s, "\n") < height {
 		return s
 	}
-	lines := strings.SplitAfter(s, "\n")
-	if len(lines) <= height {
-		return s
+	parts := strings.Split(strings.TrimRight(s, "\n"), "\n\n")
+	shares := make([]int, len(parts))
+	bySize := make([]int, len(parts))
+	for i, p := range parts {
+		shares[i], bySize[i] = 1+strings.Count(p, "\n"), i
 	}
-	return strings.Join(lines[:height-1], "")
+	slices.SortStableFunc(bySize, func(a, b int) int { return cmp.Compare(shares[a], shares[b]) })
+	room := height - len(parts) // empty lines, and the one that the cursor is in
+	for n, i := range bySize {  // what a small part leaves is for the others
+		shares[i] = min(shares[i], max(room/(len(parts)-n), 1))
+		room -= shares[i]
+	}
+	for i, p := range parts {
+		lines := strings.Split(p, "\n")
+		if more := len(lines) - shares[i]; more > 0 {
+			lines = append(lines[:shares[i]-1], fmt.Sprintf("… %d more lines", more+1))
+		}
+		parts[i] = strings.Join(lines, "\n")
+	}
+	whole := strings.SplitAfter(strings.Join(parts, "\n\n")+"\n", "\n")
+	return strings.Join(whole[:min(len(whole), height-1)], "") // of very many parts
 }
 
 // quietTerminal makes keys come at once and unseen; Ctrl-C goes on to be a signal.

@@ -153,7 +153,22 @@ func TestGrew(t *testing.T) {
 	if grew(10, 30, 2) != 10 || grew(30, 10, 2) != 0 || grew(1, 2, 0) != 0 {
 		t.Error(grew(10, 30, 2), grew(30, 10, 2))
 	}
-	if fitHeight("a\nb\nc\n", 3) != "a\nb\n" || fitHeight("a\n", 0) != "a\n" {
-		t.Errorf("%q", fitHeight("a\nb\nc\n", 3))
+	for _, c := range []struct {
+		whole, want string
+		height      int
+	}{
+		{"a\n", "a\n", 0},
+		{"a\nb\n", "a\nb\n", 3},
+		{"a\nb\nc\n", "a\n… 2 more lines\n", 3},
+		{"POD\n1\n2\n3\n4\n5\n\nPEER\nb\n\ndropping\n", "POD\n1\n… 4 more lines\n\nPEER\nb\n\ndropping\n", 9},
+		{"POD\n1\n2\n3\n\nPEER\nb\nc\nd\n\ndropping\n", "POD\n… 3 more lines\n\nPEER\n… 3 more lines\n\ndropping\n", 8},
+		{"a\n\nb\n\nc\n\nd\n", "a\n\n", 3},
+	} {
+		if got := fitHeight(c.whole, c.height); got != c.want {
+			t.Errorf("%q in %d lines: %q, want %q", c.whole, c.height, got, c.want)
+		}
+	}
+	if drawable("dumb") || drawable("") || !drawable("xterm") {
+		t.Error("it draws where nobody can, or not where one can")
 	}
 }
