@@ -40,6 +40,7 @@ container/interface (the first 8 characters of the container do), the owner (nam
 UDP or SCTP (of a packet in fragments the first has it; an ICMP error has none); --reason a drop reason (penstockctl
 drops --all lists them), and then only these drops are shown. --proto and --port are about the pods' packets, not about
 what carries them. In a pcapng file each stage, pod, peer and reason is an interface of its own (frame.interface_name), whose comment explains a drop.
+tcpdump and tshark read it; frames that have no Ethernet header, as those of tun pods, get one of zeros there.
 Superframes are one long packet, and checksums may be wrong where the device would have filled them in.
 
 It ends after --count frames, or by Ctrl-C, which leaves a whole file. What the daemon could not pass on in time is counted and

@@ -100,7 +100,7 @@ func TestCaptureFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	r, err := pcapgo.NewNgReader(file, pcapgo.NgReaderOptions{WantMixedLinkType: true})
+	r, err := pcapgo.NewNgReader(file, pcapgo.DefaultNgReaderOptions) // which reads one type of link only, as libpcap does
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,8 +109,8 @@ func TestCaptureFile(t *testing.T) {
 	}
 	for i, want := range []pcapgo.NgInterface{
 		{Name: "from-pod c1/eth0", Description: "pod c1/eth0", LinkType: layers.LinkTypeEthernet},
-		{Name: "dropped:spoofed c1/eth0", Description: "pod c1/eth0", Comment: "a pod lies; what to do: look at it", LinkType: layers.LinkTypeRaw},
-		{Name: "to-peer node-b", Description: "peer node-b", LinkType: layers.LinkTypeRaw},
+		{Name: "dropped:spoofed c1/eth0", Description: "pod c1/eth0, Ethernet header made up", Comment: "a pod lies; what to do: look at it", LinkType: layers.LinkTypeEthernet},
+		{Name: "to-peer node-b", Description: "peer node-b, Ethernet header made up", LinkType: layers.LinkTypeEthernet},
 	} {
 		data, ci, err := r.ReadPacketData()
 		if err != nil {
@@ -120,13 +120,16 @@ func TestCaptureFile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if on.Name != want.Name || on.Description != want.Description || on.Comment != want.Comment || on.LinkType != want.LinkType || on.SnapLength != 99 {
+		if on.Name != want.Name || on.Description != want.Description || on.Comment != want.Comment || on.LinkType != want.LinkType || on.SnapLength != 99+14 {
 			t.Errorf("%d: on %+v", i, on)
 		}
 		if ci.Timestamp.UnixNano() != 100e9+7+int64(i) || !bytes.HasSuffix(data, capturedIP) {
 			t.Errorf("%d: %+v % x", i, ci, data)
 		}
-		if i == 2 && ci.Length != 60000 {
+		if len(data) != 14+len(capturedIP) || data[12] != 8 || data[13] != 0 {
+			t.Errorf("%d: its Ethernet header: % x", i, data)
+		}
+		if i == 2 && ci.Length != 14+60000 {
 			t.Errorf("a superframe of %d bytes", ci.Length)
 		}
 	}

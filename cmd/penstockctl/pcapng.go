@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"runtime"
@@ -11,12 +12,14 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcapgo"
 
+	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/control/capture"
 )
 
 // pcapng writes frames to a file that Wireshark reads. Each stage of each pod and peer, and each reason, is an interface; it is
-// announced when its first frame comes.
+// announced when its first frame comes. All are of the type Ethernet, as libpcap reads a file of one type only: frames that had no Ethernet
+// header have one that is made up, of zeros and their protocol, and their interface says so.
 type pcapng struct {
 	*pcapgo.NgWriter
 	snap       uint32
@@ -40,10 +43,13 @@ func newPcapng(w io.Writer, r capture.Request, reasons map[string]control.Drop) 
 			filters = append(filters, f[0]+" "+f[1])
 		}
 	}
-	p := &pcapng{snap: uint32(r.Snap), interfaces: map[ngKey]int{}, reasons: reasons}
+	p := &pcapng{interfaces: map[ngKey]int{}, reasons: reasons}
+	if r.Snap > 0 {
+		p.snap = uint32(r.Snap + encap.EthernetLen) // libpcap takes no longer frame
+	}
 	var err error
 	// A section needs an interface before anything comes: the node itself.
-	p.NgWriter, err = pcapgo.NewNgWriterInterface(w, p.describe(ngKey{stage: "penstock"}), pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{
+	p.NgWriter, err = pcapgo.NewNgWriterInterface(w, p.describe(ngKey{stage: "penstock", ethernet: true}), pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{
 		Hardware: runtime.GOARCH, OS: runtime.GOOS, Application: "penstockctl " + control.Version(), Comment: strings.Join(filters, ", "),
 	}})
 	if err != nil {
@@ -53,10 +59,7 @@ func newPcapng(w io.Writer, r capture.Request, reasons map[string]control.Drop) 
 }
 
 func (p *pcapng) describe(k ngKey) pcapgo.NgInterface {
-	i := pcapgo.NgInterface{Name: k.stage, LinkType: layers.LinkTypeRaw, SnapLength: p.snap, TimestampResolution: 9, OS: runtime.GOOS}
-	if k.ethernet {
-		i.LinkType = layers.LinkTypeEthernet
-	}
+	i := pcapgo.NgInterface{Name: k.stage, LinkType: layers.LinkTypeEthernet, SnapLength: p.snap, TimestampResolution: 9, OS: runtime.GOOS}
 	if k.reason != "" {
 		i.Name += ":" + k.reason
 		if r := p.reasons[k.reason]; r.Meaning != "" {
@@ -72,6 +75,9 @@ func (p *pcapng) describe(k ngKey) pcapgo.NgInterface {
 	}
 	if k.peer != "" {
 		whose = append(whose, "peer "+k.peer)
+	}
+	if !k.ethernet {
+		whose = append(whose, "Ethernet header made up")
 	}
 	i.Description = strings.Join(whose, ", ")
 	for _, s := range []string{k.pod, k.peer} {
@@ -92,7 +98,25 @@ func (p *pcapng) write(c *capture.Frame) error {
 		}
 		p.interfaces[k] = i
 	}
-	return p.WritePacket(gopacket.CaptureInfo{Timestamp: c.Time, CaptureLength: len(c.Data), Length: c.Length, InterfaceIndex: i}, c.Data)
+	data, length := c.Data, c.Length
+	if !c.Ethernet {
+		data, length = append(madeUp(data), data...), length+encap.EthernetLen
+	}
+	return p.WritePacket(gopacket.CaptureInfo{Timestamp: c.Time, CaptureLength: len(data), Length: length, InterfaceIndex: i}, data)
+}
+
+// madeUp is an Ethernet header for a frame that had none.
+func madeUp(data []byte) []byte {
+	kind := uint16(0x88b5) // what it is nobody knows: IEEE's type for experiments
+	if len(data) > 0 {
+		switch data[0] >> 4 {
+		case 4:
+			kind = uint16(layers.EthernetTypeIPv4)
+		case 6:
+			kind = uint16(layers.EthernetTypeIPv6)
+		}
+	}
+	return binary.BigEndian.AppendUint16(make([]byte, 12, encap.EthernetLen+len(data)), kind)
 }
 
 func (p *pcapng) flush() error { return p.Flush() }
