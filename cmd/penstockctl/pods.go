@@ -15,7 +15,7 @@ import (
 
 func (t *tool) pods() *cobra.Command {
 	return show(t, "pods", "List the pods on record, attached or not", "pods", (*control.Client).Pods, func(pods []control.Pod) {
-		p := &table{out: t.out, head: []string{"CONTAINER", "IF", "OWNER", "NETWORK", "PHASE", "ATTACH", "DEVICE", "ADDRESSES", "MTU", "LIMITS", "AGE"}, flexible: 0}
+		p := &table{out: t.out, head: []string{"CONTAINER", "IF", "OWNER", "NETWORK", "PHASE", "ATTACH", "DEVICE", "ADDRESSES", "MTU", "LIMITS", "AGE"}, flexible: 0, least: leastContainer}
 		var problems []string
 		for _, o := range pods {
 			p.row(o.Container, o.Interface, cmp.Or(o.Owner, "-"), cmp.Or(o.Network, "-"), o.Phase, o.Attach, cmp.Or(o.Device, "-"), addresses(o.Addresses),
@@ -42,7 +42,7 @@ func (t *tool) ipam() *cobra.Command {
 			return
 		}
 		fmt.Fprintln(t.out)
-		a := &table{out: t.out, head: []string{"ADDRESS", "STATE", "CONTAINER", "IF", "OWNER", "NETWORK", "SINCE", "REASON"}, flexible: 2}
+		a := &table{out: t.out, head: []string{"ADDRESS", "STATE", "CONTAINER", "IF", "OWNER", "NETWORK", "SINCE", "REASON"}, flexible: 2, least: leastContainer}
 		for _, o := range i.Addresses {
 			a.row(o.Address.String(), o.State, cmp.Or(o.Container, "-"), cmp.Or(o.Interface, "-"), cmp.Or(o.Owner, "-"), cmp.Or(o.Network, "-"),
 				duration(time.Since(o.Since))+" ago", o.Reason)

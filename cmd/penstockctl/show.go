@@ -43,7 +43,7 @@ func (t *tool) json(v any) error {
 
 func (t *tool) ports() *cobra.Command {
 	return show(t, "ports", "List the attached pods", "ports", (*control.Client).Ports, func(ports []control.Port) {
-		p := &table{out: t.out, head: []string{"CONTAINER", "IF", "DEVICE", "ATTACH", "ADDRESSES", "MTU", "FROM", "BYTES", "TO", "BYTES", "DROPPED", "SEEN"}, flexible: 0}
+		p := &table{out: t.out, head: []string{"CONTAINER", "IF", "DEVICE", "ATTACH", "ADDRESSES", "MTU", "FROM", "BYTES", "TO", "BYTES", "DROPPED", "SEEN"}, flexible: 0, least: leastContainer}
 		for _, o := range ports {
 			traffic := []string{count(o.Received.Packets), count(o.Received.Bytes), count(o.Sent.Packets), count(o.Sent.Bytes), count(o.Dropped + o.RingDrops), ago(o.LastSeen)}
 			if o.Attach == control.AttachRouted { // the host's stack carries it: nobody counts

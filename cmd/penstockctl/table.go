@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -17,11 +18,16 @@ type table struct {
 	bare     bool // no head
 	flexible int  // column
 	wrap     bool
+	least    int // that the flexible column keeps; 0: 8
 	rows     [][]string
 	width    int // of the window; 0: ask
 }
 
 const gap = 2 // spaces between columns
+
+// leastContainer is what a shortened id of a container keeps, its ellipsis included: as much as doctor prints, and more than the 8 characters by
+// which a pod can be named.
+const leastContainer = 13
 
 func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
 
@@ -45,7 +51,7 @@ func (t *table) print() {
 		t.width = windowWidth(t.out)
 	}
 	if over := total - t.width; t.width > 0 && over > 0 {
-		widths[t.flexible] = max(widths[t.flexible]-over, 8)
+		widths[t.flexible] = max(widths[t.flexible]-over, min(widths[t.flexible], cmp.Or(t.least, 8)))
 	}
 	for _, r := range rows {
 		for first := true; first || r[t.flexible] != ""; first = false {
