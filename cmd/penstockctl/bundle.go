@@ -53,12 +53,31 @@ What cannot be had is named in errors.txt; the exit status is then 5.`,
 
 // bundle is a support bundle in the making. A part that fails leaves a line in errors, and the others go on.
 type bundle struct {
-	name   string // of the folder in the archive
-	time   time.Time
-	out    *tar.Writer
-	lacks  []lack
-	failed error // of the archive itself
+	parts []part
+	lacks []lack
 }
+
+// part is a file of the archive.
+type part struct{ name, content string }
+
+// archive is all parts in a folder.
+func (b *bundle) archive(folder string, made time.Time) (*bytes.Buffer, error) {
+	var archive bytes.Buffer
+	z := gzip.NewWriter(&archive)
+	out := tar.NewWriter(z)
+	for _, p := range b.parts {
+		if err := out.WriteHeader(&tar.Header{Name: folder + "/" + p.name, Mode: 0o600, Size: int64(len(p.content)), ModTime: made}); err != nil {
+			return nil, err
+		}
+		if _, err := io.WriteString(out, p.content); err != nil {
+			return nil, err
+		}
+	}
+	return &archive, cmp.Or(out.Close(), z.Close())
+}
+
+// bundleProbing is how long a bundle waits for peers that do not answer: who has thousands of them does not wait for a support bundle.
+const bundleProbing = 30 * time.Second
 
 // lack is a part that could not be had, and why.
 type lack struct{ part, why string }
@@ -116,33 +135,29 @@ func (t *tool) writeBundle(ctx context.Context, file, configPath, cniDir string)
 			return fmt.Errorf("the bundle cannot be written: %s is no directory: give another with --file", dir)
 		}
 	}
-	report := t.examine(ctx, configPath, cniDir, nil)
-	configPath = cmp.Or(configPath, config.DefaultPath)
+	// The daemon's answers come first: whoever breaks doctor off has these.
+	b, daemonPath := &bundle{}, configPath
+	t.bundleDaemon(ctx, b, &daemonPath)
+	report := t.examine(ctx, configPath, cniDir, nil, bundleProbing)
+	b.value("doctor.json", report, nil)
 	name := "penstock-" + cmp.Or(report.Node, "node") + "-" + report.Time.Format("20060102T150405Z")
 	file = cmp.Or(file, name+".tar.gz")
-	var archive bytes.Buffer
-	z := gzip.NewWriter(&archive)
-	b := &bundle{name: name, time: report.Time, out: tar.NewWriter(z)}
-	b.value("doctor.json", report, nil)
-	t.bundleDaemon(ctx, b, &configPath)
-	b.bundleFiles(configPath, cniDir)
+	b.bundleFiles(cmp.Or(daemonPath, config.DefaultPath), cniDir)
 	b.bundleHost()
 	b.text("version.txt", versions(), nil)
 	if len(b.lacks) > 0 {
 		b.text("errors.txt", strings.Join(b.lines(), "\n")+"\n", nil)
 	}
-	if b.failed == nil {
-		b.failed = cmp.Or(b.out.Close(), z.Close())
-	}
-	if b.failed != nil {
-		return fmt.Errorf("the bundle cannot be made: %w", b.failed)
+	archive, err := b.archive(name, report.Time)
+	if err != nil {
+		return fmt.Errorf("the bundle cannot be made: %w", err)
 	}
 	if file == "-" {
 		if _, err := t.out.Write(archive.Bytes()); err != nil {
 			return fmt.Errorf("the bundle cannot be written: %w", err)
 		}
 	} else {
-		if err := writeAtomically(file, &archive, 0o600); err != nil {
+		if err := writeAtomically(file, archive, 0o600); err != nil {
 			return err
 		}
 		if t.output == "json" {
@@ -164,12 +179,8 @@ func (b *bundle) text(name, content string, err error) {
 	if err != nil {
 		b.lacks = append(b.lacks, lack{name, err.Error()})
 	}
-	if b.failed != nil || content == "" && err != nil {
-		return
-	}
-	b.failed = b.out.WriteHeader(&tar.Header{Name: b.name + "/" + name, Mode: 0o600, Size: int64(len(content)), ModTime: b.time})
-	if b.failed == nil {
-		_, b.failed = io.WriteString(b.out, content)
+	if content != "" || err == nil {
+		b.parts = append(b.parts, part{name, content})
 	}
 }
 

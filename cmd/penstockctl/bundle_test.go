@@ -2,7 +2,9 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -101,6 +103,24 @@ func TestBundleKeepsSecrets(t *testing.T) {
 		if _, ok := parts[name]; !ok {
 			t.Errorf("%s is missing", name)
 		}
+	}
+}
+
+// TestBundleBrokenOff: who has no patience with doctor has the daemon's answers.
+func TestBundleBrokenOff(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	socket := serve(t, &fake{probing: stop})
+	file := filepath.Join(t.TempDir(), "b.tar.gz")
+	var out, errs bytes.Buffer
+	run(ctx, []string{"--socket", socket, "support-bundle", "-f", file, "--conf-dir", t.TempDir()}, &out, &errs)
+	parts := readBundle(t, file)
+	for _, name := range []string{"status.json", "peers.json", "doctor.json"} {
+		if parts[name] == "" {
+			t.Errorf("%s is missing: %s", name, errs.String())
+		}
+	}
+	if !strings.Contains(parts["doctor.json"], "were not probed") {
+		t.Errorf("doctor says %s", parts["doctor.json"])
 	}
 }
 

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,7 +36,7 @@ func (t *tool) doctor() *cobra.Command {
 			if !c.Flags().Changed("config") {
 				configPath = "" // nobody says that the daemon's is there
 			}
-			r := t.examine(c.Context(), configPath, cniDir, args)
+			r := t.examine(c.Context(), configPath, cniDir, args, 0)
 			if t.output == "json" {
 				if err := t.json(r); err != nil {
 					return err
@@ -69,8 +71,18 @@ Checks:
 	return b.String()
 }
 
-func (t *tool) examine(ctx context.Context, configPath, cniDir string, peers []string) doctor.Report {
-	return doctor.Examine(ctx, doctor.Options{Socket: t.socket, Config: configPath, Peers: peers, CNI: func() []doctor.Check { return examineCNI(cniDir) }})
+// examine is what doctor finds; probing bounds how long it probes peers, unless it is 0.
+func (t *tool) examine(ctx context.Context, configPath, cniDir string, peers []string, probing time.Duration) doctor.Report {
+	o := doctor.Options{Socket: t.socket, Config: configPath, Peers: peers, CNI: func() []doctor.Check { return examineCNI(cniDir) }, Probing: probing}
+	if windowWidth(t.errs) > 0 && drawable(os.Getenv("TERM")) {
+		o.Progress = func(done, all int) {
+			fmt.Fprintf(t.errs, "\r%d of %d peers probed", done, all)
+			if done == all {
+				fmt.Fprint(t.errs, "\r\x1b[K")
+			}
+		}
+	}
+	return doctor.Examine(ctx, o)
 }
 
 func judgement(r doctor.Report) error {
@@ -89,7 +101,7 @@ func judgement(r doctor.Report) error {
 
 func (t *tool) printReport(r doctor.Report, brief bool) {
 	p := &table{out: t.out, head: []string{"RESULT", "CHECK", "FINDING"}, flexible: 2, wrap: true}
-	for _, c := range r.Checks {
+	for _, c := range r.Merged() {
 		if brief && (c.Result == doctor.OK || c.Result == doctor.Skipped) {
 			continue
 		}

@@ -25,6 +25,7 @@ type fake struct {
 	level    string
 	err      error
 	attached []control.AttachRequest
+	probing  func() // not nil: a probe calls it, and lasts until it is broken off
 }
 
 func (f *fake) Status(context.Context) (control.Status, error) {
@@ -51,7 +52,11 @@ func (f *fake) Routes(context.Context) ([]control.Route, error) {
 func (f *fake) Drops(context.Context) ([]control.Drop, error) {
 	return []control.Drop{{Reason: "spoofed", Packets: 5, Meaning: "a pod sent with a source that is not its address", Remedy: "look at that pod"}}, f.err
 }
-func (f *fake) Probe(_ context.Context, r control.ProbeRequest) (control.Probe, error) {
+func (f *fake) Probe(ctx context.Context, r control.ProbeRequest) (control.Probe, error) {
+	if f.probing != nil {
+		f.probing()
+		<-ctx.Done()
+	}
 	return control.Probe{Peer: r.Peer, Node: true, AnsweredBy: control.AnsweredByPenstock, MTU: 1450, Passes: 1450, Back: 1450}, f.err
 }
 func (f *fake) Bench(_ context.Context, r control.BenchRequest) (control.Bench, error) {

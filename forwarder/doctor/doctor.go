@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/penstock-net/penstock/forwarder/control"
@@ -27,6 +28,8 @@ type Check struct {
 	Remedy  string `json:"remedy,omitempty"`
 
 	Probe *control.Probe `json:"probe,omitempty"` // of a peer: what was measured, the sizes each way among it
+
+	kind string // what findings of several peers have in common; empty: nothing
 }
 
 // Names lists every check, in the order in which they are reported, and what it looks at.
@@ -79,12 +82,39 @@ func (r *Report) Count(x Result) (n int) {
 	return n
 }
 
+// Merged is Checks with peers that fare alike in one, where they are more than one sentence names.
+func (r *Report) Merged() (merged []Check) {
+	type alike struct {
+		result Result
+		kind   string
+	}
+	names := map[alike][]string{}
+	key := func(c Check) alike { return alike{c.Result, c.kind} }
+	for _, c := range r.Checks {
+		names[key(c)] = append(names[key(c)], strings.TrimPrefix(c.Name, "peer "))
+	}
+	for _, c := range r.Checks {
+		all := names[key(c)]
+		switch {
+		case c.kind == "" || len(all) <= maxListed:
+			merged = append(merged, c)
+		case strings.TrimPrefix(c.Name, "peer ") == all[0]:
+			c.Name, c.Finding = "peer", fmt.Sprintf("%d peers alike (%s); %s: %s", len(all), listed(all), all[0], c.Finding)
+			merged = append(merged, c)
+		}
+	}
+	return merged
+}
+
 // Options say what to examine.
 type Options struct {
 	Socket string
 	Config string         // of the daemon, if it cannot be asked; empty: the default place is tried, and that nothing is there is no fault
 	Peers  []string       // names or addresses; none: all
 	CNI    func() []Check // looks at the lists of the container runtime
+
+	Probing  time.Duration       // how long peers may be probed; 0: until all are
+	Progress func(done, all int) // of probing, one call at a time; nil: nobody looks
 }
 
 // examination is under way: facts, and what has been found.
@@ -101,7 +131,7 @@ func (x *examination) add(name string, r Result, remedy, finding string, a ...an
 func (x *examination) ok(name, finding string, a ...any)   { x.add(name, OK, "", finding, a...) }
 func (x *examination) skip(name, finding string, a ...any) { x.add(name, Skipped, "", finding, a...) }
 
-// Examine looks at everything. It takes a second where all is well, and some seconds for each sixteen peers that are not.
+// Examine looks at everything. It takes a second where all is well, and some seconds for each 64 peers that are not.
 func Examine(ctx context.Context, o Options) Report {
 	x := &examination{o: o}
 	x.gather(ctx, control.New(o.Socket), o.Config)

@@ -387,3 +387,38 @@ func TestNative(t *testing.T) {
 		}
 	}
 }
+
+// TestPeersAlike: sixty dead peers are one finding, with a count and some names; a few are each their own, and JSON has all.
+func TestPeersAlike(t *testing.T) {
+	r := Report{Checks: []Check{{Name: "daemon", Result: OK}, {Name: "tun", Result: OK}}}
+	for i := range 60 {
+		r.Checks = append(r.Checks, judge(outcome{peer: control.Peer{Name: fmt.Sprintf("dead-%d", i)}}, false))
+	}
+	for i := range 2 {
+		r.Checks = append(r.Checks, judge(outcome{peer: control.Peer{Name: fmt.Sprintf("well-%d", i)}, probe: control.Probe{AnsweredBy: control.AnsweredByPenstock}}, false))
+	}
+	m := r.Merged()
+	if len(m) != 5 || len(r.Checks) != 64 || m[2].Name != "peer" || m[3].Name != "peer well-0" || m[2].Remedy != r.Checks[2].Remedy ||
+		!strings.HasPrefix(m[2].Finding, "60 peers alike (dead-0, dead-1, dead-2, dead-3, dead-4 and 55 more); dead-0: down: neither") {
+		t.Errorf("%+v", m)
+	}
+}
+
+// TestProbesBrokenOff: peers that were not probed before the end are no fault of the daemon's, nor of theirs.
+func TestProbesBrokenOff(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	told := 0
+	x := &examination{o: Options{Socket: "none", Probing: time.Second, Progress: func(done, all int) { told = done*10 + all }}}
+	x.up, x.client = true, control.New("/none.sock")
+	x.peers = []control.Peer{{Name: "b"}, {Name: "c"}}
+	x.probePeers(ctx)
+	for _, c := range x.report.Checks {
+		if c.Result == Warning || c.Result == Failure || strings.HasPrefix(c.Name, "peer ") {
+			t.Errorf("%+v", c)
+		}
+	}
+	if c := x.report.Checks[0]; c.Result != Skipped || !strings.HasPrefix(c.Finding, "2 of 2 peers were not probed") || told != 22 {
+		t.Errorf("%+v, progress %d", c, told)
+	}
+}

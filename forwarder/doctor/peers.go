@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	atOnce    = 16               // peers that are probed at the same time
+	atOnce    = 64               // peers that are probed at the same time
 	maxClock  = 10 * time.Second // by which clocks may differ
 	maxListed = 5                // names in one sentence
 	fresh     = 10 * time.Minute // what a peer's packets were dropped for longer ago says nothing of now
@@ -27,6 +27,7 @@ type outcome struct {
 	lost  bool     // this node has no route to its underlay address
 	probe control.Probe
 	err   error
+	cut   bool // there was no time for it
 
 	// While doctor looked:
 	heard    bool // frames from it were accepted
@@ -80,18 +81,13 @@ func (x *examination) probePeers(ctx context.Context) {
 		return
 	}
 	before, began := x.sample(ctx), time.Now()
-	results := make([]outcome, len(wanted))
-	slots := make(chan struct{}, atOnce)
-	var wait sync.WaitGroup
-	for i, p := range wanted {
-		wait.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			results[i].peer = p
-			results[i].probe, results[i].err = x.client.Probe(ctx, control.ProbeRequest{Peer: p.Address.String()})
-		})
+	results := x.probe(ctx, wanted)
+	if n := len(wanted) - len(results); n > 0 {
+		x.skip("peer", "%d of %d peers were not probed, as doctor was broken off or its time was over: penstockctl doctor PEER… looks at single ones", n, len(wanted))
 	}
-	wait.Wait()
+	if len(results) == 0 {
+		return
+	}
 	x.believed(ctx, results, began, refusals(before, x.sample(ctx)))
 	for i := range results {
 		if r := &results[i]; r.err == nil && r.probe.AnsweredBy == "" && !r.probe.Node && x.away == "" {
@@ -105,6 +101,41 @@ func (x *examination) probePeers(ctx context.Context) {
 	x.superframes(results)
 	x.native(results)
 	x.clocks(results)
+}
+
+// probe has the daemon probe peers, and leaves out those whose probe has not ended when the time is over.
+func (x *examination) probe(ctx context.Context, wanted []control.Peer) []outcome {
+	if x.o.Probing > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, x.o.Probing)
+		defer cancel()
+	}
+	results := make([]outcome, len(wanted))
+	slots := make(chan struct{}, atOnce)
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	done := 0
+	progress := func(n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		if done += n; x.o.Progress != nil {
+			x.o.Progress(done, len(wanted))
+		}
+	}
+	for i, p := range wanted {
+		wait.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			r := &results[i]
+			if r.peer, r.err = p, ctx.Err(); r.err == nil {
+				r.probe, r.err = x.client.Probe(ctx, control.ProbeRequest{Peer: p.Address.String()})
+			}
+			r.cut = r.err != nil && ctx.Err() != nil
+			progress(1)
+		})
+	}
+	wait.Wait()
+	return slices.DeleteFunc(results, func(r outcome) bool { return r.cut })
 }
 
 // refused are reasons for drops that say that this node's kernel took a datagram of the tunnel from nobody's hands.
@@ -156,7 +187,7 @@ func judge(r outcome, blocked bool) Check {
 		c.Probe = &a
 	}
 	say := func(remedy, finding string, args ...any) Check {
-		c.Remedy, c.Finding = remedy, fmt.Sprintf(finding, args...)
+		c.Remedy, c.Finding, c.kind = remedy, fmt.Sprintf(finding, args...), finding
 		return c
 	}
 	switch {
