@@ -269,10 +269,10 @@ func (a *adding) prepareHost(context.Context) error {
 			return nil
 		}
 		// A router ignores router advertisements unless told so (Documentation/networking/ip-sysctl.rst, accept_ra): the node
-		// would lose its own default route.
+		// would lose its own default route. conf/default is left alone: a device that is yet to come may be a pod's.
 		devices, _ := os.ReadDir("/proc/sys/net/ipv6/conf")
 		for _, d := range devices {
-			if key := "ipv6/conf/" + d.Name() + "/accept_ra"; readSysctl(key) == "1" && d.Name() != "all" {
+			if key := "ipv6/conf/" + d.Name() + "/accept_ra"; readSysctl(key) == "1" && d.Name() != "all" && d.Name() != "default" {
 				writeSysctl(key, "2")
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -76,8 +77,10 @@ func (c Sysctls) settings() []setting {
 	if c.IPv6 {
 		add(setting{parts: []string{"net", "ipv6", "conf", device, "disable_ipv6"}, ok: is(0), want: 0, severity: Failure,
 			problem: "IPv6 is off on the device, so it gets no address and no routes"})
+		for _, s := range advertisements(device, uplink) { // before the host forwards
+			add(s)
+		}
 		add(setting{parts: []string{"net", "ipv6", "conf", "all", "forwarding"}, ok: is(1), want: 1, severity: Failure, global: true,
-			leave:   routerAdvertisements,
 			problem: "the host does not forward IPv6, so pods reach neither Services nor the outside"})
 		add(setting{parts: []string{"net", "ipv6", "conf", device, "forwarding"}, ok: is(1), want: 1, severity: Failure,
 			problem: "the host does not forward what pods hand it"})
@@ -136,20 +139,37 @@ func (s setting) check(fix bool) (Finding, bool) {
 	return f, false
 }
 
-// routerAdvertisements says why IPv6 forwarding must not be turned on behind the owner's back: a host that forwards
-// no longer believes router advertisements (accept_ra=1) and would lose its own default route.
-func routerAdvertisements() string {
-	conf, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
-	for _, file := range conf {
-		name := filepath.Base(filepath.Dir(file))
-		if name == "all" || name == "default" || name == "lo" {
+// advertisements are the settings without which a device would stop to take router advertisements, and so lose its addresses and default
+// route when they expire: a host that forwards believes them only with accept_ra 2. Until it forwards that is set for whoever takes them.
+// Once it does, they may be ignored on purpose, and it is only told, of an uplink that lives by them. conf/default is left alone: a device
+// that is yet to come may be a pod's.
+func advertisements(own, uplink string) (list []setting) {
+	forwarding, err := readSysctl("net", "ipv6", "conf", "all", "forwarding")
+	if err != nil {
+		return nil
+	}
+	add := func(device string, s setting) {
+		s.parts, s.ok, s.want = []string{"net", "ipv6", "conf", device, "accept_ra"}, func(have int) bool { return have != 1 }, 2
+		s.severity, s.global = Warning, true
+		list = append(list, s)
+	}
+	if forwarding == 1 {
+		if uplink != "" && lives(uplink) {
+			add(uplink, setting{leave: func() string { return "they may be ignored on purpose" },
+				problem: fmt.Sprintf("as the host forwards IPv6 it ignores the router advertisements from which %s has addresses or routes, and they expire", uplink)})
+		}
+		return list
+	}
+	files, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+	for _, file := range files {
+		device := filepath.Base(filepath.Dir(file))
+		off, err := readSysctl("net", "ipv6", "conf", device, "disable_ipv6")
+		if err != nil || off == 1 || slices.Contains([]string{"all", "default", "lo", own}, device) {
 			continue
 		}
-		if ra, err := readSysctl("net", "ipv6", "conf", name, "accept_ra"); err == nil && ra == 1 && learnedDefault(name) {
-			return fmt.Sprintf("%s has its default route from router advertisements and would lose it; set net.ipv6.conf.%s.accept_ra=2 first", name, name)
-		}
+		add(device, setting{problem: "once the host forwards IPv6 it ignores router advertisements, and loses the addresses and routes that it has from them"})
 	}
-	return ""
+	return list
 }
 
 // sysctlName is the key as the program sysctl wants it: a dot in a device's name is written as a slash.

@@ -29,7 +29,7 @@ func TestSysctls(t *testing.T) {
 	set("net/ipv6/conf/penstock0/disable_ipv6", "1")
 	set("net/ipv6/conf/penstock0/accept_ra", "1")
 	want := []string{"net.ipv4.conf.eth0.forwarding", "net.ipv4.conf.penstock0.forwarding", "net.ipv4.conf.penstock0.rp_filter", "net.ipv4.ip_forward",
-		"net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.forwarding", "net.ipv6.conf.penstock0.accept_ra", "net.ipv6.conf.penstock0.disable_ipv6",
+		"net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.accept_ra", "net.ipv6.conf.eth0.forwarding", "net.ipv6.conf.penstock0.accept_ra", "net.ipv6.conf.penstock0.disable_ipv6",
 		"net.ipv6.conf.penstock0.forwarding"}
 	host.Do(func() {
 		found := Sysctls{Device: "penstock0", Uplink: "eth0", IPv4: true, IPv6: true}.Check()
@@ -43,7 +43,7 @@ func TestSysctls(t *testing.T) {
 		}
 		// With fix: what is global is told, what is our own device's is not worth a word.
 		found = Sysctls{Device: "penstock0", Uplink: "eth0", IPv4: true, IPv6: true, Fix: true}.Check()
-		if got := subjects(found); !slices.Equal(got, []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"}) {
+		if got := subjects(found); !slices.Equal(got, []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.accept_ra"}) {
 			t.Errorf("fixed: %v", found)
 		}
 		for _, f := range found {
@@ -92,29 +92,52 @@ func TestSysctlsReadOnly(t *testing.T) {
 	})
 }
 
-// Forwarding would cost a host its default route when it has that from router advertisements.
-func TestForwardingKeepsLearnedDefault(t *testing.T) {
+// A host that forwards believes router advertisements only with accept_ra 2: what it has from them would expire.
+func TestForwardingKeepsAdvertisements(t *testing.T) {
 	host, _, _ := node(t)
 	host.Sysctl("net/ipv6/conf/all/forwarding", "0")
+	host.Sysctl("net/ipv6/conf/penstock0/accept_ra", "0")
+	host.Sysctl("net/ipv6/conf/eth0/accept_ra", "1")
+	host.Device("pod")
+	host.Sysctl("net/ipv6/conf/pod/disable_ipv6", "1")
+	host.Sysctl("net/ipv6/conf/pod.peer/accept_ra", "0")
+	host.Do(func() {
+		found := Sysctls{Device: "penstock0", Uplink: "eth0", IPv6: true}.Check()
+		if len(found) != 4 || found[0].Subject != "net.ipv6.conf.eth0.accept_ra" || found[0].Remedy != "sysctl -w net.ipv6.conf.eth0.accept_ra=2" || found[1].Subject != "net.ipv6.conf.all.forwarding" {
+			t.Errorf("found: %v", found)
+		}
+		found = Sysctls{Device: "penstock0", Uplink: "eth0", IPv6: true, Fix: true}.Check()
+		if got := subjects(found); !slices.Equal(got, []string{"net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.accept_ra"}) || !found[0].Fixed || !found[1].Fixed {
+			t.Errorf("fixed: %v", found)
+		}
+		for device, want := range map[string]int{"eth0": 2, "default": 1, "pod": 1, "pod.peer": 0, "penstock0": 0} {
+			if have, err := readSysctl("net", "ipv6", "conf", device, "accept_ra"); err != nil || have != want {
+				t.Errorf("accept_ra of %s is %d, %v; want %d", device, have, err, want)
+			}
+		}
+	})
+	// Where it forwards already that may be meant so: it is told, and only of an uplink that has something from a router.
 	host.Sysctl("net/ipv6/conf/eth0/accept_ra", "1")
 	host.Do(func() {
+		if found := (Sysctls{Device: "penstock0", Uplink: "eth0", IPv6: true, Fix: true}).Check(); len(found) != 0 {
+			t.Errorf("static: %v", found)
+		}
 		link, err := netlink.LinkByName("eth0")
 		check(t, err)
+		a, err := netlink.ParseAddr("2001:db8::77/64")
+		check(t, err)
+		a.ValidLft, a.PreferedLft = 1000, 1000
+		check(t, netlink.AddrAdd(link, a))
+		found := Sysctls{Device: "penstock0", Uplink: "eth0", IPv6: true, Fix: true}.Check()
+		if len(found) != 1 || found[0].Fixed || found[0].Severity != Warning || found[0].Subject != "net.ipv6.conf.eth0.accept_ra" || !strings.Contains(found[0].Problem, "ignores the router advertisements from which eth0 has addresses") {
+			t.Errorf("found: %v", found)
+		}
+		check(t, netlink.AddrDel(link, a))
 		_, all, err := parseCIDR("::/0")
 		check(t, err)
 		check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: all, Gw: []byte("\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02"), Protocol: unix.RTPROT_RA}))
-		found := Sysctls{Device: "penstock0", IPv6: true, Fix: true}.Check()
-		i := slices.IndexFunc(found, func(f Finding) bool { return f.Subject == "net.ipv6.conf.all.forwarding" })
-		if i < 0 || found[i].Fixed || !strings.Contains(found[i].Problem, "eth0 has its default route from router advertisements") {
-			t.Errorf("found: %v", found)
-		}
-	})
-	host.Sysctl("net/ipv6/conf/eth0/accept_ra", "2")
-	host.Do(func() {
-		for _, f := range (Sysctls{Device: "penstock0", IPv6: true, Fix: true}).Check() {
-			if !f.Fixed {
-				t.Errorf("accept_ra=2: %v", f)
-			}
+		if found := (Sysctls{Device: "penstock0", Uplink: "eth0", IPv6: true}).Check(); len(found) != 1 {
+			t.Errorf("a route from a router: %v", found)
 		}
 	})
 }
