@@ -73,6 +73,8 @@ func (u *UDP) setUp(cfg UDPConfig, is6 bool) error {
 		// RFC 6936: flannel and kernel vxlan devices may send no checksum.
 		opts = append(opts,
 			option{unix.SOL_IPV6, unix.IPV6_V6ONLY, 1, "IPV6_V6ONLY"},
+			// The same flow leaves by a TAP as well, with label 0 (encap.Whole): routers that look at labels must see one flow.
+			option{unix.SOL_IPV6, unix.IPV6_AUTOFLOWLABEL, 0, "IPV6_AUTOFLOWLABEL"},
 			option{unix.SOL_UDP, unix.UDP_NO_CHECK6_RX, 1, "UDP_NO_CHECK6_RX"})
 	}
 	if cfg.ReusePort {
