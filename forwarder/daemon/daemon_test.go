@@ -260,6 +260,21 @@ func TestUnderlayChanges(t *testing.T) {
 	if s, _ := r.client.Status(t.Context()); s.Ready || !strings.Contains(s.Reason, "underlay") {
 		t.Errorf("ready without an underlay address: %+v", s)
 	}
+	f.deeds()
+	u.Duplicate = true
+	f.watch(u, nil)
+	if s, _ := r.client.Status(t.Context()); s.Ready || s.Reason != "the underlay address 192.0.2.1 cannot be used, as duplicate address detection has failed, so another machine has it or had it: take it from that machine, then delete it here and add it again" {
+		t.Errorf("ready with a duplicate address: %+v", s)
+	}
+	f.underlay.Tentative = true
+	if _, err := r.client.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "node.address: 192.0.2.1 on eth0 cannot be used, as duplicate address detection is still going on: wait") {
+		t.Errorf("a start with a tentative address: %v", err)
+	}
+	f.underlay.Tentative, u.Duplicate = false, false
+	f.watch(u, nil)
+	if did := f.deeds(); len(did) != 0 {
+		t.Errorf("what is only told was followed by %q", did)
+	}
 	u.Up = false
 	f.watch(u, nil)
 	if s, _ := r.client.Status(t.Context()); s.Ready || !strings.Contains(s.Reason, "down") {

@@ -125,6 +125,9 @@ func (d *Daemon) load(known netip.Addr) (*state, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node.address: %w", err)
 	}
+	if why, remedy := u.Unusable(); why != "" {
+		return nil, fmt.Errorf("node.address: %s on %s cannot be used, as %s: %s", u.Address, u.Device, why, remedy)
+	}
 	s, err := newState(cfg, u, cfg.Peers)
 	if err != nil {
 		return nil, err

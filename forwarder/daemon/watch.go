@@ -25,6 +25,7 @@ func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error)
 	d.change.Lock()
 	defer d.change.Unlock()
 	old := d.state.Load()
+	unusable, remedy := u.Unusable()
 	switch {
 	case err != nil && !errors.Is(err, hostnet.ErrNoAddress):
 		d.log.Warn("the underlay cannot be looked at, and is taken for what it was; trying again", "error", err)
@@ -37,6 +38,10 @@ func (d *Daemon) setUnderlay(ctx context.Context, u hostnet.Underlay, err error)
 	case !u.Up:
 		if d.health.set(underlayGone, fmt.Sprintf("the underlay device %s is down", u.Device)) {
 			d.log.Error("the underlay device is down; packets to other nodes will be dropped until it is up", "device", u.Device)
+		}
+	case unusable != "":
+		if d.health.set(underlayGone, fmt.Sprintf("the underlay address %s cannot be used, as %s: %s", u.Address, unusable, remedy)) {
+			d.log.Error("the underlay address cannot be used; packets to other nodes will be lost until it can", "address", u.Address, "device", u.Device, "because", unusable, "remedy", remedy)
 		}
 	default:
 		if d.health.set(underlayGone, "") {

@@ -36,6 +36,7 @@ func (x *examination) network(ctx context.Context) {
 
 func (x *examination) checkUnderlay(context.Context) {
 	u := x.underlay
+	unusable, remedy := u.Unusable()
 	switch {
 	case !x.address.IsValid() && !x.up && x.badConfig != nil:
 		x.skip("underlay", "neither the daemon nor a valid configuration says the node's address")
@@ -45,6 +46,8 @@ func (x *examination) checkUnderlay(context.Context) {
 		x.add("underlay", Failure, fmt.Sprintf("give the address back to its device, or set node.address to one that this node has: ip address add %s dev …", x.address), "no device of this node holds %s", x.address)
 	case !u.Up:
 		x.add("underlay", Failure, "ip link set "+u.Device+" up", "%s, which holds %s, is down", u.Device, x.address)
+	case unusable != "":
+		x.add("underlay", Failure, remedy, "%s on %s cannot be used, as %s", x.address, u.Device, unusable)
 	case x.up && x.status.UnderlayMTU != u.MTU:
 		x.add("underlay", Warning, "see what the daemon's log says about the underlay", "%s has an MTU of %d, and the daemon goes by %d", u.Device, u.MTU, x.status.UnderlayMTU)
 	case x.byRoute != "":

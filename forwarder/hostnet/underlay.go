@@ -29,10 +29,30 @@ type Underlay struct {
 	Ethernet bool
 	MAC      [6]byte // zero if not Ethernet
 	TSO, USO bool    // it takes TCP superframes, or UDP ones, uncut; false where it does not say, or was not asked
+
+	Tentative, Duplicate bool // IPv6: detection of duplicates goes on, or has found one
+}
+
+// Unusable says why nothing can be sent from the address although the device has it, and what to do; "" if it can.
+func (u Underlay) Unusable() (why, remedy string) {
+	switch {
+	case u.Duplicate:
+		return "duplicate address detection has failed, so another machine has it or had it", "take it from that machine, then delete it here and add it again"
+	case u.Tentative:
+		return "duplicate address detection is still going on", "wait for its end, a second or two"
+	}
+	return "", ""
+}
+
+// detection is what an address's flags say of the detection of duplicates.
+func detection(flags int) (tentative, duplicate bool) {
+	duplicate = flags&unix.IFA_F_DADFAILED != 0
+	return !duplicate && flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_OPTIMISTIC) == unix.IFA_F_TENTATIVE, duplicate
 }
 
 // DefaultAddress returns the address of the device with the best default route: IPv4, or else IPv6.
 func DefaultAddress() (netip.Addr, error) {
+	none := ErrNoDefaultRoute
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := mainRoutes(family)
 		if err != nil {
@@ -52,35 +72,41 @@ func DefaultAddress() (netip.Addr, error) {
 		if index == 0 && len(best.MultiPath) > 0 {
 			index = best.MultiPath[0].LinkIndex
 		}
-		if a, ok := globalAddress(index, family); ok {
-			return a, nil
+		u := globalAddress(index, family)
+		if why, remedy := u.Unusable(); why != "" {
+			none = fmt.Errorf("%s, to which the default route leads, cannot be used, as %s: %s", u.Address, why, remedy)
+		} else if u.Address.IsValid() {
+			return u.Address, nil
 		}
 	}
-	return netip.Addr{}, ErrNoDefaultRoute
+	return netip.Addr{}, none
 }
 
-// globalAddress returns the address by which a device's host is best known: of global scope, not secondary, temporary or
-// on its way out.
-func globalAddress(index, family int) (netip.Addr, bool) {
+// globalAddress returns the address by which a device's host is best known: of global scope, not secondary, temporary or on its way out.
+// One that cannot be used is returned if there is none that can. Without any the Address is invalid.
+func globalAddress(index, family int) (best Underlay) {
 	link, err := netlink.LinkByIndex(index)
 	if err != nil {
-		return netip.Addr{}, false
+		return best
 	}
 	list, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
-		return netip.Addr{}, false
+		return best
 	}
 	for _, a := range list {
 		// IFA_F_SECONDARY and IFA_F_TEMPORARY are one bit: a second IPv4 address or an IPv6 privacy address.
-		const no = unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
+		const no = unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED
 		if a.Scope != unix.RT_SCOPE_UNIVERSE || a.Flags&no != 0 {
 			continue
 		}
 		if addr, ok := netip.AddrFromSlice(a.IP); ok {
-			return addr.Unmap(), true
+			best = Underlay{Address: addr.Unmap()}
+			if best.Tentative, best.Duplicate = detection(a.Flags); !best.Tentative && !best.Duplicate {
+				return best
+			}
 		}
 	}
-	return netip.Addr{}, false
+	return best
 }
 
 // FindUnderlay finds the device that holds addr; ErrNoAddress if none does.
@@ -113,6 +139,7 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 		if u.Ethernet {
 			copy(u.MAC[:], at.HardwareAddr)
 		}
+		u.Tentative, u.Duplicate = detection(a.Flags)
 		if at.Flags&net.FlagLoopback != 0 {
 			if u.MTU, err = leavingMTU(family); err != nil {
 				return Underlay{}, err
