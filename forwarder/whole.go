@@ -34,7 +34,7 @@ type tunnel interface {
 // UplinkPath is how frames that bypass the host's routing reach a peer.
 type UplinkPath struct {
 	Source, NextHop encap.MAC
-	MTU             int // of the device by which the route leaves, bytes; 0: as the underlay's
+	MTU             int // of the route, or of the device by which it leaves, bytes; 0: as the underlay's
 	Index           int // of the device, where that matters
 }
 
@@ -61,7 +61,7 @@ func (f *Forwarder) SetDirectPath(peer netip.Addr, path *UplinkPath) {
 	}
 }
 
-// routeMTU notes the MTU of the device by which the route to p leaves: it may be less than that of the device that holds the node's
+// routeMTU notes the MTU of the route to p, or of the device by which it leaves: it may be less than that of the device that holds the node's
 // address, and what leaves past the routing is refused by nobody. f.control is held.
 func (f *Forwarder) routeMTU(p *peer, path *UplinkPath) {
 	if path == nil || path.MTU == 0 {
@@ -74,7 +74,7 @@ func (f *Forwarder) routeMTU(p *peer, path *UplinkPath) {
 	}
 	p.state.pathMTU.Store(0) // another way: what was learned is learned again if it still holds
 	if mtu < least || old != 0 && old < least {
-		f.log.Info("the route to a peer leaves by a device with another MTU", "peer", p.spec.Name, "mtu", mtu, "innerMTU", p.innerMTU(f.env.now().Unix()))
+		f.log.Info("the route to a peer has another MTU", "peer", p.spec.Name, "mtu", mtu, "innerMTU", p.innerMTU(f.env.now().Unix()))
 	}
 }
 

@@ -24,7 +24,7 @@ type Underlay struct {
 	Address  netip.Addr
 	Device   string
 	Index    int
-	MTU      int // bytes; of the device by which packets leave, where the address is on lo
+	MTU      int // bytes, as LinkMTU; of the device by which packets leave, where the address is on lo
 	Up       bool
 	Ethernet bool
 	MAC      [6]byte // zero if not Ethernet
@@ -134,7 +134,7 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 			return Underlay{}, fmt.Errorf("cannot look at the device that holds %s: %w", addr, err)
 		}
 		at := link.Attrs()
-		u := Underlay{Address: addr, Device: at.Name, Index: at.Index, MTU: at.MTU, Up: at.Flags&net.FlagUp != 0,
+		u := Underlay{Address: addr, Device: at.Name, Index: at.Index, MTU: LinkMTU(link, addr.Is6()), Up: at.Flags&net.FlagUp != 0,
 			Ethernet: at.EncapType == "ether" && len(at.HardwareAddr) == 6}
 		if u.Ethernet {
 			copy(u.MAC[:], at.HardwareAddr)
@@ -167,14 +167,31 @@ func leavingMTU(family int) (int, error) {
 	}
 	mtu := 0
 	for _, i := range indexes {
-		if l, err := netlink.LinkByIndex(i); err == nil && l.Attrs().Flags&net.FlagLoopback == 0 && (mtu == 0 || l.Attrs().MTU < mtu) {
-			mtu = l.Attrs().MTU
+		l, err := netlink.LinkByIndex(i)
+		if err != nil || l.Attrs().Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		if n := LinkMTU(l, family == netlink.FAMILY_V6); mtu == 0 || n < mtu {
+			mtu = n
 		}
 	}
 	if mtu == 0 {
 		return 1500, nil
 	}
 	return mtu, nil
+}
+
+// LinkMTU is the largest packet of a family that a device sends: of IPv6 what the link's router has announced, if that is less than the
+// device's own, as it binds all nodes on the link (RFC 4861, section 4.6.4).
+func LinkMTU(link netlink.Link, v6 bool) int {
+	at := link.Attrs()
+	if !v6 {
+		return at.MTU
+	}
+	if announced, err := readSysctl("net", "ipv6", "conf", at.Name, "mtu"); err == nil {
+		return min(at.MTU, announced)
+	}
+	return at.MTU
 }
 
 // bestDefault is the default route that the kernel prefers; nil: there is none.

@@ -24,9 +24,10 @@ const (
 	lookAtMost = time.Minute
 )
 
-// The same bits as 1<<(RTNLGRP_…-1) for links, addresses and routes of both families (linux/rtnetlink.h, RTMGRP_*), and for the
-// sysctls of forwarding and of reverse paths (RTNLGRP_IPV4_NETCONF is 24, RTNLGRP_IPV6_NETCONF 25).
-const watchGroups = 1 | 0x10 | 0x40 | 0x100 | 0x400 | 1<<(24-1) | 1<<(25-1)
+// The same bits as 1<<(RTNLGRP_…-1) for links, addresses and routes of both families (linux/rtnetlink.h, RTMGRP_*), for what routers
+// announce of a link (RTMGRP_IPV6_IFINFO, since Linux 5.15 also a new MTU), and for the sysctls of forwarding and of reverse paths
+// (RTNLGRP_IPV4_NETCONF is 24, RTNLGRP_IPV6_NETCONF 25).
+const watchGroups = 1 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800 | 1<<(24-1) | 1<<(25-1)
 
 // WatchUnderlay calls fn once at the start, and then whenever what find(addr), FindUnderlay or FindUplink, says is not what it said
 // before: a new MTU, up or down, on another device, or gone (the error is ErrNoAddress then). With any other error nothing is known

@@ -16,7 +16,7 @@ import (
 type Link struct {
 	Device          string
 	Index           int
-	MTU             int // of the device, bytes
+	MTU             int // bytes: of the device (hostnet.LinkMTU), or of the route if that is less
 	Source, NextHop [6]byte
 }
 
@@ -25,6 +25,7 @@ type snapshot struct {
 	markRule bool
 	policies []netlink.XfrmPolicy
 	links    map[int]netlink.Link
+	mtus     map[int]int // of links
 }
 
 func takeSnapshot(v6 bool) (*snapshot, error) {
@@ -32,7 +33,7 @@ func takeSnapshot(v6 bool) (*snapshot, error) {
 	if v6 {
 		family = netlink.FAMILY_V6
 	}
-	s := &snapshot{links: map[int]netlink.Link{}}
+	s := &snapshot{links: map[int]netlink.Link{}, mtus: map[int]int{}}
 	rules, err := hostnet.Dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the routing rules: %w", err)
@@ -93,7 +94,30 @@ func (s *snapshot) route(local, peer netip.Addr) way {
 		hop, _ = netip.AddrFromSlice(r.Gw)
 		hop = hop.Unmap()
 	}
-	return way{link: &Link{Device: a.Name, Index: a.Index, MTU: a.MTU, Source: [6]byte(a.HardwareAddr)}, hop: hop}
+	mtu, err := s.mtu(local, peer, &r, link)
+	if err != nil {
+		return way{why: fmt.Sprintf("the MTU of the route to %s cannot be read: %v", peer, err)}
+	}
+	return way{link: &Link{Device: a.Name, Index: a.Index, MTU: mtu, Source: [6]byte(a.HardwareAddr)}, hop: hop}
+}
+
+// mtu is the MTU of a way: of its device, or of its route if somebody has given that a smaller one. The kernel's answer r may have one that
+// was learned by an ICMP error instead, of which the forwarder judges by itself: the route as it was written says.
+func (s *snapshot) mtu(local, peer netip.Addr, r *netlink.Route, link netlink.Link) (int, error) {
+	index := link.Attrs().Index
+	mtu, ok := s.mtus[index]
+	if !ok {
+		mtu = hostnet.LinkMTU(link, peer.Is6())
+		s.mtus[index] = mtu
+	}
+	if r.MTU == 0 {
+		return mtu, nil
+	}
+	written, err := netlink.RouteGetWithOptions(peer.AsSlice(), &netlink.RouteGetOptions{SrcAddr: local.AsSlice(), FIBMatch: true})
+	if err == nil && len(written) > 0 && written[0].MTU > 0 {
+		mtu = min(mtu, written[0].MTU)
+	}
+	return mtu, err
 }
 
 func (s *snapshot) link(index int) (netlink.Link, error) {

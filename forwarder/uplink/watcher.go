@@ -109,10 +109,10 @@ func (w *Watcher) wake(moved bool) {
 	}
 }
 
-// Groups: links, neighbours, addresses, routes and rules of both families
+// Groups: links, what routers announce of them, neighbours, addresses, routes and rules of both families
 // (1<<(RTNLGRP_…-1), linux/rtnetlink.h); xfrm policies (linux/xfrm.h, XFRMNLGRP_POLICY is 4).
 const (
-	routeGroups = 1 | 4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1<<18
+	routeGroups = 1 | 4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x800 | 1<<18
 	xfrmGroups  = 1 << 3
 )
 
