@@ -287,6 +287,20 @@ func TestUnderlayChanges(t *testing.T) {
 	}
 }
 
+// TestUnderlayTooSmallForIPv6: the kernel would take penstock0 out of IPv6; what is left of IPv4 follows, and it is told what is wrong.
+func TestUnderlayTooSmallForIPv6(t *testing.T) {
+	f := newFake()
+	r := run(t, f, "node: {name: node-a, address: 192.0.2.1, podCIDRs: [10.244.1.0/24, fd00:10:244:1::/64]}\nnetwork: {cidrs: [10.244.0.0/16, fd00:10:244::/48]}\n")
+	u := f.underlay
+	u.MTU = 1320
+	if err := f.watch(u, nil); err != nil {
+		t.Error(err)
+	}
+	if s, _ := r.client.Status(t.Context()); s.MTU != 1270 || s.UnderlayMTU != 1320 || f.settings.PodMTU != 1270 || f.settings.UnderlayMTU != 1320 || f.hostnet.MTU != 1280 {
+		t.Errorf("status %d of %d, forwarder %d of %d, host %d", s.MTU, s.UnderlayMTU, f.settings.PodMTU, f.settings.UnderlayMTU, f.hostnet.MTU)
+	}
+}
+
 func TestRoutesAreRepaired(t *testing.T) {
 	f := newFake()
 	r := run(t, f, "")

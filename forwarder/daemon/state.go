@@ -68,16 +68,29 @@ func (s *state) largest() (int, error) {
 // checkMTU says what is wrong with the pods' MTU. The outer DF bit is always set, so packets of a larger one never arrive. It
 // is an error in a configuration; when the underlay's MTU shrinks under a running daemon it can only be told.
 func (s *state) checkMTU() error {
-	six := slices.ContainsFunc(s.cfg.Node.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	switch {
 	case s.podMTU > s.fits:
 		return fmt.Errorf("encap.mtu: %d does not fit, as %s has an MTU of %d and encapsulation leaves %d: set at most that, or 0 to have it computed", s.podMTU, s.underlay.Device, s.underlay.MTU, s.fits)
-	case six && s.podMTU < minMTU6:
+	case s.six() && s.podMTU < minMTU6:
 		return fmt.Errorf("the pods' MTU of %d is under the %d that IPv6 needs (RFC 8200 section 5): raise the MTU %d of %s, or take the IPv6 prefixes out of node.podCIDRs", s.podMTU, minMTU6, s.underlay.MTU, s.underlay.Device)
 	case s.podMTU < minMTU4:
 		return fmt.Errorf("the pods' MTU of %d is under the %d that IPv4 needs: raise the MTU %d of %s", s.podMTU, minMTU4, s.underlay.MTU, s.underlay.Device)
 	}
 	return nil
+}
+
+// six reports whether pods have IPv6.
+func (s *state) six() bool {
+	return slices.ContainsFunc(s.cfg.Node.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() })
+}
+
+// hostMTU is that of the node's TUN. The kernel takes a device under 1280 out of IPv6, with its addresses and routes: what the underlay
+// does not carry any more is then the forwarder's to tell.
+func (s *state) hostMTU() int {
+	if s.six() {
+		return max(s.podMTU, minMTU6)
+	}
+	return s.podMTU
 }
 
 const (
@@ -131,7 +144,7 @@ func (s *state) hostConfig(log *slog.Logger) hostnet.Config {
 		peers[i] = p.Address
 	}
 	return hostnet.Config{
-		Device: c.Host.Device, MTU: s.podMTU, Address: c.Node.Address, PodCIDRs: c.Node.PodCIDRs, Cluster: c.Network.CIDRs,
+		Device: c.Host.Device, MTU: s.hostMTU(), Address: c.Node.Address, PodCIDRs: c.Node.PodCIDRs, Cluster: c.Network.CIDRs,
 		Tunnels: s.tunnels(), Peers: peers, Masquerade: c.Host.Masquerade, Forward: c.Host.Forward, Carrier: s.carrier(), Log: log,
 	}
 }

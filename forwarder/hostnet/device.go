@@ -30,17 +30,48 @@ func applyDevice(c *Config, r *Report) error {
 		}
 		r.add("mtu %d on %s (was %d)", c.MTU, c.Device, a.MTU)
 	}
+	// Before it is up, or the kernel has made its link-local address by then.
+	if err := withoutLinkLocal(c, link, r); err != nil {
+		return err
+	}
 	if a.Flags&net.FlagUp == 0 {
-		// Before it is up, or the kernel has made its link-local address by then. A kernel without IPv6 refuses.
-		if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && c.has6() {
-			return fmt.Errorf("cannot turn off IPv6 link-local addresses on %s: %w", c.Device, err)
-		}
 		if err := netlink.LinkSetUp(link); err != nil {
 			return fmt.Errorf("cannot bring %s up: %w", c.Device, err)
 		}
 		r.add("%s up", c.Device)
 	}
 	return addAddresses(c, link, r)
+}
+
+// withoutLinkLocal sees to it that the kernel makes no link-local address, and takes away what it has made: a device that somebody had
+// given an MTU under 1280 comes back into IPv6 with the kernel's defaults, when it is up already.
+func withoutLinkLocal(c *Config, link netlink.Link, r *Report) error {
+	mode, err := readSysctl("net", "ipv6", "conf", c.Device, "addr_gen_mode")
+	up := link.Attrs().Flags&net.FlagUp != 0
+	if err == nil && mode == addrGenNone || up && !c.has6() {
+		return nil
+	}
+	// A kernel without IPv6 refuses.
+	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && c.has6() {
+		return fmt.Errorf("cannot turn off IPv6 link-local addresses on %s: %w%s", c.Device, err, ipv6Hint(netip.IPv6Unspecified(), c.Device))
+	}
+	if !up {
+		return nil
+	}
+	have, err := addresses(link)
+	if err != nil {
+		return err
+	}
+	for addr, a := range have {
+		if !addr.Is6() || !addr.IsLinkLocalUnicast() {
+			continue
+		}
+		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("cannot remove the address %s from %s: %w", addr, c.Device, err)
+		}
+		r.remove("address %s on %s", addr, c.Device)
+	}
+	return nil
 }
 
 // ownLink finds our device. Anything but a TUN or TAP of that name belongs to somebody else and is not touched.

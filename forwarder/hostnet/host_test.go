@@ -100,6 +100,26 @@ func TestApplyTwiceThenCleanup(t *testing.T) {
 	}
 }
 
+// What somebody has thrown out of IPv6 by an MTU under 1280 comes back as it was, and says nothing of its own.
+func TestBackIntoIPv6(t *testing.T) {
+	host := nstest.New(t)
+	host.TUN("penstock0")
+	apply(t, host, testConfig())
+	before := state(t, host)
+	host.Do(func() {
+		link, err := netlink.LinkByName("penstock0")
+		check(t, err)
+		check(t, netlink.LinkSetMTU(link, 1200))
+	})
+	time.Sleep(50 * time.Millisecond)
+	apply(t, host, testConfig())
+	apply(t, host, testConfig()) // of accept_ra, which is the kernel's again
+	time.Sleep(50 * time.Millisecond)
+	if diff := cmp.Diff(before, state(t, host)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestReconfigureReplacesInOrder(t *testing.T) {
 	host := nstest.New(t)
 	host.TUN("penstock0")
