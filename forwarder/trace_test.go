@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/penstock-net/penstock/encap"
 	"github.com/penstock-net/penstock/encap/native"
@@ -79,6 +80,13 @@ func TestTrace(t *testing.T) {
 						t.Errorf("%s: no %q in\n%s", c.name, want, told(got))
 					}
 				}
+			}
+			// IPv6 is sent what it must be able to send, and it is told that the path does not take it.
+			r.f.peers[nodeB].state.learn(1280, time.Now())
+			a1.TracePacket = TracePacket{Src: podA1v6, Dst: podBv6, Proto: "udp", Size: 1280}
+			got, err := r.f.Trace(a1)
+			if want := fmt.Sprintf("mtu: 1280 bytes exceed %d (the path's MTU of 1280 was learned from an error) and are sent all the same", encap.PodMTU(1280, kind, false)); err != nil || !strings.Contains(told(got), want) || got.Outcome != "to-peer" {
+				t.Errorf("%v: no %q in\n%s", err, want, told(got))
 			}
 		})
 	}

@@ -129,14 +129,17 @@ func (t *tracer) explainSend(say func(string, string, ...any), end *TapRecord) {
 	switch l := p.state.outerMTU(t.w.now); {
 	case l == 0 || l >= f.settings.UnderlayMTU:
 	case l == int(p.state.routeMTU.Load()):
-		why = fmt.Sprintf("the route to it leaves by a device with an MTU of %d", l)
+		why = fmt.Sprintf("the route to it has an MTU of %d", l)
 	default:
 		why = fmt.Sprintf("the path's MTU of %d was learned from an error", l)
 	}
 	datagrams, longest := shapeOf(t.left)
-	if datagrams > 1 {
+	switch {
+	case datagrams > 1:
 		say("mtu", "%d bytes exceed %d (%s) and may be cut: %d fragments", end.Length, mtu, why, datagrams)
-	} else {
+	case end.Length > mtu:
+		say("mtu", "%d bytes exceed %d (%s) and are sent all the same, as IPv6 knows no MTU under %d: the path loses them", end.Length, mtu, why, encap.MinMTU6)
+	default:
 		say("mtu", "%d bytes fit %d (%s)", end.Length, mtu, why)
 	}
 	if way := p.state.native.way.Load(); way != nil {

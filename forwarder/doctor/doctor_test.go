@@ -21,6 +21,8 @@ func TestJudge(t *testing.T) {
 	peer := control.Peer{Name: "node-b", Address: netip.MustParseAddr("192.0.2.2"), Encap: "vxlan", Port: 8472, MTU: 1450}
 	learned := peer
 	learned.MTU = 1350
+	narrow := peer
+	narrow.MTU = 1230
 	well := control.Probe{Node: true, AnsweredBy: control.AnsweredByPenstock, MTU: 1450, Passes: 1450, Back: 1450, RTT: 1234}
 	with := func(f func(*control.Probe)) control.Probe { p := well; f(&p); return p }
 	for _, c := range []struct {
@@ -41,6 +43,8 @@ func TestJudge(t *testing.T) {
 		{"small path", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1350 })}, false, Failure, "more than 1350 bytes are lost on the way (to node-b 1350, from node-b 1350), and"},
 		{"small path, known", outcome{peer: learned, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1350 })}, false, Warning, "a router on the way says so"},
 		{"small path, known, smaller back", outcome{peer: learned, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1350, 1346 })}, false, Failure, "more than 1346 bytes are lost on the way (to node-b 1350, from node-b 1346), and"},
+		{"path too small for IPv6", outcome{peer: narrow, six: true, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1230, 1230 })}, false, Failure, "pods learn it by path MTU discovery; IPv6 needs 1280, so no transfer of pods by IPv6 can use this path"},
+		{"the same without IPv6", outcome{peer: narrow, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1230, 1230 })}, false, Warning, "pods learn it by path MTU discovery"},
 		{"small path back", outcome{peer: peer, probe: with(func(p *control.Probe) { p.Back = 1350 })}, false, Failure, "more than 1350 bytes are lost on the way (to node-b 1450, from node-b 1350)"},
 		{"small path of a host", outcome{peer: peer, probe: with(func(p *control.Probe) { p.AnsweredBy, p.Passes, p.Back = control.AnsweredByHost, 1350, 0 })}, false, Failure, "lost on the way (1350 there and back)"},
 		{"refused here", outcome{peer: peer, kept: []string{"send_no_buffers"}, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1374, 1370 })}, false, Failure, "to node-b 1374, from node-b 1370), and pods send up to 1450: small packets pass, transfers hang; to it they are not lost on the way, this node's own kernel refuses them (send_no_buffers)"},
@@ -57,6 +61,10 @@ func TestJudge(t *testing.T) {
 	back := judge(outcome{peer: peer, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1370, 1374 })}, false)
 	if there.Remedy != back.Remedy || !strings.Contains(there.Remedy, "encap.mtu: 1370 on all nodes") {
 		t.Errorf("the two ends of a path are told different things: %q, %q", there.Remedy, back.Remedy)
+	}
+	six := judge(outcome{peer: peer, six: true, probe: with(func(p *control.Probe) { p.Passes, p.Back = 1230, 1240 })}, false)
+	if want := "raise the MTU of the path by 220, or by at least 50 and set encap.mtu: 1280 on all nodes"; six.Remedy != want {
+		t.Errorf("%q, want %q", six.Remedy, want)
 	}
 }
 

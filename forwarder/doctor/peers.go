@@ -24,6 +24,7 @@ const (
 type outcome struct {
 	peer  control.Peer
 	kept  []string // reasons for which this node's kernel refused frames to peers meanwhile, if some for this one were dropped
+	six   bool     // pods have IPv6
 	lost  bool     // this node has no route to its underlay address
 	probe control.Probe
 	err   error
@@ -127,7 +128,7 @@ func (x *examination) probe(ctx context.Context, wanted []control.Peer) []outcom
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			r := &results[i]
-			if r.peer, r.err = p, ctx.Err(); r.err == nil {
+			if r.peer, r.six, r.err = p, x.ipv6, ctx.Err(); r.err == nil {
 				r.probe, r.err = x.client.Probe(ctx, control.ProbeRequest{Peer: p.Address.String()})
 			}
 			r.cut = r.err != nil && ctx.Err() != nil
@@ -239,6 +240,10 @@ func tooSmall(c Check, r outcome) Check {
 		least, ways = min(a.Passes, a.Back), fmt.Sprintf("to %s %d, from %s %d", p.Name, a.Passes, p.Name, a.Back)
 	}
 	c.Remedy = fmt.Sprintf("raise the MTU of the path by %d, or set encap.mtu: %d on all nodes", a.MTU-least, least)
+	under := r.six && least < encap.MinMTU6
+	if under {
+		c.Remedy = fmt.Sprintf("raise the MTU of the path by %d, or by at least %d and set encap.mtu: %d on all nodes", a.MTU-least, encap.MinMTU6-least, encap.MinMTU6)
+	}
 	switch {
 	case a.Passes < a.MTU && p.MTU <= a.Passes && least == a.Passes:
 		c.Result = Warning
@@ -250,6 +255,10 @@ func tooSmall(c Check, r outcome) Check {
 		c.Remedy = "look at the MTU, the queue and the filters of the uplink here (ip link, tc qdisc, tc filter) and of what it leads to; " + c.Remedy
 	default:
 		c.Finding = fmt.Sprintf("packets of more than %d bytes are lost on the way (%s), and pods send up to %d: small packets pass, transfers hang", least, ways, a.MTU)
+	}
+	if under { // IPv6 sends that much whatever a router says
+		c.Result = Failure
+		c.Finding += fmt.Sprintf("; IPv6 needs %d, so no transfer of pods by IPv6 can use this path", encap.MinMTU6)
 	}
 	return c
 }
