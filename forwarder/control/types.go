@@ -140,6 +140,15 @@ type Traffic struct {
 	Bytes   uint64 `json:"bytes"`
 }
 
+// NamesPeer reports whether asked is a peer's name, or its address, however that is spelled.
+func NamesPeer(asked, name string, address netip.Addr) bool {
+	if asked == name {
+		return true
+	}
+	a, err := netip.ParseAddr(asked)
+	return err == nil && a.Unmap() == address.Unmap()
+}
+
 // Peer is another node.
 type Peer struct {
 	Name     string         `json:"name"`

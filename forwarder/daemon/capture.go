@@ -44,7 +44,7 @@ func (d *Daemon) Capture(ctx context.Context, r capture.Request) (capture.Source
 		}
 	}
 	if r.Peer != "" {
-		i := slices.IndexFunc(d.state.Load().peers, func(p feed.Peer) bool { return p.Name == r.Peer || p.Address.String() == r.Peer })
+		i := slices.IndexFunc(d.state.Load().peers, func(p feed.Peer) bool { return control.NamesPeer(r.Peer, p.Name, p.Address) })
 		if i < 0 {
 			return nil, control.Errorf(control.NotFound, "there is no peer %q: penstockctl peers lists them", r.Peer)
 		}

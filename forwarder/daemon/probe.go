@@ -41,7 +41,7 @@ func (d *Daemon) answerPeers(s *state) {
 // target finds a peer by name or address, and how to reach its host through the overlay.
 func (s *state) target(name string) (feed.Peer, probe.Target, error) {
 	for _, p := range s.peers {
-		if p.Name != name && p.Address.String() != name {
+		if !control.NamesPeer(name, p.Name, p.Address) {
 			continue
 		}
 		k, _ := encap.ParseKind(s.resolve(p).Encap)

@@ -21,7 +21,7 @@ func TestProbe(t *testing.T) {
 		t.Errorf("answers on %v to %v", p.own, p.peers)
 	}
 	p.path = probe.Path{Node: true, By: probe.ByPenstock, RTT: 1500 * time.Nanosecond, Clock: -2 * time.Second, Passes: 1400, Back: 1300}
-	for _, name := range []string{"node-b", "192.0.2.2"} {
+	for _, name := range []string{"node-b", "192.0.2.2", "::FFFF:192.0.2.2"} {
 		got, err := r.client.Probe(t.Context(), control.ProbeRequest{Peer: name})
 		want := control.Probe{Peer: "node-b", Address: a("192.0.2.2"), Host: a("10.244.2.0"), Node: true, AnsweredBy: control.AnsweredByPenstock, RTT: 1, Clock: -2000, MTU: 1450, Passes: 1400, Back: 1300}
 		if err != nil || got != want {

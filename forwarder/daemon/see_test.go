@@ -34,6 +34,7 @@ func TestTraceFindsItsOrigin(t *testing.T) {
 		{control.TraceRequest{Src: "10.244.2.5", Dst: "c1/eth0"}, "", nodeB, "10.244.2.5", own},
 		{control.TraceRequest{Src: "10.244.2.5", Dst: a.Device, From: "host"}, "", netip.Addr{}, "10.244.2.5", own},
 		{control.TraceRequest{Src: "10.244.9.9", Dst: own, From: "peer node-b"}, "", nodeB, "10.244.9.9", own},
+		{control.TraceRequest{Src: "10.244.9.9", Dst: own, From: "peer ::ffff:c000:202"}, "", nodeB, "10.244.9.9", own},
 		{control.TraceRequest{Src: "10.244.9.9", Dst: "10.244.2.5", From: "c1/eth0"}, "c1", netip.Addr{}, "10.244.9.9", "10.244.2.5"},
 		{control.TraceRequest{Src: "203.0.113.1", Dst: own}, "", netip.Addr{}, "203.0.113.1", own},
 	} {
@@ -174,8 +175,8 @@ func TestCaptureFilter(t *testing.T) {
 			t.Errorf("%s: %+v", name, g)
 		}
 	}
-	capture.Open(t.Context(), r.client, capture.Request{Pod: "10.244.2.5"})
-	if g := f.tapped; g.Container != "" || len(g.Addresses) != 1 {
+	capture.Open(t.Context(), r.client, capture.Request{Pod: "10.244.2.5", Peer: "::ffff:c000:202"})
+	if g := f.tapped; g.Container != "" || len(g.Addresses) != 1 || g.Peer.String() != "192.0.2.2" {
 		t.Errorf("%+v", g)
 	}
 	capture.Open(t.Context(), r.client, capture.Request{Protocol: "udp", Port: 53})

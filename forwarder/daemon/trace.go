@@ -132,7 +132,7 @@ func (d *Daemon) traceEnd(name string) ([]netip.Addr, error) {
 func (d *Daemon) traceFrom(s *forwarder.TraceSpec, from string) error {
 	state := d.state.Load()
 	if name, ok := strings.CutPrefix(from, "peer "); ok {
-		i := slices.IndexFunc(state.peers, func(p feed.Peer) bool { return p.Name == name || p.Address.String() == name })
+		i := slices.IndexFunc(state.peers, func(p feed.Peer) bool { return control.NamesPeer(name, p.Name, p.Address) })
 		if i < 0 {
 			return control.Errorf(control.NotFound, "there is no peer %q: penstockctl peers lists them", name)
 		}

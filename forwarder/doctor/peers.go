@@ -68,10 +68,10 @@ func (x *examination) probePeers(ctx context.Context) {
 		return
 	}
 	wanted := slices.DeleteFunc(slices.Clone(x.peers), func(p control.Peer) bool {
-		return len(x.o.Peers) > 0 && !slices.Contains(x.o.Peers, p.Name) && !slices.Contains(x.o.Peers, p.Address.String())
+		return len(x.o.Peers) > 0 && !slices.ContainsFunc(x.o.Peers, func(asked string) bool { return control.NamesPeer(asked, p.Name, p.Address) })
 	})
 	for _, name := range x.o.Peers {
-		if !slices.ContainsFunc(wanted, func(p control.Peer) bool { return p.Name == name || p.Address.String() == name }) {
+		if !slices.ContainsFunc(wanted, func(p control.Peer) bool { return control.NamesPeer(name, p.Name, p.Address) }) {
 			x.add("peer "+name, Failure, "penstockctl peers lists those that there are; add it to peers in "+x.path, "there is no such peer")
 		}
 	}
