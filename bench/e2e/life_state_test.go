@@ -35,6 +35,7 @@ func TestForgottenState(t *testing.T) {
 	}
 	p.Remove(t)
 	nothingLeft(t, n)
+	n.Daemon.Stop(t) // or it puts back what goes with the test's directories
 }
 
 // TestLostDelete: a pod whose namespace goes without a DEL gives its address back while the daemon runs.

@@ -18,6 +18,7 @@ const (
 	PhaseReserved  = "reserved"  // it has addresses, and no port yet
 	PhaseAttached  = "attached"  // it has a port
 	PhaseWaiting   = "waiting"   // attached as tun, and the daemon was restarted: `penstock adopt` brings its queue back
+	PhaseFailed    = "failed"    // it should have a port and could not be given one: Problem says why
 	PhaseDetaching = "detaching" // DEL has begun
 )
 
@@ -129,6 +130,7 @@ type Pod struct {
 type IPAM struct {
 	CIDRs     []IPAMCIDR    `json:"cidrs"`
 	Addresses []IPAMAddress `json:"addresses"`
+	Damaged   []string      `json:"damaged,omitempty"` // paths of state files that cannot be read: their pods have no network
 }
 
 // IPAMCIDR counts one pod CIDR of the node. Numbers stop at the largest uint64.

@@ -179,6 +179,10 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 	if q != nil {
 		open = func() (err error) { port, err = d.plane.AttachQueue(spec, q.take()); return err }
 	}
+	if spec.Attach == control.AttachVeth && (old == nil || old.rec.Phase != control.PhaseAttached) {
+		// Its device goes, or was never a pod's. That of a pod on record keeps its drop.
+		undo.add(func() error { return d.host.UnblockIngress(spec.Device) })
+	}
 	if err := d.openPort(p, open); err != nil {
 		return control.Attached{}, err
 	}
@@ -186,18 +190,16 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 	return control.Attached{Port: d.describePort(port), QueueLen: port.QueueLen}, nil
 }
 
-// openPort puts the drop on a veth and lets open make the port.
+// openPort puts the drop on a veth and lets open make the port. The drop stays if it cannot: without a port only the drop keeps the
+// pod's frames from the host's stack.
 func (d *Daemon) openPort(p *pod, open func() error) error {
 	if p.rec.Attach == control.AttachVeth {
 		// The drop comes first: a packet that comes before the socket is bound is lost, it never reaches the host's stack.
 		if err := d.host.BlockIngress(p.rec.Device); err != nil {
-			return errors.Join(err, d.host.UnblockIngress(p.rec.Device))
+			return err
 		}
 	}
 	if err := open(); err != nil {
-		if p.rec.Attach == control.AttachVeth {
-			err = errors.Join(err, d.host.UnblockIngress(p.rec.Device))
-		}
 		return err
 	}
 	p.open, p.opening, p.problem = true, false, ""
@@ -210,14 +212,23 @@ func (d *Daemon) openPort(p *pod, open func() error) error {
 	return nil
 }
 
-// closePort undoes openPort.
-func (d *Daemon) closePort(p *pod) error {
+// shutPort takes a pod's port away. What keeps its frames from the host's stack stays.
+func (d *Daemon) shutPort(p *pod) error {
 	k := p.rec.Key()
 	if err := d.plane.Detach(k.Container, k.Interface); err != nil {
 		return fmt.Errorf("%s cannot be detached: %w", k, err)
 	}
 	p.open = false
 	d.pods.put(p)
+	return nil
+}
+
+// closePort undoes openPort.
+func (d *Daemon) closePort(p *pod) error {
+	if err := d.shutPort(p); err != nil {
+		return err
+	}
+	k := p.rec.Key()
 	switch p.rec.Attach {
 	case control.AttachTUN:
 		d.forgetQueue(p.rec)

@@ -412,7 +412,7 @@ func (f fakeHost) KeepIngress(d []string) (again []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, x := range d {
-		if !f.blocked[x] {
+		if _, there := f.links[x]; there && !f.blocked[x] {
 			again = append(again, x)
 			f.blocked[x] = true
 		}

@@ -56,6 +56,7 @@ func (d *Daemon) IPAM(ctx context.Context) (control.IPAM, error) {
 	}
 	damaged := map[string]control.IPAMAddress{}
 	for _, dm := range d.pods.damagedFiles() {
+		i.Damaged = append(i.Damaged, dm.Path)
 		damaged[damagedOwner(dm.Name)] = control.IPAMAddress{State: control.AddressLeaked, Network: dm.Network, Since: dm.Since, Reason: fmt.Sprintf("%s: %s", dm.Path, dm.Reason)}
 	}
 	for a, owner := range owned {

@@ -34,12 +34,16 @@ type pod struct {
 	problem string // why an attached pod has no port
 }
 
-// phase is the record's, but for a tun whose queue has not come back yet.
+// phase is the record's, but for a pod that ought to be attached and has no port: a tun's queue has not come back yet, of any other the
+// port could not be opened.
 func (p *pod) phase() string {
-	if p.rec.Phase == control.PhaseAttached && !p.open && !p.opening && p.rec.Attach == control.AttachTUN {
+	switch {
+	case p.rec.Phase != control.PhaseAttached || p.open || p.opening:
+		return p.rec.Phase
+	case p.rec.Attach == control.AttachTUN:
 		return control.PhaseWaiting
 	}
-	return p.rec.Phase
+	return control.PhaseFailed
 }
 
 // pods is all that the daemon knows of pods. Whoever changes a pod holds its key's lock throughout; mu is held only to look

@@ -114,6 +114,12 @@ func (d *Daemon) forgetDamaged(name string) error {
 	d.pods.mu.Unlock()
 	d.pods.alloc.Release(damagedOwner(name))
 	d.log.Info("the pod of a damaged state file is gone", "file", name+".json")
+	if !ourName(name) {
+		return nil
+	}
+	if err := d.host.UnblockIngress(name); err != nil { // behind it: repairDrops puts back what is claimed
+		return fmt.Errorf("the drop on the device of a damaged state file stays: %w", err)
+	}
 	return nil
 }
 

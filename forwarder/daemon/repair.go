@@ -131,32 +131,6 @@ func (d *Daemon) repairHost(ctx context.Context) error {
 	return errors.Join(err, applyErr)
 }
 
-// repairDrops puts the drops back on the veths of pods. A pod that is detached meanwhile takes its drop away behind us, or we
-// take it away again: a drop without a pod would outlive it.
-func (d *Daemon) repairDrops() error {
-	var veths []string
-	for _, p := range d.pods.list() {
-		if p.open && p.rec.Attach == control.AttachVeth {
-			veths = append(veths, p.rec.Device)
-		}
-	}
-	again, err := d.host.KeepIngress(veths)
-	if err != nil || len(again) == 0 {
-		return err
-	}
-	d.log.Warn("somebody had removed the drops on pods' devices, so that the host processed their packets as well; they are back", "devices", again)
-	owned := map[string]bool{}
-	for _, p := range d.pods.list() {
-		owned[p.rec.Device] = true // one that is on its way out removes the drop itself
-	}
-	for _, device := range again {
-		if !owned[device] {
-			err = errors.Join(err, d.host.UnblockIngress(device))
-		}
-	}
-	return err
-}
-
 // repairPods looks after pods' devices: one that was made anew under its name, or has come back to it from elsewhere, becomes the
 // pod's port again, one that has gone or was renamed is said once, and is in penstockctl pods until that is mended or the pod deleted.
 // A pod that has lost its network namespace as well, and still has at the look that follows, is gone: its DEL was lost, as happens when
@@ -306,23 +280,31 @@ func (d *Daemon) reopen(ctx context.Context, k control.PodKey) error {
 		if strings.HasPrefix(p.problem, sharedAddress) {
 			return nil // no device mends that
 		}
-		if !p.open { // what follows writes nftables three times
+		moved := p.open || l.Index != p.index
+		if !p.open { // what follows writes nftables
 			if err := d.plane.Fits(specOf(p.rec)); err != nil {
 				p.problem = err.Error()
 				d.pods.put(p)
-				return fmt.Errorf("the device of %s is there and cannot be attached: %w", k, err)
+				return fmt.Errorf("%s, a pod on record, cannot be attached: %w", k, err)
 			}
 		}
-		if err := d.closePort(p); err != nil {
+		if err := d.shutPort(p); err != nil {
 			return err
 		}
 		p.index = l.Index
 		if err := d.openPort(p, func() error { _, err := d.plane.Attach(specOf(p.rec)); return err }); err != nil {
 			p.problem = err.Error()
 			d.pods.put(p)
-			return fmt.Errorf("the device of %s was made anew and cannot be attached: %w", k, err)
+			if moved {
+				return fmt.Errorf("the device of %s was made anew and cannot be attached: %w", k, err)
+			}
+			return fmt.Errorf("%s, a pod on record, cannot be attached: %w", k, err)
 		}
-		d.log.Warn("a pod's device was made anew or has come back; it is attached again", "pod", k, "device", p.rec.Device)
+		if moved {
+			d.log.Warn("a pod's device was made anew or has come back; it is attached again", "pod", k, "device", p.rec.Device)
+		} else {
+			d.log.Info("a pod that could not be brought back is attached again", "pod", k, "device", p.rec.Device)
+		}
 		return nil
 	})
 }

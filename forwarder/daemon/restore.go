@@ -155,33 +155,6 @@ func (d *Daemon) takeAddresses(s *state, records []*podstate.Record, damaged []p
 	ps.alloc.Resume(released)
 }
 
-// blockRestored puts the drops on all veths that will be ports again, in one transaction, and takes away all others. Those of veths that
-// are spared stay: the host's stack shall not have their pods' packets.
-func (d *Daemon) blockRestored() map[string]bool {
-	want := slices.Collect(maps.Keys(d.spared))
-	for _, p := range d.pods.list() {
-		if p.rec.Phase == control.PhaseAttached && p.rec.Attach == control.AttachVeth {
-			if _, err := d.machine.Link(p.rec.Device); err == nil {
-				want = append(want, p.rec.Device)
-			}
-		}
-	}
-	slices.Sort(want)
-	set := map[string]bool{}
-	have, err := d.host.Blocked()
-	if err == nil && !slices.Equal(have, want) {
-		_, err = d.host.ReconcileIngress(want)
-	}
-	if err != nil {
-		d.log.Warn("the drops on the pods' devices are put there one by one", "error", err)
-		return set
-	}
-	for _, device := range want {
-		set[device] = true
-	}
-	return set
-}
-
 // What becomes of a pod at the start.
 const (
 	restored = "restored"

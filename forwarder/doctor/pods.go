@@ -233,11 +233,12 @@ func (x *examination) leftovers(ctx context.Context) {
 		x.add("leftovers", Warning, "start the daemon: it does them first", "%s", strings.Join(found, "; "))
 		return
 	}
-	dead, forgotten := x.strays(ctx)
+	dead, forgotten, damaged := x.strays(ctx)
 	if len(dead) > 0 {
 		found = append(found, "no pod has these devices: "+listed(dead))
 	}
 	x.forgotten(forgotten)
+	x.damaged(damaged)
 	leaked := 0
 	for _, a := range x.ipam.Addresses {
 		if a.State == control.AddressLeaked {
@@ -248,7 +249,7 @@ func (x *examination) leftovers(ctx context.Context) {
 		found = append(found, fmt.Sprintf("%d addresses belong to damaged files (penstockctl ipam)", leaked))
 	}
 	if len(found) == 0 {
-		if len(forgotten) == 0 {
+		if len(forgotten)+len(damaged) == 0 {
 			x.ok("leftovers", "none")
 		}
 		return
