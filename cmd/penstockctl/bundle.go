@@ -218,7 +218,7 @@ func (t *tool) bundleDaemon(ctx context.Context, b *bundle, configPath *string) 
 		limits, err2 := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
 		b.text("process.txt", string(status)+"\n"+string(limits), cmp.Or(err, err2))
 	}
-	c, err := config.Load(s.Config)
+	c, err := config.LoadRegular(s.Config)
 	if err != nil {
 		b.without(debugParts, fmt.Errorf("where the daemon's debug listener is, its configuration would say: %w", err))
 		return

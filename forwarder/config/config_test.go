@@ -181,9 +181,18 @@ func TestLoad(t *testing.T) {
 		{dir, dir + " is a directory: name the configuration file in it", syscall.EISDIR},
 		{"/dev/null/x", "the configuration file /dev/null/x cannot be read: not a directory; name one that can", syscall.ENOTDIR},
 	} {
-		if _, err := Load(x.path); err == nil || err.Error() != x.want || !errors.Is(err, x.cause) {
-			t.Errorf("got  %v\nwant %s", err, x.want)
+		for _, load := range []func(string) (*Config, error){Load, LoadRegular} {
+			if _, err := load(x.path); err == nil || err.Error() != x.want || !errors.Is(err, x.cause) {
+				t.Errorf("got  %v\nwant %s", err, x.want)
+			}
 		}
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadRegular(fifo); err == nil || err.Error() != "the configuration file "+fifo+" cannot be read: it is no regular file; name one that can" {
+		t.Error(err)
 	}
 	if err := (&Unreadable{"c", &os.PathError{Op: "open", Path: "c", Err: syscall.EACCES}}); err.Error() != "no permission to read the configuration file c: run as root, or as who owns it" {
 		t.Error(err)

@@ -16,13 +16,35 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Load reads and checks a file.
-func Load(path string) (*Config, error) {
-	data, err := os.ReadFile(path)
+// Load reads and checks a file of any kind: a pipe can be checked too.
+func Load(path string) (*Config, error) { return load(path, os.ReadFile) }
+
+// LoadRegular is Load for those who must not be held up: what is no regular file, as a FIFO that nobody writes to, is an error.
+func LoadRegular(path string) (*Config, error) { return load(path, readRegular) }
+
+func load(path string, read func(string) ([]byte, error)) (*Config, error) {
+	data, err := read(path)
 	if err != nil {
 		return nil, &Unreadable{path, err}
 	}
 	return Parse(path, data)
+}
+
+func readRegular(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	switch fi, err := f.Stat(); {
+	case err != nil:
+		return nil, err
+	case fi.IsDir():
+		return nil, syscall.EISDIR
+	case !fi.Mode().IsRegular():
+		return nil, errors.New("it is no regular file")
+	}
+	return io.ReadAll(f)
 }
 
 // Unreadable is a file that could not be read at all: one sentence for people, the cause for errors.Is.

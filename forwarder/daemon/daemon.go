@@ -44,6 +44,7 @@ type Daemon struct {
 	level   slog.LevelVar
 	log     *slog.Logger
 	started time.Time
+	reader  configReader
 
 	workers  int
 	listener *server.Listener
@@ -93,6 +94,7 @@ func newDaemon(m machine, o Options) (*Daemon, error) {
 		o.Log = os.Stderr
 	}
 	d.log = newLogger(o.Log, &d.level)
+	d.reader = newConfigReader(path)
 	d.health.set(phase, "the daemon is starting")
 	if o.Level != "" {
 		l, err := parseLevel(o.Level)
@@ -152,6 +154,7 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	g.Go(func() error { return d.watchPending(background) })
 	g.Go(func() error { return d.waitForAdoption(background) })
 	g.Go(func() error { return d.watchWorkers(background) })
+	g.Go(func() error { return d.watchHangup(background, hangup) })
 	d.plane.Start()
 	d.health.set(phase, "")
 	close(d.up)
@@ -160,15 +163,7 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	d.log.Info("forwarding", "node", s.cfg.Node.Name, "address", s.cfg.Node.Address, "encap", s.kind.String(), "mtu", s.podMTU, "workers", d.workers,
 		"peers", len(s.peers), "socket", s.cfg.Control.Socket, "version", control.Version(), "took", time.Since(d.started).Round(time.Millisecond).String())
 
-	for running := true; running; {
-		select {
-		case <-hangup:
-			look(d.nudge)
-			_, _ = d.Reload(background) // says itself how it went
-		case <-background.Done():
-			running = false
-		}
-	}
+	<-background.Done()
 	return d.stop(g, cancel)
 }
 
@@ -223,7 +218,7 @@ func cleanup(ctx context.Context, m machine, o Options) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := config.Load(o.Config)
+	cfg, err := config.LoadRegular(o.Config)
 	if errors.Is(err, fs.ErrNotExist) {
 		d.log.Warn("there is no configuration file; cleaning up by the default names", "config", o.Config)
 		cfg, err = config.Default(), nil

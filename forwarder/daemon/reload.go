@@ -72,10 +72,14 @@ func (r *reloads) failure() string {
 }
 
 func (d *Daemon) reload(ctx context.Context) (changed []string, peers []feed.Peer, err error) {
+	cfg, err := d.reader.read(ctx) // before change is held: a disk may hang
+	if err != nil {
+		return nil, nil, control.Errorf(control.InvalidConfig, "%v", err)
+	}
 	d.change.Lock()
 	defer d.change.Unlock()
 	old := d.state.Load()
-	next, err := d.load(old.cfg.Node.Address)
+	next, err := d.complete(cfg, old.cfg.Node.Address)
 	if err != nil {
 		return nil, nil, control.Errorf(control.InvalidConfig, "%v", err)
 	}

@@ -30,11 +30,14 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 		return err
 	}
 
-	next, err := d.load(netip.Addr{})
+	cfg, err := d.reader.read(context.WithoutCancel(ctx)) // it has a bound of its own
 	if err != nil {
 		return err
 	}
-	cfg := next.cfg
+	next, err := d.complete(cfg, netip.Addr{})
+	if err != nil {
+		return err
+	}
 	d.workers = workersFor(cfg.Workers)
 	runtime.GOMAXPROCS(d.workers + 1) // the workers hold a thread each; one is left for everything else
 	if os.Getenv("GOGC") == "" {
@@ -106,13 +109,9 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	return ctx.Err() // asked to stop meanwhile
 }
 
-// load reads the file and works out what it means on this machine. If the file leaves the node's address out, known is that in force,
-// invalid at the start.
-func (d *Daemon) load(known netip.Addr) (*state, error) {
-	cfg, err := config.Load(d.path)
-	if err != nil {
-		return nil, err
-	}
+// complete works out what a configuration means on this machine. If it leaves the node's address out, known is that in force, invalid
+// at the start.
+func (d *Daemon) complete(cfg *config.Config, known netip.Addr) (*state, error) {
 	if err := cfg.Complete(func() (netip.Addr, error) {
 		if !known.IsValid() {
 			known = podstate.Address(cfg.State)

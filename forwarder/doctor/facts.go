@@ -73,7 +73,7 @@ func (f *facts) gather(ctx context.Context, c *control.Client, path string) {
 			f.pid = pid
 		}
 	}
-	f.cfg, f.badConfig = config.Load(f.path)
+	f.cfg, f.badConfig = config.LoadRegular(f.path)
 	if f.badConfig == nil {
 		f.badConfig = f.cfg.Complete(f.ownAddress)
 	}
