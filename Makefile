@@ -8,8 +8,9 @@ UNITDIR     ?= /etc/systemd/system
 CONFDIR     ?= /etc/penstock
 MANDIR      ?= $(PREFIX)/share/man
 COMPLETIONS ?= $(PREFIX)/share
-# Debian's versions begin with a digit and sort.
-DEBVERSION   = $(shell echo '$(VERSION)' | sed -E 's/^v//; /^[0-9]+\.[0-9]/!s/^/0~/; s/-/+/g')
+# Debian's versions begin with a digit and sort: what has no tag goes by the date of its commit.
+COMMITTED    = $(shell TZ=UTC git log -1 --date=format-local:%Y%m%d%H%M%S --format=%cd 2>/dev/null || echo 0)
+DEBVERSION   = $(shell echo '$(VERSION)' | sed -E 's/^v//; /^[0-9]+\.[0-9]/!s/^/0~$(COMMITTED)./; s/-/+/g')
 FUZZTIME    ?= 10s
 BENCHTIME   ?= 1s
 SOAKTIME    ?= 10m
@@ -35,7 +36,7 @@ export CGO_ENABLED ?= 0
 
 say = @printf '==> %s\n' "$(1)"
 
-.PHONY: help build demo test race lint fuzz bench microbench profile matrix soak torture addbench runtime stage install uninstall deb clean need-go need-root need-cc
+.PHONY: help build demo test race lint fuzz bench microbench profile matrix soak torture addbench runtime stage install uninstall deb clean need-go need-root need-cc need-paths
 
 # What a target needs, asked for before anything is built.
 need-go:
@@ -45,6 +46,11 @@ need-root: need-go
 	@[ -c /dev/net/tun ] || { echo "make $(MAKECMDGOALS) needs /dev/net/tun: load the kernel module tun" >&2; exit 1; }
 need-cc:
 	@command -v "$${CC:-gcc}" >/dev/null || { echo "make $(MAKECMDGOALS) needs a C compiler for the race detector: install gcc" >&2; exit 1; }
+# What would not survive the shell, sed, abspath and systemd's unit unharmed.
+need-paths: export PATHS_ASKED = $(DESTDIR)$(PREFIX)$(CNIBIN)$(UNITDIR)$(CONFDIR)$(MANDIR)$(COMPLETIONS)
+need-paths:
+	@case "$$PATHS_ASKED" in *[[:space:]\"\'\`\\\$$\|\&%\;]*) \
+	  echo "make $(MAKECMDGOALS): DESTDIR, PREFIX, CNIBIN, UNITDIR, CONFDIR, MANDIR and COMPLETIONS may have no space, quote or any of | & % ; \\ \$$ in them: choose other directories" >&2; exit 1;; esac
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -157,7 +163,7 @@ addbench: need-root build ## how long the plugin's ADD takes, alone and 50 at on
 
 # What is installed, and where: staged once under bin/stage, from which install copies, uninstall removes and deb packs.
 STAGE := bin/stage
-stage: build
+stage: need-paths build
 	@rm -rf '$(STAGE)'
 	@install -D -m 755 bin/penstockd '$(STAGE)$(PREFIX)/sbin/penstockd'
 	@install -D -m 755 bin/penstockctl '$(STAGE)$(PREFIX)/bin/penstockctl'
@@ -179,7 +185,7 @@ install: stage ## into PREFIX (/usr/local), CNIBIN (/opt/cni/bin), UNITDIR, CONF
 	@cd '$(STAGE)' && find . -type f | sed 's|^\./||' | while read -r f; do install -D -m "$$(stat -c %a "$$f")" "$$f" '$(abspath $(DESTDIR))/'"$$f" || exit 1; done
 	@echo "next: copy $(CONFDIR)/penstock.yaml.example to penstock.yaml beside it, edit it, then: systemctl enable --now penstockd"
 
-uninstall: stage ## exactly what install put there; your configuration stays (first stop the daemon and run penstockd --cleanup)
+uninstall: stage ## exactly what install put there; your configuration stays (before: penstockctl cni uninstall, stop the daemon, penstockd --cleanup)
 	$(call say,uninstalling from $(DESTDIR)$(PREFIX))
 	@cd '$(STAGE)' && find . -type f | sed 's|^\./||' | while read -r f; do rm -f '$(abspath $(DESTDIR))/'"$$f" || exit 1; done
 	@for d in '$(DESTDIR)$(CONFDIR)' '$(DESTDIR)$(PREFIX)/share/doc/penstock'; do [ ! -d "$$d" ] || rmdir --ignore-fail-on-non-empty "$$d"; done

@@ -1,10 +1,13 @@
 package cmd_test
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -43,6 +46,35 @@ func makeTarget(t *testing.T, args ...string) string {
 		t.Fatalf("make %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// TestDebianVersions: without a tag they sort by the date of the commit.
+func TestDebianVersions(t *testing.T) {
+	for version, want := range map[string]string{"v1.2.3": `penstock_1\.2\.3_`, "v1.2.3-4-gabc": `penstock_1\.2\.3\+4\+gabc_`, "f3a26ee-dirty": `penstock_0~(20[0-9]{12}|0)\.f3a26ee\+dirty_`} {
+		if out := makeTarget(t, "-n", "deb", "VERSION="+version); !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("%s: no %s in\n%s", version, want, out)
+		}
+	}
+}
+
+// TestOddPaths: what would go to a wrong place, or into the unit in pieces, is refused in one line before anything is made.
+func TestOddPaths(t *testing.T) {
+	mk, err := exec.LookPath("make")
+	if err != nil {
+		t.Skip("make is not installed")
+	}
+	for _, value := range []string{"DESTDIR=/tmp/a b", "PREFIX=/opt/p q", "CNIBIN=/opt/a|b", "PREFIX=/opt/a&b", "CONFDIR=/etc/it's", "UNITDIR=/etc/a%i"} {
+		out, err := exec.Command(mk, "-C", "..", "--no-print-directory", "need-paths", value).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "choose other directories") || strings.Count(string(out), "\n") > 2 {
+			t.Errorf("%s: %v, %s", value, err, out)
+		}
+	}
+	if out, err := exec.Command(mk, "-C", "..", "need-paths", "DESTDIR=/tmp/ünd_a-b.c~d+e").CombinedOutput(); err != nil {
+		t.Errorf("%v, %s", err, out)
+	}
+	if out, err := exec.Command(mk, "-C", "..", "-n", "install", "DESTDIR=/tmp/ab").CombinedOutput(); err != nil || !strings.Contains(string(out), "PATHS_ASKED") {
+		t.Errorf("make install does not ask: %v, %s", err, out)
+	}
 }
 
 // TestInstall: everything is where it belongs and works from there, and make uninstall takes exactly that away again: what else lies
@@ -180,8 +212,25 @@ func TestDebianPackage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	lists := filepath.Join(root, "etc/cni/net.d")
+	if err := os.MkdirAll(lists, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// As penstockctl cni install leaves it, which needs a daemon.
+	sum := sha256.Sum256([]byte("{}\n"))
+	for name, content := range map[string]string{"05-penstock.conflist": "{}\n", "penstock.installed": `{"list":"` + hex.EncodeToString(sum[:]) + `"}`} {
+		if err := os.WriteFile(filepath.Join(lists, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	run("-i", deb) // an upgrade
+	if len(files(t, lists)) == 0 {
+		t.Error("an upgrade took the CNI list away")
+	}
 	run("-r", "penstock")
+	if left := files(t, lists); len(left) > 0 {
+		t.Errorf("the runtime is left with a list without its plugin: %v", left)
+	}
 	if _, err := os.Stat(filepath.Join(root, "etc/penstock/penstock.yaml")); err != nil {
 		t.Errorf("the configuration went with remove: %v", err)
 	}
