@@ -153,7 +153,7 @@ var reasonText = [reasons]struct {
 
 	DropShaped:     {"shaped", "more for the pod than its ingress bandwidth lets pass, and 25 ms of it waited already", "nothing: senders slow down by it; else raise the pod's ingress rate", false, routed},
 	DropPortFull:   {"port_full", "the pod's or the host's queue was full", "the receiver is too slow: give it CPU, or raise txqueuelen", false, routed},
-	DropPortDown:   {"port_down", "the pod's or the host's device is down or gone", "is the pod going away? else bring the device up", false, routed},
+	DropPortDown:   {"port_down", "the pod's or the host's device is down or gone, or a tun pod waits for its queue", "is the pod going away, or waiting in penstockctl pods? else bring the device up", false, routed},
 	DropPortFailed: {"port_failed", "the kernel refused to deliver the frame", "the log names the error once a minute", false, routed},
 }
 

@@ -30,7 +30,7 @@ type Forwarder struct {
 	use     use
 	caps    []ring.Capability
 	workers []*worker
-	hops    struct{ self, host, noRoute, noPod *hop }
+	hops    struct{ self, host, noRoute, noPod, awaited *hop }
 	keeper  *keeper
 
 	// Read by workers without waiting.
@@ -46,7 +46,8 @@ type Forwarder struct {
 	// Changed under control only.
 	control       sync.Mutex
 	settings      Settings
-	hosts         []*port // penstock0's queues, by worker
+	hosts         []*port      // penstock0's queues, by worker
+	awaited       []netip.Addr // see Await
 	ports         []*port
 	opening       []*port                 // claimed, but not there yet: the kernel is at work on them (portopen.go)
 	most          int64                   // that one of those that Expect knows of may have of limits.totalBuffer; 0: no bound
@@ -116,6 +117,7 @@ func newForwarder(s Settings, env environment) (_ *Forwarder, err error) {
 	f.complaints.last = map[string]int64{}
 	f.hops.self, f.hops.host = &hop{kind: hopSelf}, &hop{kind: hopHost}
 	f.hops.noRoute, f.hops.noPod = &hop{kind: hopNoRoute}, &hop{kind: hopNoPod}
+	f.hops.awaited = &hop{kind: hopAwaited}
 	f.savePorts()
 	f.savePeers()
 	f.tunnelPorts.native = s.Native.Port

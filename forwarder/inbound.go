@@ -157,11 +157,14 @@ func (w *worker) accept(f *frame, gso int, outerTOS uint8) {
 	}
 	h := w.network.Route(f.p.Dst)
 	if h == nil || h.kind != hopPort && h.kind != hopSelf && h.kind != hopRouted {
-		if h != nil && h.kind == hopNoPod {
+		switch {
+		case h != nil && h.kind == hopNoPod:
 			w.refuse(f, DropNoPod, encap.HostUnreachable)
-			return
+		case h != nil && h.kind == hopAwaited:
+			w.drop(DropPortDown)
+		default:
+			w.drop(DropNotLocal)
 		}
-		w.drop(DropNotLocal)
 		return
 	}
 	if w.tunnelLoop(f) {

@@ -214,6 +214,8 @@ func (w *worker) route(f *frame) {
 		w.toHost(f)
 	case hopNoPod:
 		w.refuse(f, DropNoPod, encap.HostUnreachable)
+	case hopAwaited:
+		w.drop(DropPortDown)
 	default:
 		w.refuse(f, DropNoRoute, encap.NetUnreachable)
 	}

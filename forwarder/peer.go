@@ -30,6 +30,7 @@ const (
 	hopHost            // outside the cluster: the host's stack routes it
 	hopNoRoute         // cluster address that nobody has
 	hopNoPod           // own pod CIDR, but no such pod
+	hopAwaited         // a pod of this node whose port is yet to come back
 	hopRouted          // a pod of this node that the host's stack reaches by a route of its own
 )
 
@@ -316,6 +317,11 @@ func (f *Forwarder) wantedRoutes(peers []*peer) (map[netip.Prefix]*hop, error) {
 	}
 	for _, a := range s.hostAddresses() {
 		routes[netip.PrefixFrom(a, a.BitLen())] = f.hops.self
+	}
+	for _, a := range f.awaited {
+		if f.ownAddress(a) {
+			routes[netip.PrefixFrom(a, a.BitLen())] = f.hops.awaited
+		}
 	}
 	for _, p := range f.ports {
 		for _, a := range p.addresses {

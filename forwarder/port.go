@@ -398,7 +398,7 @@ func (f *Forwarder) leastLoaded() (least int) {
 func (f *Forwarder) ownPodAddress(a netip.Addr) bool {
 	n := f.table.Load().Network(f.vni)
 	h := n.Route(a)
-	return h != nil && (h.kind == hopPort || h.kind == hopNoPod) // never a routed pod: its answers pass the host anyway
+	return h != nil && (h.kind == hopPort || h.kind == hopNoPod || h.kind == hopAwaited) // never a routed pod: its answers pass the host anyway
 }
 
 // flagTranslated marks the port of a so that workers look into the flow memory.

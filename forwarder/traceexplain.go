@@ -212,6 +212,8 @@ func (t *tracer) routeText(a netip.Addr) string {
 		return fmt.Sprintf("%s is outside of the pods' network: it is the host's to route", a)
 	case hopNoPod:
 		to = "this node's pods, and none has this address"
+	case hopAwaited:
+		to = "a pod of this node whose port is not back yet (penstockctl pods)"
 	case hopNoRoute:
 		to = "the pods' network, and no peer has this part of it"
 	}

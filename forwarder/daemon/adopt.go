@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -59,11 +60,19 @@ func (q *queue) close() {
 	}
 }
 
-// countWaiting keeps the daemon's readiness up with the pods that wait, as long as its patience lasts.
+// countWaiting keeps the daemon's readiness up with the pods that wait, as long as its patience lasts, and the forwarder from answering
+// in their place.
 func (d *Daemon) countWaiting() int {
-	n := d.pods.waiting()
 	d.waitMu.Lock()
 	defer d.waitMu.Unlock()
+	n, addresses := d.pods.awaited()
+	if !slices.Equal(addresses, d.awaited) {
+		if err := d.plane.Await(addresses); err != nil {
+			d.log.Warn("who sends to pods that wait for their queue is told that they are not there", "error", err)
+		} else {
+			d.awaited = addresses
+		}
+	}
 	if n == 0 || d.impatient {
 		d.health.set(adoption, "")
 	} else {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -81,7 +82,8 @@ type Daemon struct {
 	gate      *gate
 	up        chan struct{} // closed when requests about pods may begin
 	waitMu    sync.Mutex
-	impatient bool // pods that wait for adoption keep us no longer from being ready
+	awaited   []netip.Addr // of pods that wait, as the forwarder knows them
+	impatient bool         // pods that wait for adoption keep us no longer from being ready
 }
 
 func newDaemon(m machine, o Options) (*Daemon, error) {

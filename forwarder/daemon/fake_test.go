@@ -40,6 +40,7 @@ type fake struct {
 	peers    []feed.Peer
 	hostnet  hostnet.Config
 	ports    []forwarder.PortInfo
+	awaited  []netip.Addr
 	counters forwarder.Counters
 	turns    uint64 // of worker 0, which moves at every look; worker 1 waits
 	stuck    bool   // worker 0 does not move any more
@@ -302,6 +303,12 @@ func (f fakePlane) Adopt(s forwarder.PortSpec, fd int) (forwarder.PortInfo, erro
 	f.ports = append(f.ports, p)
 	f.mu.Unlock()
 	return p, nil
+}
+func (f fakePlane) Await(a []netip.Addr) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.awaited = slices.Clone(a)
+	return nil
 }
 func (f fakePlane) Descriptors() (l []forwarder.Descriptor) {
 	for _, p := range f.Ports() {

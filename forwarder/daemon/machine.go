@@ -31,6 +31,7 @@ type plane interface {
 	Attach(forwarder.PortSpec) (forwarder.PortInfo, error)
 	AttachQueue(forwarder.PortSpec, int) (forwarder.PortInfo, error) // owns the descriptor
 	Adopt(forwarder.PortSpec, int) (forwarder.PortInfo, error)       // likewise
+	Await([]netip.Addr) error                                        // of pods whose port is yet to come back
 	Descriptors() []forwarder.Descriptor
 	Detach(container, iface string) error
 	Ports() []forwarder.PortInfo

@@ -102,15 +102,23 @@ func (ps *pods) list() []pod {
 }
 
 // waiting counts the pods that `penstock adopt` must bring back.
-func (ps *pods) waiting() (n int) {
+func (ps *pods) waiting() int {
+	n, _ := ps.awaited()
+	return n
+}
+
+// awaited counts them, and lists their addresses in order.
+func (ps *pods) awaited() (n int, addresses []netip.Addr) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for _, p := range ps.all {
 		if p.phase() == control.PhaseWaiting {
 			n++
+			addresses = append(addresses, p.rec.Addresses...)
 		}
 	}
-	return n
+	slices.SortFunc(addresses, netip.Addr.Compare)
+	return n, addresses
 }
 
 // failed counts the pods that should have a network and have none: no port, or one that has lost its device.
@@ -118,7 +126,7 @@ func (ps *pods) failed() (n int) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for _, p := range ps.all {
-		if p.phase() == control.PhaseAttached && (p.problem != "" || !p.open && !p.opening) {
+		if phase := p.phase(); phase == control.PhaseFailed || phase == control.PhaseAttached && p.problem != "" {
 			n++
 		}
 	}

@@ -51,6 +51,10 @@ func TestTUNComesBack(t *testing.T) {
 	if did := f.deeds(); !slices.Contains(did, "unstore psffffffffff0") || !slices.Contains(did, "adopt "+control.DeviceName("stored", "eth0")) {
 		t.Errorf("did %q", did)
 	}
+	awaited := func() int { f.mu.Lock(); defer f.mu.Unlock(); return len(f.awaited) }
+	if awaited() != 1 {
+		t.Errorf("the forwarder answers for a pod that waits; it knows of %v", f.awaited)
+	}
 	lost := control.PodKey{Container: "lost", Interface: "eth0"}
 	queue, _ := os.Open("/dev/null")
 	defer queue.Close()
@@ -62,8 +66,8 @@ func TestTUNComesBack(t *testing.T) {
 	if err := r.client.Adopt(t.Context(), lost, queue); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := r.client.Status(t.Context()); err != nil || !s.Ready || s.Waiting != 0 {
-		t.Errorf("%+v, %v", s, err)
+	if s, err := r.client.Status(t.Context()); err != nil || !s.Ready || s.Waiting != 0 || awaited() != 0 {
+		t.Errorf("%+v, %v, awaited %v", s, err, f.awaited)
 	}
 	if err := r.client.Adopt(t.Context(), lost, queue); control.CodeOf(err) != control.Conflict {
 		t.Error(err)
