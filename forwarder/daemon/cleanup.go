@@ -48,7 +48,7 @@ func (d *Daemon) cleanupPods(m machine, cfg *config.Config) (removed []string, e
 			removed = append(removed, "device "+l.Name)
 		}
 	}
-	for _, path := range []string{dir, filepath.Join(cfg.State, "released"), filepath.Join(cfg.State, "address"), control.PendingDir(cfg.Control.Socket)} {
+	for _, path := range []string{dir, filepath.Join(cfg.State, "released"), filepath.Join(cfg.State, "address"), filepath.Join(cfg.State, "device"), control.PendingDir(cfg.Control.Socket)} {
 		if _, err := os.Lstat(path); err != nil {
 			continue
 		}

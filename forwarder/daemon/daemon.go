@@ -238,10 +238,14 @@ func cleanup(ctx context.Context, m machine, o Options) error {
 		return err
 	}
 	defer release()
+	old, oldErr := removeOldDevice(m, cfg, func(string) bool { return false })
 	podsGone, podsErr := d.cleanupPods(m, cfg)
+	if old != "" {
+		podsGone = append(podsGone, "device "+old)
+	}
 	report, err := m.Cleanup(ctx, cfg.Host.Device)
 	report.Removed = append(podsGone, report.Removed...)
-	err = errors.Join(podsErr, err)
+	err = errors.Join(oldErr, podsErr, err)
 	for _, what := range report.Removed {
 		d.log.Info("removed", "what", what)
 	}

@@ -98,6 +98,7 @@ func (d *Daemon) start(ctx context.Context) (err error) {
 	if err := d.pods.store.NoteAddress(cfg.Node.Address); err != nil {
 		d.log.Warn("the node's address cannot be kept for the next start, which goes by the default route unless node.address is set", "error", err)
 	}
+	d.keepOneDevice(cfg)
 	if err = d.startFlows(ctx, &undo); err != nil {
 		return err
 	}
