@@ -47,6 +47,7 @@
 //	  nativereceive.go pieces become frames
 //	  nativehold.go    from one way to another in order
 //	  nativeagent.go   the decisions
+//	  nativeport.go    its port, which somebody else may have
 //
 //	control
 //	  forwarder.go     the whole: New, Start, Stop
@@ -58,6 +59,7 @@
 //	  port.go          pods, attached and detached
 //	  portopen.go      their devices and memory
 //	  routed.go        pods that the host's stack reaches
+//	  awaited.go       pods whose port is yet to come back
 //	  restore.go       devices of ours that somebody has deleted
 //	  registry.go      descriptors by name
 //
