@@ -99,7 +99,7 @@ func (e *endpoint) Local() netip.AddrPort { return e.local }
 // FD is the descriptor.
 func (e *endpoint) FD() int { return e.fd }
 
-// Close closes the descriptor, once: its number is another's then.
+// Close closes the descriptor. A second call is EBADF, and closes nobody else's, who may have the number by then.
 func (e *endpoint) Close() error { return closeOnce(&e.fd) }
 
 func closeOnce(fd *int) error {

@@ -111,7 +111,7 @@ func (d *Daemon) attachPod(ctx context.Context, r control.AttachRequest, q *queu
 			return d.attached(k)
 		}
 		// The same pod with a new device of the old name: what we had open belongs to a device that has gone.
-		if err := d.closePort(old); err != nil {
+		if err := d.shutPort(old); err != nil {
 			return control.Attached{}, err
 		}
 	}
@@ -166,7 +166,9 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 	undo.add(func() error {
 		if old != nil {
 			c := *old
-			c.open = false
+			if c.open = false; c.rec.Phase == control.PhaseAttached {
+				c.problem = err.Error()
+			}
 			d.pods.put(&c)
 			d.countWaiting()
 		} else {

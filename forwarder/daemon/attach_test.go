@@ -41,7 +41,7 @@ func TestAttachAndDetach(t *testing.T) {
 	if _, err := r.client.Attach(ctx, request("c1", "ve1", "10.244.1.2")); err != nil {
 		t.Errorf("a new device: %v", err)
 	}
-	if did := f.deeds(); !slices.Equal(did, []string{"detach c1/eth0", "unblock ve1", "block ve1", "attach ve1"}) {
+	if did := f.deeds(); !slices.Equal(did, []string{"detach c1/eth0", "block ve1", "attach ve1"}) {
 		t.Errorf("a new device: did %q", did)
 	}
 	for range 2 {

@@ -171,8 +171,8 @@ func (d *Daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 
 // stop drains and closes. Routes, devices and rules stay: a successor carries on with them.
 func (d *Daemon) stop(g *errgroup.Group, cancel context.CancelFunc) error {
-	notify(d.log, sd.SdNotifyStopping)
 	d.health.set(phase, "the daemon is stopping")
+	notify(d.log, sd.SdNotifyStopping)
 	requests, done := context.WithTimeout(context.Background(), stopTimeout)
 	defer done()
 	if err := d.server.Shutdown(requests); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -18,7 +19,7 @@ import (
 func (d *Daemon) listenDebug(cfg *config.Config, undo *undoList) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(newCollector(d), d.timed.operations, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	health := d.healthMux(fromMemory(promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)})))
+	health := d.healthMux(fromMemory(promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)})))
 	if err := d.listenHTTP("debug.listen", cfg.Debug.Listen, !cfg.Debug.AllowRemote, withProfiles(health), undo); err != nil {
 		return err
 	}
@@ -44,12 +45,26 @@ func (d *Daemon) listenHTTP(key, address string, loopback bool, h http.Handler, 
 	return nil
 }
 
-// fromMemory has an answer written after next is done with it: a client that does not read holds up its own connection, and not one
-// of the places for scrapes.
+// An answer with thousands of peers has megabytes: so many scrapes at a time, and none for longer than a scraper needs to read.
+const (
+	scrapes     = 4
+	scrapeWrite = 3 * time.Second
+)
+
+// fromMemory has an answer written after next is done with it, in a bounded time: a client that does not read keeps the place of one
+// scrape for as long, and the errors of its connection are its own.
 func fromMemory(next http.Handler) http.Handler {
+	places := make(chan struct{}, scrapes)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case places <- struct{}{}:
+			defer func() { <-places }()
+		case <-r.Context().Done():
+			return
+		}
 		a := answer{header: w.Header(), status: http.StatusOK}
 		next.ServeHTTP(&a, r)
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(scrapeWrite))
 		w.WriteHeader(a.status)
 		_, _ = w.Write(a.Bytes())
 	})

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -30,7 +31,7 @@ type debugListener struct {
 
 	mu      sync.Mutex
 	open    net.Listener
-	problem string // why it is not; empty if it is
+	problem said // why it is not; empty if it is
 }
 
 func newDebugListener(key, address string, h http.Handler, log *slog.Logger) *debugListener {
@@ -61,13 +62,14 @@ func (l *debugListener) listen() net.Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
-		was := l.problem
-		if l.problem = l.key + " cannot be opened: " + err.Error(); l.problem != was {
-			l.log.Warn(l.problem + "; trying again")
-		}
+		err = fmt.Errorf("%s cannot be opened: %w", l.key, err)
+	}
+	if news, _ := l.problem.news(err); news {
+		l.log.Warn(err.Error() + "; trying again")
+	}
+	if err != nil {
 		return nil
 	}
-	l.problem = ""
 	l.open = netutil.LimitListener(open, listenConnections)
 	l.log.Info("listening", "for", l.key, "address", open.Addr().String())
 	return l.open
@@ -76,7 +78,7 @@ func (l *debugListener) listen() net.Listener {
 func (l *debugListener) trouble() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.problem
+	return string(l.problem)
 }
 
 // serve answers until close.

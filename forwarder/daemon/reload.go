@@ -22,9 +22,20 @@ func (d *Daemon) Reload(ctx context.Context) (control.Reloaded, error) {
 	if ok, why := d.health.running(); !ok {
 		return control.Reloaded{}, control.Errorf(control.NotReady, "%s", why)
 	}
+	if ctx.Err() != nil { // it has waited for another
+		return control.Reloaded{}, control.Errorf(control.NotReady, "nobody waits for this reload any more")
+	}
 	notify(d.log, reloading())
-	defer notify(d.log, sd.SdNotifyReady)
+	defer func() {
+		if ok, _ := d.health.running(); ok { // else it is stopping, and has said so
+			notify(d.log, sd.SdNotifyReady)
+		}
+	}()
 	changed, peers, err := d.reload(ctx)
+	if err != nil && ctx.Err() != nil {
+		d.log.Info("a reload was broken off; what ran before goes on", "config", d.path, "error", err)
+		return control.Reloaded{}, control.Errorf(control.NotReady, "the reload was broken off: %v", err)
+	}
 	d.reloads.note(err, time.Now())
 	defer func() { notify(d.log, "STATUS="+d.statusText()) }()
 	if err != nil {

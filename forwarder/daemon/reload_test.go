@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -82,6 +83,30 @@ func TestReloadsDoNotOverlap(t *testing.T) {
 	}
 	if did := f.deeds(); !slices.Equal(did, []string{"peers 1", "hostreconfigure 1450", "peers 2", "hostreconfigure 1450"}) {
 		t.Errorf("did %q", did)
+	}
+}
+
+// A reload that nobody waits for any more, or that a stop breaks off, says nothing of the file.
+func TestReloadBrokenOff(t *testing.T) {
+	r := run(t, newFake(), "")
+	r.reader.busy <- struct{}{} // somebody reads, and the disk hangs
+	ctx, cancel := context.WithCancel(t.Context())
+	broken := make(chan error)
+	go func() { _, err := r.Reload(ctx); broken <- err }()
+	time.Sleep(10 * time.Millisecond)
+	cancel()
+	if err := <-broken; control.CodeOf(err) != control.NotReady {
+		t.Errorf("broken off: %v", err)
+	}
+	if _, err := r.Reload(ctx); control.CodeOf(err) != control.NotReady {
+		t.Errorf("before it began: %v", err)
+	}
+	<-r.reader.busy
+	if s, err := r.client.Status(t.Context()); err != nil || s.Rejected != "" {
+		t.Errorf("%q, %v", s.Rejected, err)
+	}
+	if _, err := r.Reload(t.Context()); err != nil {
+		t.Errorf("the next one: %v", err)
 	}
 }
 
