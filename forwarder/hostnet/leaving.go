@@ -116,26 +116,60 @@ func addPeers(conn *nftables.Conn, table *nftables.Table, peers []netip.Addr) er
 	if len(peers) == 0 {
 		return nil
 	}
-	set := &nftables.Set{Table: table, Name: peerSet, KeyType: nftables.TypeIPAddr}
-	if peers[0].Is6() {
-		set.KeyType = nftables.TypeIP6Addr
+	set := &nftables.Set{Table: table, Name: peerSet, KeyType: peerKeys(peers)}
+	return errors.Join(conn.AddSet(set, nil), inChunks(conn.SetAddElements, set, peers))
+}
+
+// changePeers makes of the set that stands, with the peers have, one with the peers want; both are in order.
+func changePeers(conn *nftables.Conn, table *nftables.Table, have, want []netip.Addr, r *Report) error {
+	set := &nftables.Set{Table: table, Name: peerSet, KeyType: peerKeys(want)}
+	come, gone := without(want, have), without(have, want)
+	if err := errors.Join(inChunks(conn.SetAddElements, set, come), inChunks(conn.SetDeleteElements, set, gone)); err != nil {
+		return nftError("write a set of", err)
 	}
-	err := conn.AddSet(set, nil)
+	if err := conn.Flush(); err != nil {
+		return nftError("change the peers of", err)
+	}
+	if len(come) > 0 {
+		r.add("%d peers in nft table inet %s", len(come), TableName)
+	}
+	if len(gone) > 0 {
+		r.remove("%d peers in nft table inet %s", len(gone), TableName)
+	}
+	return nil
+}
+
+func peerKeys(peers []netip.Addr) nftables.SetDatatype {
+	if peers[0].Is6() {
+		return nftables.TypeIP6Addr
+	}
+	return nftables.TypeIPAddr
+}
+
+// without is what of a is not in b, which is in order.
+func without(a, b []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(a), func(x netip.Addr) bool {
+		_, found := slices.BinarySearchFunc(b, x, netip.Addr.Compare)
+		return found
+	})
+}
+
+func inChunks(send func(*nftables.Set, []nftables.SetElement) error, set *nftables.Set, peers []netip.Addr) (err error) {
 	for some := range slices.Chunk(peers, peerChunk) {
 		elements := make([]nftables.SetElement, len(some))
 		for i, a := range some {
 			elements[i].Key = a.AsSlice()
 		}
-		err = errors.Join(err, conn.SetAddElements(set, elements))
+		err = errors.Join(err, send(set, elements))
 	}
 	return err
 }
 
-// readPeers reads it, in order.
-func readPeers(conn *nftables.Conn, table *nftables.Table) (peers []netip.Addr, err error) {
+// readPeers reads it, in order, and the type of its elements.
+func readPeers(conn *nftables.Conn, table *nftables.Table) (peers []netip.Addr, keys string, err error) {
 	sets, err := conn.GetSets(table)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	for _, set := range sets {
 		if set.Name != peerSet {
@@ -143,13 +177,14 @@ func readPeers(conn *nftables.Conn, table *nftables.Table) (peers []netip.Addr, 
 		}
 		elements, err := conn.GetSetElements(set)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		for _, e := range elements {
 			a, _ := netip.AddrFromSlice(e.Key)
 			peers = append(peers, a)
 		}
+		keys = set.KeyType.Name
 	}
 	slices.SortFunc(peers, netip.Addr.Compare)
-	return peers, nil
+	return peers, keys, nil
 }

@@ -29,7 +29,8 @@ func OpenNFT() (*nftables.Conn, error) {
 	return c, nil
 }
 
-// applyNFT replaces `inet penstock` in one transaction if it is not as the Config wants it.
+// applyNFT replaces `inet penstock` in one transaction if it is not as the Config wants it. Where nothing but peers has changed only they
+// are written: the rules keep their counters.
 func applyNFT(c *Config, r *Report) error {
 	conn, err := OpenNFT()
 	if err != nil {
@@ -40,10 +41,15 @@ func applyNFT(c *Config, r *Report) error {
 	if err != nil {
 		return nftError("read", err)
 	}
-	if have != nil && have.sum == sumOf(want) && slices.Equal(have.peers, c.Peers) {
-		return nil
-	}
 	table := &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
+	if have != nil && have.sum == sumOf(want) {
+		if slices.Equal(have.peers, c.Peers) {
+			return nil
+		}
+		if len(c.Peers) > 0 && have.keys == peerKeys(c.Peers).Name {
+			return changePeers(conn, table, have.peers, c.Peers, r)
+		}
+	}
 	// Add, delete, add: the delete needs something to delete, whoever was here before.
 	conn.AddTable(table)
 	conn.DelTable(table)
@@ -84,6 +90,7 @@ func nftError(what string, err error) error {
 type foundTable struct {
 	sum   string
 	peers []netip.Addr // of the set
+	keys  string       // nft's type of its elements; empty: there is no set
 }
 
 // readTable reads a table of ours; nil if there is none. The kernel hands rules back in a form that does not compare
@@ -128,8 +135,8 @@ func readTable(conn *nftables.Conn, family nftables.TableFamily) (*foundTable, e
 		}
 		found = append(found, lines...)
 	}
-	peers, err := readPeers(conn, table)
-	return &foundTable{fmt.Sprint(found), peers}, err
+	peers, keys, err := readPeers(conn, table)
+	return &foundTable{fmt.Sprint(found), peers, keys}, err
 }
 
 func sumOf(chains []chain) string {
