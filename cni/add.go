@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/penstock-net/penstock/forwarder/control"
+	"github.com/penstock-net/penstock/forwarder/hostnet/advertised"
 )
 
 // waitForDaemon is how long ADD waits for a daemon that starts. A runtime wants an answer within ten seconds. Tests shorten it.
@@ -268,12 +269,13 @@ func (a *adding) prepareHost(context.Context) error {
 		if !slices.ContainsFunc(a.lease.Addresses, netip.Addr.Is6) || readSysctl("ipv6/conf/all/forwarding") == "1" {
 			return nil
 		}
-		// A router ignores router advertisements unless told so (Documentation/networking/ip-sysctl.rst, accept_ra): the node
-		// would lose its own default route. conf/default is left alone: a device that is yet to come may be a pod's.
-		devices, _ := os.ReadDir("/proc/sys/net/ipv6/conf")
+		devices, err := advertised.Devices("") // as the daemon does it, which may have no leave to
+		if err != nil {
+			return fail(types.ErrIOFailure, "the devices that live by router advertisements cannot be found: %v", err)
+		}
 		for _, d := range devices {
-			if key := "ipv6/conf/" + d.Name() + "/accept_ra"; readSysctl(key) == "1" && d.Name() != "all" && d.Name() != "default" {
-				writeSysctl(key, "2")
+			if err := writeSysctl("ipv6/conf/"+d+"/accept_ra", "2"); err != nil {
+				return fail(types.ErrIOFailure, "%v: the node would lose what %s has from router advertisements when it forwards IPv6, so set it first", err, d)
 			}
 		}
 		if err := writeSysctl("ipv6/conf/all/forwarding", "1"); err != nil {

@@ -473,17 +473,3 @@ func TestWithoutIPv6(t *testing.T) {
 	expect(t, r, "10.244.1.77/32", "ips", 0, "address")
 	expect(t, r, nil, "ips", 1)
 }
-
-// Who takes router advertisements goes on doing so when the node forwards; a device that is yet to come, which may be a pod's, does not begin to.
-func TestForwardingKeepsAdvertisements(t *testing.T) {
-	w := newWorld(t)
-	w.node.Device("eth0")
-	w.mustAdd(w.newPod(), "1.1.0", w.conf(nil))
-	w.node.Do(func() {
-		for device, want := range map[string]string{"eth0": "2", "default": "1"} {
-			if have := readSysctl("ipv6/conf/" + device + "/accept_ra"); have != want {
-				t.Errorf("accept_ra of %s is %s, want %s", device, have, want)
-			}
-		}
-	})
-}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet/advertised"
 )
 
 // A sysctl of the network namespace belongs, for the kernel, to whoever has CAP_NET_ADMIN there (net/sysctl_net.c,
@@ -81,6 +83,7 @@ func (c Sysctls) settings() []setting {
 			add(s)
 		}
 		add(setting{parts: []string{"net", "ipv6", "conf", "all", "forwarding"}, ok: is(1), want: 1, severity: Failure, global: true,
+			leave:   func() string { return untilAdvertised(device, uplink) },
 			problem: "the host does not forward IPv6, so pods reach neither Services nor the outside"})
 		add(setting{parts: []string{"net", "ipv6", "conf", device, "forwarding"}, ok: is(1), want: 1, severity: Failure,
 			problem: "the host does not forward what pods hand it"})
@@ -140,9 +143,8 @@ func (s setting) check(fix bool) (Finding, bool) {
 }
 
 // advertisements are the settings without which a device would stop to take router advertisements, and so lose its addresses and default
-// route when they expire: a host that forwards believes them only with accept_ra 2. Until it forwards that is set for whoever takes them.
-// Once it does, they may be ignored on purpose, and it is only told, of an uplink that lives by them. conf/default is left alone: a device
-// that is yet to come may be a pod's.
+// route when they expire. Until the host forwards they are set, for whom package advertised says. Once it does, they may be ignored on
+// purpose, and it is only told, of an uplink that lives by them.
 func advertisements(own, uplink string) (list []setting) {
 	forwarding, err := readSysctl("net", "ipv6", "conf", "all", "forwarding")
 	if err != nil {
@@ -154,22 +156,35 @@ func advertisements(own, uplink string) (list []setting) {
 		list = append(list, s)
 	}
 	if forwarding == 1 {
-		if uplink != "" && lives(uplink) {
+		if uplink != "" && advertised.Lives(uplink) {
 			add(uplink, setting{leave: func() string { return "they may be ignored on purpose" },
 				problem: fmt.Sprintf("as the host forwards IPv6 it ignores the router advertisements from which %s has addresses or routes, and they expire", uplink)})
 		}
 		return list
 	}
-	files, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
-	for _, file := range files {
-		device := filepath.Base(filepath.Dir(file))
-		off, err := readSysctl("net", "ipv6", "conf", device, "disable_ipv6")
-		if err != nil || off == 1 || slices.Contains([]string{"all", "default", "lo", own}, device) {
-			continue
-		}
+	devices, _ := otherAdvertised(own, uplink) // an error holds forwarding back
+	for _, device := range devices {
 		add(device, setting{problem: "once the host forwards IPv6 it ignores router advertisements, and loses the addresses and routes that it has from them"})
 	}
 	return list
+}
+
+// untilAdvertised says why the host must not forward IPv6 yet, when advertisements have been set as far as they can be.
+func untilAdvertised(own, uplink string) string {
+	devices, err := otherAdvertised(own, uplink)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("it cannot see which devices live by router advertisements (%v)", err)
+	case len(devices) > 0:
+		return fmt.Sprintf("accept_ra of %s is still 1, and a host that forwards loses what it has from router advertisements then: set that to 2 first", strings.Join(devices, ", "))
+	}
+	return ""
+}
+
+// otherAdvertised leaves out our own device, which has 0.
+func otherAdvertised(own, uplink string) ([]string, error) {
+	devices, err := advertised.Devices(uplink)
+	return slices.DeleteFunc(devices, func(d string) bool { return d == own }), err
 }
 
 // sysctlName is the key as the program sysctl wants it: a dot in a device's name is written as a slash.

@@ -92,6 +92,35 @@ func TestSysctlsReadOnly(t *testing.T) {
 	})
 }
 
+// Where what a device has from a router would be lost, the host does not forward IPv6.
+func TestForwardingWaitsForAdvertisements(t *testing.T) {
+	host, _, _ := node(t)
+	host.Sysctl("net/ipv6/conf/all/forwarding", "0")
+	host.Sysctl("net/ipv6/conf/eth0/accept_ra", "1")
+	host.Do(func() {
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+			t.Skipf("needs a mount namespace: %v", err)
+		}
+		const key = "/proc/sys/net/ipv6/conf/eth0/accept_ra"
+		check(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		check(t, unix.Mount(key, key, "", unix.MS_BIND, ""))
+		check(t, unix.Mount("", key, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		found := Sysctls{Device: "penstock0", Uplink: "eth0", IPv6: true, Fix: true}.Check()
+		i := slices.IndexFunc(found, func(f Finding) bool { return f.Subject == "net.ipv6.conf.all.forwarding" })
+		if i < 0 || found[i].Fixed || !strings.Contains(found[i].Problem, "the daemon does not set it, as accept_ra of eth0 is still 1") {
+			t.Errorf("found: %v", found)
+		}
+		if have, err := readSysctl("net", "ipv6", "conf", "all", "forwarding"); err != nil || have != 0 {
+			t.Errorf("forwarding is %d, %v", have, err)
+		}
+		check(t, unix.Unmount(key, 0))
+		Sysctls{Device: "penstock0", Uplink: "eth0", IPv6: true, Fix: true}.Check()
+		if have, err := readSysctl("net", "ipv6", "conf", "all", "forwarding"); err != nil || have != 1 {
+			t.Errorf("forwarding is %d afterwards, %v", have, err)
+		}
+	})
+}
+
 // A host that forwards believes router advertisements only with accept_ra 2: what it has from them would expire.
 func TestForwardingKeepsAdvertisements(t *testing.T) {
 	host, _, _ := node(t)
@@ -101,6 +130,8 @@ func TestForwardingKeepsAdvertisements(t *testing.T) {
 	host.Device("pod")
 	host.Sysctl("net/ipv6/conf/pod/disable_ipv6", "1")
 	host.Sysctl("net/ipv6/conf/pod.peer/accept_ra", "0")
+	host.Device("other") // a bridge, or the host's end of another plugin's pod
+	host.Up("other", "2001:db8:7::1/64")
 	host.Do(func() {
 		found := Sysctls{Device: "penstock0", Uplink: "eth0", IPv6: true}.Check()
 		if len(found) != 4 || found[0].Subject != "net.ipv6.conf.eth0.accept_ra" || found[0].Remedy != "sysctl -w net.ipv6.conf.eth0.accept_ra=2" || found[1].Subject != "net.ipv6.conf.all.forwarding" {
@@ -110,7 +141,7 @@ func TestForwardingKeepsAdvertisements(t *testing.T) {
 		if got := subjects(found); !slices.Equal(got, []string{"net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.accept_ra"}) || !found[0].Fixed || !found[1].Fixed {
 			t.Errorf("fixed: %v", found)
 		}
-		for device, want := range map[string]int{"eth0": 2, "default": 1, "pod": 1, "pod.peer": 0, "penstock0": 0} {
+		for device, want := range map[string]int{"eth0": 2, "default": 1, "pod": 1, "pod.peer": 0, "penstock0": 0, "other": 1, "other.peer": 1} {
 			if have, err := readSysctl("net", "ipv6", "conf", device, "accept_ra"); err != nil || have != want {
 				t.Errorf("accept_ra of %s is %d, %v; want %d", device, have, err, want)
 			}

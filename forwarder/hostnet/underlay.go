@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
@@ -237,20 +236,4 @@ func cuts(device string, v6 bool) (tso, uso bool, err error) {
 		return on["tx-tcp6-segmentation"], on["tx-udp-segmentation"], nil
 	}
 	return on["tx-tcp-segmentation"], on["tx-udp-segmentation"], nil
-}
-
-// lives reports whether device has an IPv6 address that expires, or a route from router advertisements.
-func lives(device string) bool {
-	link, err := netlink.LinkByName(device)
-	if err != nil {
-		return false
-	}
-	list, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V6) })
-	if err == nil && slices.ContainsFunc(list, func(a netlink.Addr) bool {
-		return a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&unix.IFA_F_PERMANENT == 0
-	}) {
-		return true
-	}
-	routes, err := mainRoutes(netlink.FAMILY_V6)
-	return err == nil && slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.LinkIndex == link.Attrs().Index && r.Protocol == unix.RTPROT_RA })
 }
