@@ -175,10 +175,14 @@ func (f *Forwarder) reserve(p *port) (socket int64, err error) {
 	return socket, nil
 }
 
-// Fits is the error of an Attach that finds too little of limits.totalBuffer, asked before anything is made on the host for it.
-func (f *Forwarder) Fits(s PortSpec) error {
+// CanAttach is the error of an Attach that would not come to opening the device, because of what is asked for or because too little is
+// left of limits.totalBuffer: asked before anything is made on the host for it.
+func (f *Forwarder) CanAttach(s PortSpec) error {
 	f.control.Lock()
 	defer f.control.Unlock()
+	if _, err := f.newPort(s); err != nil {
+		return err
+	}
 	left := f.settings.TotalBuffer - s.Bandwidth.queueMemory()
 	for _, o := range f.claimed() { // wide rings give way
 		left -= o.buffer

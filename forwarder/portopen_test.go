@@ -217,7 +217,7 @@ func TestReturningPodsFit(t *testing.T) {
 	new := 0
 	for err := error(nil); err == nil; new++ {
 		spec := add(fmt.Sprintf("n%d", new), AttachVeth)
-		fits := r.f.Fits(spec)
+		fits := r.f.CanAttach(spec)
 		if err = attach(spec); (err == nil) != (fits == nil) || err != nil && err.Error() != fits.Error() {
 			t.Errorf("%v, and before it was %v", err, fits)
 		}
@@ -229,5 +229,12 @@ func TestReturningPodsFit(t *testing.T) {
 	}
 	if new < 3 {
 		t.Errorf("room for %d new pods", new)
+	}
+	foreign, taken := add("foreign", AttachTUN), add("taken", AttachTUN)
+	foreign.Addresses, taken.Device = []netip.Addr{netip.MustParseAddr("192.0.2.9")}, plain.Device
+	for _, spec := range []PortSpec{foreign, taken} {
+		if err, can := attach(spec), r.f.CanAttach(spec); err == nil || can == nil || can.Error() != err.Error() {
+			t.Errorf("%v, and before it was %v", err, can)
+		}
 	}
 }

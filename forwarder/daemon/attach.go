@@ -201,6 +201,11 @@ func (d *Daemon) openPort(p *pod, open func() error) error {
 			return err
 		}
 	}
+	return d.openDropped(p, open)
+}
+
+// openDropped is openPort for a pod whose device has its drop, if it needs one.
+func (d *Daemon) openDropped(p *pod, open func() error) error {
 	if err := open(); err != nil {
 		return err
 	}

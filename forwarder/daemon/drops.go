@@ -55,6 +55,15 @@ func (d *Daemon) blockRestored() map[string]bool {
 	return set
 }
 
+// drops are the devices that have a drop, sorted; none if they cannot be listed, so that each is put there again.
+func (d *Daemon) drops() []string {
+	devices, err := d.host.Blocked()
+	if err != nil {
+		return nil
+	}
+	return devices
+}
+
 // repairDrops puts the drops back on the veths of pods. A pod that is detached meanwhile takes its drop away behind us, or we
 // take it away again: a drop without a pod would outlive it.
 func (d *Daemon) repairDrops() error {

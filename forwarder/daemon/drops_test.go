@@ -48,10 +48,14 @@ func TestDropWithoutPort(t *testing.T) {
 	if p := r.phases(t); p != "c1 failed" {
 		t.Error(p)
 	}
-	r.moved()
-	did := f.deeds()
-	soon(t, "a look at the pod", func() bool { did = append(did, f.deeds()...); return slices.Contains(did, "block "+a.Device) })
-	if f.drops() != fmt.Sprint(all) || slices.Contains(did, "unblock "+a.Device) {
+	f.deeds()
+	var did []string
+	soon(t, "a look at the pod", func() bool {
+		r.moved()
+		did = append(did, f.deeds()...)
+		return slices.Contains(did, "attach "+a.Device)
+	})
+	if f.drops() != fmt.Sprint(all) || slices.Contains(did, "unblock "+a.Device) || slices.Contains(did, "block "+a.Device) {
 		t.Errorf("after a look there are drops on %s; it did %q", f.drops(), did)
 	}
 	f.mu.Lock()

@@ -272,7 +272,7 @@ func (f fakePlane) Expect(s []forwarder.PortSpec) {
 	defer f.mu.Unlock()
 	f.expected = append(f.expected, len(s))
 }
-func (f fakePlane) Fits(s forwarder.PortSpec) error { return f.do("fits", s.Device) }
+func (f fakePlane) CanAttach(s forwarder.PortSpec) error { return f.do("canattach", s.Device) }
 func (f fakePlane) Attach(s forwarder.PortSpec) (forwarder.PortInfo, error) {
 	if f.opens != nil {
 		f.opens()

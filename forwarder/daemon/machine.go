@@ -27,7 +27,7 @@ type plane interface {
 	Reconfigure(forwarder.Settings) error
 	Replace(forwarder.Settings, []feed.Peer) error // both in one step
 	Expect([]forwarder.PortSpec)                   // that will be attached; nil: they are
-	Fits(forwarder.PortSpec) error                 // whether there is memory for it
+	CanAttach(forwarder.PortSpec) error            // what Attach would refuse before it opens the device
 	Attach(forwarder.PortSpec) (forwarder.PortInfo, error)
 	AttachQueue(forwarder.PortSpec, int) (forwarder.PortInfo, error) // owns the descriptor
 	Adopt(forwarder.PortSpec, int) (forwarder.PortInfo, error)       // likewise

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,8 +23,8 @@ import (
 // What cannot be put back is tried again, and said once.
 const (
 	repairInterval = 200 * time.Millisecond // at most one look in this time, however much changes around us
-	repairShare    = 20                     // and looking takes a twentieth of the time,
-	repairPause    = 5 * time.Second        // but who has lost something waits no longer than this for the next look
+	repairShare    = 20                     // and looking takes a twentieth of the time; but who has lost something
+	repairPause    = 5 * time.Second        // waits no longer than this for the next look, so a look above a 20th of it takes more
 	repairRetry    = time.Second            // after a look that has failed
 	repairTick     = time.Minute            // a look in any case: no message is worth more than what it is about
 	repairForward  = 10 * time.Second
@@ -145,6 +146,7 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 		byName[l.Name], byIndex[l.Index] = l, l
 	}
 	lost := d.lostPorts()
+	drops := sync.OnceValue(d.drops) // asked for only now, behind the devices: see reopen
 	var errs []error
 	gone := map[control.PodKey]bool{}
 	defer func() { d.gone = gone }()
@@ -161,7 +163,7 @@ func (d *Daemon) repairPods(ctx context.Context) error {
 		case same && strings.Contains(p.problem, renamed): // its socket never noticed
 			errs = append(errs, d.namedBack(ctx, k))
 		case there:
-			errs = append(errs, d.reopen(ctx, k))
+			errs = append(errs, d.reopen(ctx, k, l.Index, drops))
 		case byIndex[p.index].Name == "" && d.netnsGone(p.rec): // a DEL may be on its way
 			if gone[k] = true; d.gone[k] {
 				errs = append(errs, d.collectLost(ctx, k))
@@ -270,8 +272,9 @@ func (d *Daemon) tell(ctx context.Context, k control.PodKey, problem string) err
 	})
 }
 
-// reopen makes the device that now stands under a pod's name its port.
-func (d *Daemon) reopen(ctx context.Context, k control.PodKey) error {
+// reopen makes the device that now stands under a pod's name its port. seen is the device's index before the drops were listed: of the
+// same device its drop is not made again, as each change of nftables has us look again, at a pod that cannot be attached for ever.
+func (d *Daemon) reopen(ctx context.Context, k control.PodKey, seen int, drops func() []string) error {
 	return d.withPod(ctx, k, func(p *pod) error {
 		l, err := d.machine.Link(p.rec.Device)
 		if err != nil || p.open && l.Index == p.index && p.problem == "" {
@@ -281,8 +284,8 @@ func (d *Daemon) reopen(ctx context.Context, k control.PodKey) error {
 			return nil // no device mends that
 		}
 		moved := p.open || l.Index != p.index
-		if !p.open { // what follows writes nftables
-			if err := d.plane.Fits(specOf(p.rec)); err != nil {
+		if !p.open { // what follows may write nftables
+			if err := d.plane.CanAttach(specOf(p.rec)); err != nil {
 				p.problem = err.Error()
 				d.pods.put(p)
 				return fmt.Errorf("%s, a pod on record, cannot be attached: %w", k, err)
@@ -292,7 +295,11 @@ func (d *Daemon) reopen(ctx context.Context, k control.PodKey) error {
 			return err
 		}
 		p.index = l.Index
-		if err := d.openPort(p, func() error { _, err := d.plane.Attach(specOf(p.rec)); return err }); err != nil {
+		open := d.openPort
+		if _, drop := slices.BinarySearch(drops(), l.Name); drop && l.Index == seen {
+			open = d.openDropped
+		}
+		if err := open(p, func() error { _, err := d.plane.Attach(specOf(p.rec)); return err }); err != nil {
 			p.problem = err.Error()
 			d.pods.put(p)
 			if moved {

@@ -323,7 +323,7 @@ func TestPodsWithoutRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f.failing("fits", errors.New("no packet buffer left"))
+	f.failing("canattach", errors.New("no packet buffer left"))
 	f.failing("attach", errors.New("no packet buffer left"))
 	r = r.again(t)
 	f.deeds()
@@ -339,7 +339,7 @@ func TestPodsWithoutRoom(t *testing.T) {
 	if s, err := r.client.Status(t.Context()); err != nil || s.Failed != 5 || s.Ports != 0 {
 		t.Errorf("%d pods without network, %d ports, %v", s.Failed, s.Ports, err)
 	}
-	f.failing("fits", nil)
+	f.failing("canattach", nil)
 	f.failing("attach", nil)
 	r.moved()
 	soon(t, "the pods are attached", func() bool { return r.pods.failed() == 0 })
