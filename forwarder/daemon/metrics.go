@@ -25,7 +25,7 @@ type collector struct {
 	peerPackets, peerBytes, peerDropped, peerMTU, peerSeen                                           *prometheus.Desc
 	nativeOn, nativeUnits, nativeBytes                                                               *prometheus.Desc
 	portPackets, portBytes, portDropped, portLost, portSeen                                          *prometheus.Desc
-	buildInfo, ready, started, mtu, peers, ports, podsFailed, routes, addresses                      *prometheus.Desc
+	buildInfo, ready, started, mtu, peers, ports, podsFailed, podsWaiting, routes, addresses         *prometheus.Desc
 	workers, workerTurns, workerAsleep, workerCPU                                                    *prometheus.Desc
 	found, used                                                                                      *prometheus.Desc
 	reloads, reloaded, reloadedAt                                                                    *prometheus.Desc
@@ -83,7 +83,8 @@ func newCollector(d *Daemon) *collector {
 	c.mtu = desc("pod_mtu_bytes", "MTU of the pods.")
 	c.peers = desc("peers", "Other nodes known.")
 	c.ports = desc("ports", "Pods attached.")
-	c.podsFailed = desc("pods_failed", "Pods on record as attached that have no network: no port could be opened for them, or theirs has lost its device. penstockctl pods says why.")
+	c.podsFailed = desc("pods_failed", "Pods on record as attached that have no network: no port could be opened for them, or theirs has lost its device. penstockctl pods says why. Those of damaged files are penstock_ipam_addresses{state=\"leaked\"}, those that wait for their queue penstock_pods_waiting.")
+	c.podsWaiting = desc("pods_waiting", "Pods with a TUN whose queue has not come back behind a restart, and that have no network until penstock adopt brings it.")
 	c.routes = desc("routes", "Prefixes in the table that packets are looked up in.")
 	c.addresses = desc("ipam_addresses", "Addresses of a pod CIDR, by state: free, allocated, cooling (given back a short while ago), leaked (held by a damaged file).", "cidr", "state")
 
@@ -226,6 +227,7 @@ func (c *collector) node(out sink, n forwarder.Counters) {
 	out.gauge(c.peers, float64(len(s.peers)))
 	out.gauge(c.ports, float64(len(n.Ports)))
 	out.gauge(c.podsFailed, float64(c.d.pods.failed()))
+	out.gauge(c.podsWaiting, float64(c.d.pods.waiting()))
 	if routes, err := c.d.Routes(context.Background()); err == nil {
 		out.gauge(c.routes, float64(len(routes)))
 	}

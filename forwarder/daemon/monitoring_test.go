@@ -54,6 +54,24 @@ func everyMetric(t *testing.T) (*prometheus.Registry, map[string]*dto.MetricFami
 	return registry, byName
 }
 
+// gauge is the value of a metric without labels.
+func gauge(t *testing.T, r *running, name string) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(newCollector(r.Daemon))
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range families {
+		if m.GetName() == name {
+			return m.Metric[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no %s", name)
+	return 0
+}
+
 // TestMonitoringNames: the names keep to Prometheus' rules, and nothing that is described is missing from a scrape.
 func TestMonitoringNames(t *testing.T) {
 	registry, families := everyMetric(t)

@@ -55,6 +55,9 @@ func TestTUNComesBack(t *testing.T) {
 	if awaited() != 1 {
 		t.Errorf("the forwarder answers for a pod that waits; it knows of %v", f.awaited)
 	}
+	if n := gauge(t, r, "penstock_pods_waiting"); n != 1 {
+		t.Errorf("penstock_pods_waiting is %v with a pod that waits", n)
+	}
 	lost := control.PodKey{Container: "lost", Interface: "eth0"}
 	queue, _ := os.Open("/dev/null")
 	defer queue.Close()
