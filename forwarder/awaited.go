@@ -13,31 +13,31 @@ import (
 func (f *Forwarder) Await(addresses []netip.Addr) error {
 	f.control.Lock()
 	defer f.control.Unlock()
-	taken := map[netip.Addr]bool{}
-	for _, p := range f.ports {
-		for _, a := range p.addresses {
-			taken[a] = true
-		}
+	awaited := make(map[netip.Addr]bool, len(addresses))
+	for _, a := range addresses {
+		awaited[a] = true
 	}
 	err := f.table.Update(func(x *table.Txn[hop]) error {
 		n := x.Network(f.settings.VNI)
-		for _, a := range f.awaited {
-			if !taken[a] && f.ownAddress(a) && !slices.Contains(addresses, a) {
+		for a := range f.awaited {
+			if !awaited[a] && isHop(n.Route(a), hopAwaited) {
 				n.DeleteRoute(netip.PrefixFrom(a, a.BitLen()))
 			}
 		}
-		for _, a := range addresses {
-			if !taken[a] && f.ownAddress(a) {
+		for a := range awaited { // of one that a pod has already, or nobody here can have, the route is another's
+			if isHop(n.Route(a), hopNoPod) {
 				n.SetRoute(netip.PrefixFrom(a, a.BitLen()), f.hops.awaited)
 			}
 		}
 		return nil
 	})
 	if err == nil {
-		f.awaited = slices.Clone(addresses)
+		f.awaited = awaited
 	}
 	return err
 }
+
+func isHop(h *hop, kind hopKind) bool { return h != nil && h.kind == kind }
 
 // ownAddress is whether a pod of this node may have a by the settings.
 func (f *Forwarder) ownAddress(a netip.Addr) bool {

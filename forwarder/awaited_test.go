@@ -28,6 +28,10 @@ func TestAwait(t *testing.T) {
 		return len(other.Sent()) + len(r.hosts[0].Sent()) + len(r.sends())
 	}
 	await(podA1, podA1v6, podA2) // of two records with one address, the pod that is there has it
+	view := r.f.table.Load()
+	if await(podA1, podA1v6, podA2); r.f.table.Load() != view {
+		t.Error("what was known already was written again")
+	}
 	if n := send(); n != 0 {
 		t.Errorf("%d answers in the name of a pod that is awaited", n)
 	}

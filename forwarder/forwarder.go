@@ -46,8 +46,8 @@ type Forwarder struct {
 	// Changed under control only.
 	control       sync.Mutex
 	settings      Settings
-	hosts         []*port      // penstock0's queues, by worker
-	awaited       []netip.Addr // see Await
+	hosts         []*port             // penstock0's queues, by worker
+	awaited       map[netip.Addr]bool // see Await
 	ports         []*port
 	opening       []*port                 // claimed, but not there yet: the kernel is at work on them (portopen.go)
 	most          int64                   // that one of those that Expect knows of may have of limits.totalBuffer; 0: no bound

@@ -318,7 +318,7 @@ func (f *Forwarder) wantedRoutes(peers []*peer) (map[netip.Prefix]*hop, error) {
 	for _, a := range s.hostAddresses() {
 		routes[netip.PrefixFrom(a, a.BitLen())] = f.hops.self
 	}
-	for _, a := range f.awaited {
+	for a := range f.awaited {
 		if f.ownAddress(a) {
 			routes[netip.PrefixFrom(a, a.BitLen())] = f.hops.awaited
 		}

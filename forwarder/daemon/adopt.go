@@ -61,10 +61,13 @@ func (q *queue) close() {
 }
 
 // countWaiting keeps the daemon's readiness up with the pods that wait, as long as its patience lasts, and the forwarder from answering
-// in their place.
+// in their place. Those of a predecessor are counted when it is known what has become of all of them, and not at each.
 func (d *Daemon) countWaiting() int {
 	d.waitMu.Lock()
 	defer d.waitMu.Unlock()
+	if !d.restored {
+		return 0
+	}
 	n, addresses := d.pods.awaited()
 	if !slices.Equal(addresses, d.awaited) {
 		if err := d.plane.Await(addresses); err != nil {

@@ -170,10 +170,10 @@ func (d *Daemon) attach(s *state, k control.PodKey, old *pod, r control.AttachRe
 				c.problem = err.Error()
 			}
 			d.pods.put(&c)
-			d.countWaiting()
 		} else {
 			d.pods.drop(k)
 		}
+		d.countWaiting()
 		return nil
 	})
 	var port forwarder.PortInfo

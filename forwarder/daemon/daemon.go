@@ -83,6 +83,7 @@ type Daemon struct {
 	up        chan struct{} // closed when requests about pods may begin
 	waitMu    sync.Mutex
 	awaited   []netip.Addr // of pods that wait, as the forwarder knows them
+	restored  bool         // restorePods knows of each what becomes of it
 	impatient bool         // pods that wait for adoption keep us no longer from being ready
 }
 

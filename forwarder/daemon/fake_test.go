@@ -41,6 +41,7 @@ type fake struct {
 	hostnet  hostnet.Config
 	ports    []forwarder.PortInfo
 	awaited  []netip.Addr
+	awaits   int // calls of Await
 	counters forwarder.Counters
 	turns    uint64 // of worker 0, which moves at every look; worker 1 waits
 	stuck    bool   // worker 0 does not move any more
@@ -307,7 +308,7 @@ func (f fakePlane) Adopt(s forwarder.PortSpec, fd int) (forwarder.PortInfo, erro
 func (f fakePlane) Await(a []netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.awaited = slices.Clone(a)
+	f.awaited, f.awaits = slices.Clone(a), f.awaits+1
 	return nil
 }
 func (f fakePlane) Descriptors() (l []forwarder.Descriptor) {

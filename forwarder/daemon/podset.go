@@ -107,13 +107,17 @@ func (ps *pods) waiting() int {
 	return n
 }
 
-// awaited counts them, and lists their addresses in order.
+// awaited counts them, and lists their addresses in order, together with those of a tun that an ADD is opening: until its port is
+// there it is as good as waiting, and may be one that did.
 func (ps *pods) awaited() (n int, addresses []netip.Addr) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for _, p := range ps.all {
-		if p.phase() == control.PhaseWaiting {
+		waits := p.phase() == control.PhaseWaiting
+		if waits {
 			n++
+		}
+		if waits || p.opening && p.rec.Attach == control.AttachTUN {
 			addresses = append(addresses, p.rec.Addresses...)
 		}
 	}

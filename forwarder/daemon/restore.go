@@ -60,6 +60,9 @@ func (d *Daemon) restorePods(ctx context.Context, s *state) error {
 	if err := d.collectOrphans(); err != nil {
 		d.log.Error("devices that no pod has stay", "error", err)
 	}
+	d.waitMu.Lock()
+	d.restored = true
+	d.waitMu.Unlock()
 	if waiting := d.countWaiting(); waiting > 0 {
 		d.log.Info("pods with a TUN wait for their queue: penstock adopt brings it", "pods", waiting)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,6 +43,7 @@ func TestTUNComesBack(t *testing.T) {
 	f.stored = map[string]int{control.DeviceName("stored", "eth0"): null(), "psffffffffff0": null()}
 	r.stop()
 	f.deeds()
+	f.awaits = 0
 	r = restartUntil(t, f, r.path, func(s control.Status) bool {
 		return !s.Ready && s.Waiting == 1 && strings.Contains(s.Reason, "penstock adopt")
 	})
@@ -52,8 +54,8 @@ func TestTUNComesBack(t *testing.T) {
 		t.Errorf("did %q", did)
 	}
 	awaited := func() int { f.mu.Lock(); defer f.mu.Unlock(); return len(f.awaited) }
-	if awaited() != 1 {
-		t.Errorf("the forwarder answers for a pod that waits; it knows of %v", f.awaited)
+	if awaited() != 1 || f.awaits != 1 {
+		t.Errorf("the forwarder answers for a pod that waits; it was told %d times and knows of %v", f.awaits, f.awaited)
 	}
 	if n := gauge(t, r, "penstock_pods_waiting"); n != 1 {
 		t.Errorf("penstock_pods_waiting is %v with a pod that waits", n)
@@ -121,8 +123,21 @@ func TestAttachQueue(t *testing.T) {
 	r.stop()
 	f.ports = nil
 	r = restartUntil(t, f, r.path, func(s control.Status) bool { return s.Waiting == 1 })
+	told := func() int { f.mu.Lock(); defer f.mu.Unlock(); return len(f.awaited) }
+	opening := -1
+	f.opens = func() { r.countWaiting(); opening = told() }
 	if _, err := r.client.AttachQueue(t.Context(), attach, queue); err != nil || r.phases(t) != "a attached" {
 		t.Errorf("%v, %s", err, r.phases(t))
+	}
+	f.failing("attach", errors.New("no TUN"))
+	hand := control.AttachRequest{Container: "hand", Interface: "eth0", Attach: control.AttachTUN, Device: "tun7", Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.77")}}
+	if _, err := r.client.Attach(t.Context(), hand); err == nil || told() != 0 {
+		t.Errorf("%v, and %d addresses are awaited of a pod that there is not", err, told())
+	}
+	f.failing("attach", nil)
+	f.opens = nil
+	if opening != len(lease.Addresses) || told() != 0 {
+		t.Errorf("while its port was opened %d addresses were awaited, and then %d", opening, told())
 	}
 	if s, err := r.client.Status(t.Context()); err != nil || !s.Ready || s.Waiting != 0 {
 		t.Errorf("%+v, %v", s, err)
