@@ -23,8 +23,8 @@ import (
 // What cannot be put back is tried again, and said once.
 const (
 	repairInterval = 200 * time.Millisecond // at most one look in this time, however much changes around us
-	repairShare    = 20                     // and looking takes a twentieth of the time; but who has lost something
-	repairPause    = 5 * time.Second        // waits no longer than this for the next look, so a look above a 20th of it takes more
+	repairShare    = 20                     // looking takes a twentieth of the time,
+	repairPause    = 5 * time.Second        // but nobody who has lost something waits longer than this between two looks
 	repairRetry    = time.Second            // after a look that has failed
 	repairTick     = time.Minute            // a look in any case: no message is worth more than what it is about
 	repairForward  = 10 * time.Second
