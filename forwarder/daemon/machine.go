@@ -14,6 +14,7 @@ import (
 	"github.com/penstock-net/penstock/forwarder/control"
 	"github.com/penstock-net/penstock/forwarder/hostflow"
 	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/hostnet/dump"
 	"github.com/penstock-net/penstock/forwarder/probe"
 	"github.com/penstock-net/penstock/forwarder/uplink"
 	"github.com/penstock-net/penstock/table/feed"
@@ -197,7 +198,7 @@ func describeLink(l netlink.Link) link {
 }
 
 func (linux) Links() ([]link, error) {
-	all, err := hostnet.Dump(netlink.LinkList)
+	all, err := dump.All(netlink.LinkList)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("the devices of the node cannot be listed: %w", err)
 	}

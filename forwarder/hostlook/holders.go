@@ -11,13 +11,13 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/hostnet/dump"
 )
 
 // PortHolders names what holds a UDP port of this namespace: kernel vxlan devices, and, unless the daemon itself is at work,
 // sockets. A device that is down holds nothing: asleep are those that would hold the port when they are set up.
 func PortHolders(port uint16, ours bool) (who, asleep []string, err error) {
-	links, err := hostnet.Dump(netlink.LinkList)
+	links, err := dump.All(netlink.LinkList)
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot list the devices: %w", err)
 	}

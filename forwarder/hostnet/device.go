@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet/dump"
 )
 
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE: no link-local address, so no router solicitations, no MLD reports and no
@@ -177,7 +179,7 @@ func removeStaleAddresses(c *Config, link netlink.Link, r *Report) error {
 }
 
 func addresses(link netlink.Link) (map[netip.Addr]netlink.Addr, error) {
-	list, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	list, err := dump.All(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the addresses of %s: %w", link.Attrs().Name, err)
 	}
@@ -188,16 +190,6 @@ func addresses(link netlink.Link) (map[netip.Addr]netlink.Addr, error) {
 		}
 	}
 	return out, nil
-}
-
-// Dump asks again while the kernel says that its answer was interrupted by a change (NLM_F_DUMP_INTR).
-func Dump[T any](list func() ([]T, error)) ([]T, error) {
-	for try := 0; ; try++ {
-		l, err := list()
-		if err == nil || try == 5 || !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return l, err
-		}
-	}
 }
 
 func hostNet(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }

@@ -8,6 +8,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet/dump"
 )
 
 // An AF_PACKET socket is a tap: what it reads, the host's stack processes as well. One chain a device in
@@ -213,7 +215,7 @@ func netdevChains(conn *nftables.Conn) ([]*nftables.Chain, error) {
 }
 
 func linkNames() (map[string]bool, error) {
-	links, err := Dump(netlink.LinkList)
+	links, err := dump.All(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the devices: %w", err)
 	}

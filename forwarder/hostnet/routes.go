@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet/dump"
 )
 
 // metric6 is the metric that the kernel gives IPv6 routes by itself (IP6_RT_PRIO_USER). Written out, so that what we
@@ -138,7 +140,7 @@ func same(have, want netlink.Route) bool {
 }
 
 func mainRoutes(family int) ([]netlink.Route, error) {
-	list, err := Dump(func() ([]netlink.Route, error) {
+	list, err := dump.All(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	})
 	if noFamily(err) {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet/dump"
 )
 
 // A Stray is a part of the pods' network that somebody else's routes in the main table take to one place that is not our device:
@@ -120,7 +122,7 @@ func FindWays(device string, podCIDRs, cluster []netip.Prefix, underlay []netip.
 			}
 		}
 		c.strays(index, family, all, underlay, &w)
-		rules, err := Dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
+		rules, err := dump.All(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 		if err != nil && !noFamily(err) {
 			return w, fmt.Errorf("cannot list the routing rules: %w", err)
 		}

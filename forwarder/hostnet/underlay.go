@@ -9,6 +9,8 @@ import (
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet/dump"
 )
 
 var (
@@ -88,7 +90,7 @@ func globalAddress(index, family int) (best Underlay) {
 	if err != nil {
 		return best
 	}
-	list, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
+	list, err := dump.All(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return best
 	}
@@ -115,7 +117,7 @@ func FindUnderlay(addr netip.Addr) (Underlay, error) {
 	if addr.Is6() {
 		family = netlink.FAMILY_V6
 	}
-	list, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
+	list, err := dump.All(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 	if err != nil {
 		return Underlay{}, fmt.Errorf("cannot list addresses: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/penstock-net/penstock/forwarder/hostnet"
+	"github.com/penstock-net/penstock/forwarder/hostnet/dump"
 )
 
 // Link is where superframes to a peer leave, and what their Ethernet header says.
@@ -34,14 +35,14 @@ func takeSnapshot(v6 bool) (*snapshot, error) {
 		family = netlink.FAMILY_V6
 	}
 	s := &snapshot{links: map[int]netlink.Link{}, mtus: map[int]int{}}
-	rules, err := hostnet.Dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
+	rules, err := dump.All(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the routing rules: %w", err)
 	}
 	for _, r := range rules {
 		s.markRule = s.markRule || r.Mark != 0
 	}
-	if s.policies, err = hostnet.Dump(func() ([]netlink.XfrmPolicy, error) { return netlink.XfrmPolicyList(family) }); err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) {
+	if s.policies, err = dump.All(func() ([]netlink.XfrmPolicy, error) { return netlink.XfrmPolicyList(family) }); err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) {
 		return nil, fmt.Errorf("cannot read the xfrm policies: %w", err)
 	}
 	return s, nil
@@ -147,7 +148,7 @@ func readNeighbours(v6 bool) (neighbours, error) {
 	if v6 {
 		family = netlink.FAMILY_V6
 	}
-	list, err := hostnet.Dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
+	list, err := dump.All(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the neighbour table: %w", err)
 	}

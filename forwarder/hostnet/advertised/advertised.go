@@ -7,7 +7,6 @@
 package advertised
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/penstock-net/penstock/forwarder/hostnet/dump"
 )
 
 // Devices lists those with accept_ra 1 that need 2 before the host forwards: what has an address or a route from a router, and the uplinks,
@@ -59,7 +60,7 @@ type uses struct {
 
 func look() (*uses, error) {
 	u := &uses{map[int]bool{}, map[int]bool{}}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
+	addrs, err := dump.All(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the IPv6 addresses: %w", err)
 	}
@@ -69,7 +70,7 @@ func look() (*uses, error) {
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := dump(func() ([]netlink.Route, error) {
+		routes, err := dump.All(func() ([]netlink.Route, error) {
 			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 		})
 		if err != nil {
@@ -97,16 +98,6 @@ func toAll(r netlink.Route) bool {
 	}
 	ones, _ := r.Dst.Mask.Size()
 	return ones == 0
-}
-
-// dump is hostnet.Dump.
-func dump[T any](list func() ([]T, error)) (l []T, err error) {
-	for range 5 {
-		if l, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return l, err
 }
 
 // read is empty for what has gone.
